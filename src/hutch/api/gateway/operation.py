@@ -1,0 +1,75 @@
+"""What a service folder under `api/aws` hands to the gateway, and what its handlers get.
+
+A handler is `async def handler(request: Request, ctx: Ctx) -> dict`: shape in (validated against the service model:
+members by their model names; timestamps as float epoch seconds, blobs as bytes), one `control.ops` call, shape out.
+`ctx` is the service's own context object, given at composition (ops, store, clock...).
+
+Honesty is declared: a `Coverage` lists every member of the operation's input. A request that uses a member declared
+`refused` is answered with an error that says so; one that is in no list is refused the same way. So nothing is
+silently ignored: what is accepted without effect is in `inert`, with the reason, and appears in the coverage page.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from hutch.base.errors import HutchError
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who signed the request."""
+
+    arn: str
+    account_id: str
+    user_id: str
+    access_key_id: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One validated request."""
+
+    service: str
+    operation: str
+    input: dict[str, Any]
+    principal: Principal
+    request_id: str
+    region: str
+    account_id: str
+
+
+class EventStream(msgspec.Struct, frozen=True, kw_only=True):
+    """Returned by a handler of an event-stream operation: (event name, event shape) pairs until it ends."""
+
+    events: AsyncIterator[tuple[str, dict[str, Any]]]
+
+
+Handler = Callable[[Request], Awaitable[dict[str, Any] | EventStream]]
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operation does with each member of its input, by dotted path (`overrides.cpu`; lists by their name).
+
+    A path covers all below it unless a longer path says otherwise.
+    """
+
+    enforced: tuple[str, ...] = ()
+    inert: Mapping[str, str] = {}
+    refused: Mapping[str, str] = {}
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation that hutch serves."""
+
+    name: str
+    handler: Handler
+    coverage: Coverage
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A service: its botocore model name ("ecs"), operations, and which AWS error each error kind becomes."""
+
+    name: str
+    operations: tuple[Operation, ...]
+    faults: tuple[tuple[type[HutchError], str], ...]
+    """(kind, AWS error code), most special first; `HutchError.code` overrides it."""

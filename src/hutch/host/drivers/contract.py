@@ -1,0 +1,258 @@
+"""What a driver must do: give tasks a sandbox, and run their containers in it.
+
+A *sandbox* is one task's room: a microVM, or a set of namespaces on the shared kernel. The host agent decides *when*
+containers start, stop and restart (the same rules for every driver); a driver only carries it out and reports.
+
+Rules for all drivers, checked by the contract suite:
+- What is needed to find a sandbox again is returned by `create` as a `Handle`, which the agent makes durable. `adopt`
+  with it works in another process, after the agent was killed at any moment.
+- `destroy` works from the handle alone, also after a half-done `create`, also twice; it leaves nothing on the host.
+- `events` gives every exit exactly once per agent life, also exits that happened while no agent was there.
+- No verb blocks the event loop. Errors are `DriverError`s with a cause; nothing else is raised on purpose.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol, runtime_checkable
+
+import msgspec
+
+from hutch.base.errors import HutchError
+from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
+
+
+class HostFault(HutchError):
+    """Something on the host went wrong. `kind` is a stable word, `fix` what to do about it.
+
+    `aws_prefix` is the word that AWS puts before such a reason (`CannotPullContainerError`, ...).
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        fix: str = "",
+        aws_prefix: str = "",
+        evidence: dict[str, Any] | None = None,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.fix = fix
+        self.aws_prefix = aws_prefix
+        self.evidence = evidence or {}
+        self.retryable = retryable
+
+
+class DriverError(HostFault):
+    """A driver could not do what it was asked to."""
+
+
+class SandboxGone(DriverError):
+    """The sandbox is not there any more: its VM or processes ended. `evidence` says how."""
+
+
+class Handle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What finds a sandbox again after a restart. `state` is the driver's own, in its own `format`."""
+
+    driver: str
+    format: int
+    task_id: str
+    state: dict[str, Any]
+
+
+class RootImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An image that is ready on this host, as the image store prepared it for this driver.
+
+    `config` is the OCI image configuration's `config` object (Entrypoint, Cmd, Env, User, WorkingDir, StopSignal...).
+    Exactly one of `erofs_path` (a root disk) and `directory` (an unpacked root, read-only) is set, as the driver's
+    `Capabilities.root_format` asks.
+    """
+
+    reference: str
+    digest: str
+    config: dict[str, Any]
+    erofs_path: str = ""
+    directory: str = ""
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The task's link to the VPC bridge, already made by `hutch.host.network`.
+
+    `tap` names a tap device for a VM (open it by name with TUNSETIFF); `netns_path` is a network namespace with the
+    interface already configured inside. Both empty: no network (`none`); `host_network`: the host's own.
+    """
+
+    tap: str = ""
+    netns_path: str = ""
+    host_network: bool = False
+    nameservers: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All that `create` gets. `directory` is the sandbox's own, made by the agent (mode 0700), removed by it after
+    `destroy`; sockets, disks, bundles and logs live below it. Container logs go to `<directory>/logs/<name>.log`, in
+    the CRI format that conmon writes (`<RFC 3339 ns> stdout|stderr F|P <bytes>`)."""
+
+    task: TaskSpec
+    directory: str
+    images: dict[str, RootImage]
+    """By container name."""
+    attachment: Attachment
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a driver can do, so that nobody asks it by name."""
+
+    launch_types: tuple[str, ...]
+    root_format: str
+    """"erofs" or "directory"."""
+    network: str
+    """"tap" or "netns"."""
+    owns_kernel: bool
+    """Whether each sandbox has a kernel of its own (so `privileged` is safe)."""
+
+
+class ExitStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a process ended: `exit_code` is 128+n if signal n killed it."""
+
+    exit_code: int
+    signal: int = 0
+    oom: bool = False
+    oom_process: str = ""
+    oom_rss_bytes: int = 0
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a health check's command gave: at most 4 KiB of its output."""
+
+    exit_code: int
+    timed_out: bool = False
+    output: str = ""
+
+
+class ContainerExited(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="container_exited"):
+    """A container's first process ended. `runtime_id` tells starts of the same container apart."""
+
+    container: str
+    runtime_id: str
+    status: ExitStatus
+    at: float
+
+
+class SandboxExited(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="sandbox_exited"):
+    """The sandbox itself ended (VM gone, shim killed). Last event. `kind`, `text`, `evidence`, `fix` as in a cause."""
+
+    at: float
+    kind: str
+    text: str
+    evidence: dict[str, Any] = {}
+    fix: str = ""
+
+
+SandboxEvent = ContainerExited | SandboxExited
+
+
+class ContainerStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    cpu_ns: int
+    memory_bytes: int
+    pids: int = 0
+
+
+class SandboxStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Use of a sandbox: what its containers use, and what it costs the host in all."""
+
+    host_cpu_ns: int
+    host_memory_bytes: int
+    containers: dict[str, ContainerStats] = {}
+
+
+class StartedContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """A running container: its runtime id (64 hex digits or the runtime's own) and when it started."""
+
+    runtime_id: str
+    started_at: float
+
+
+class ObservedContainer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `adopt` found: a container that was started at some time. An exit found here also comes as an event."""
+
+    name: str
+    runtime_id: str
+    running: bool
+    started_at: float | None = None
+
+
+class Driver(Protocol):
+    """One way to run tasks. Made by a composition root; all verbs are called from one event loop.
+
+    `create`, `start_container`, `destroy` of different tasks run side by side; verbs of one task come one at a time,
+    except `destroy`, which may come while any other verb hangs and then ends it.
+    """
+
+    name: str
+    capabilities: Capabilities
+
+    async def fingerprint(self) -> DriverFactMsg:
+        """Whether this host can run it, proven by trying; the answer may be remembered."""
+        ...
+
+    async def create(self, spec: SandboxSpec) -> Handle:
+        """Make the sandbox and wait until it can take containers. On failure nothing is left but the directory."""
+        ...
+
+    async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
+        """Take over a sandbox that an earlier agent made. `SandboxGone` if it ended meanwhile."""
+        ...
+
+    async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
+        """Start (or, after its exit, start again) a container. Raises `DriverError` if its process can't be run."""
+        ...
+
+    async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
+        """Send a signal to the container's first process; no error if it has exited."""
+        ...
+
+    async def probe(
+        self, handle: Handle, container: str, command: tuple[str, ...], timeout_s: float
+    ) -> ProbeResult:
+        """Run a health check's command inside the container, with its user, environment and directory."""
+        ...
+
+    def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
+        """What happens to the sandbox from now on (and what happened unseen); ends after `SandboxExited`."""
+        ...
+
+    async def stats(self, handle: Handle) -> SandboxStats: ...
+
+    async def destroy(self, handle: Handle) -> None:
+        """End the sandbox at once and remove all it made on the host."""
+        ...
+
+    async def destroy_leftovers(self, directory: str, task_id: str) -> None:
+        """As `destroy`, when `create` was cut off before its handle was durable: find everything from the names."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all sandboxes without touching them: the agent ends, the tasks go on."""
+        ...
+
+
+@runtime_checkable
+class ExecStream(Protocol):
+    """An interactive process in a container."""
+
+    async def write(self, data: bytes) -> None: ...
+    async def resize(self, rows: int, cols: int) -> None: ...
+    def output(self) -> AsyncIterator[tuple[int, bytes]]: ...
+    async def wait(self) -> int: ...
+
+
+@runtime_checkable
+class SupportsExec(Protocol):
+    """Optional: run further processes in a container with their own streams."""
+
+    async def exec(
+        self, handle: Handle, container: str, command: tuple[str, ...], *, tty: bool, rows: int, cols: int
+    ) -> ExecStream: ...

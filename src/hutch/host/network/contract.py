@@ -1,0 +1,34 @@
+"""What the network of a host does: one bridge for the platform, one port on it for each task."""
+
+from typing import Protocol
+
+from hutch.host.drivers.contract import Attachment
+from hutch.wire.fleet import TaskSpec
+
+
+class HostNetwork(Protocol):
+    """The platform's bridge, its ports and the rules around them. Every name holds the platform id.
+
+    All verbs are idempotent; `detach` and `tear_down` also work when the set-up never ran or stopped half way.
+    """
+
+    async def set_up(self, vpc_cidr: str, subnets: tuple[tuple[str, str], ...]) -> None:
+        """Bridge with the subnets' gateway addresses, forwarding, NAT to the outside, base rules."""
+        ...
+
+    async def attach(self, task: TaskSpec, kind: str) -> Attachment:
+        """Make the task's port: a tap (`kind` "tap") or a namespace with a veth inside ("netns"), address and MAC
+        enforced (anti-spoofing). For `network_mode` "host" and "none": what they ask for."""
+        ...
+
+    async def detach(self, task_id: str) -> None:
+        """Remove the task's port, namespace and rules."""
+        ...
+
+    async def attached_task_ids(self) -> tuple[str, ...]:
+        """Tasks that have a port, found on the host itself (for clean-up after a crash). Short ids, see `port_name`."""
+        ...
+
+    async def tear_down(self) -> None:
+        """Remove all that this platform made."""
+        ...

@@ -1,0 +1,240 @@
+"""Every setting, declared once: flag, environment variable, help, default and documentation derive from here.
+
+This is the only file that reads the environment.
+"""
+
+import os
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from hutch.base.errors import Invalid
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One declaration. `flag` is `--<name with dashes>`, the environment variable `HUTCH_<NAME>`."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    unit: str = ""
+    check: Callable[[Any], str | None] | None = None
+    """Returns what is wrong with a value, or None."""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "HUTCH_" + self.name.upper()
+
+
+def _at_least(low: float) -> Callable[[Any], str | None]:
+    return lambda v: None if v >= low else f"must be at least {low:g}"
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str | None]:
+    return lambda v: None if v in allowed else f"must be one of {', '.join(allowed)}"
+
+
+def _digits(count: int) -> Callable[[Any], str | None]:
+    return lambda v: None if len(v) == count and v.isdigit() else f"must be {count} digits"
+
+
+def _host_port(value: str) -> str | None:
+    host, _, port = value.rpartition(":")
+    return None if host and port.isdigit() and int(port) < 65536 else "must be HOST:PORT"
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(name="data_dir", type=str, default="/var/lib/hutch", help="Where all state lives."),
+    Setting(
+        name="run_dir",
+        type=str,
+        default="",
+        help="Sockets and pid files; empty: /run/hutch/<hash of the data dir>.",
+    ),
+    Setting(
+        name="listen",
+        type=str,
+        default="127.0.0.1:4566",
+        check=_host_port,
+        help="Address of the API (AWS endpoint).",
+    ),
+    Setting(name="region", type=str, default="us-east-1", help="AWS region that the platform answers for."),
+    Setting(
+        name="account_id", type=str, default="000000000000", check=_digits(12), help="AWS account id, 12 digits."
+    ),
+    Setting(
+        name="vpc_cidr",
+        type=str,
+        default="auto",
+        help="Address range of the default VPC; auto: 172.31.0.0/16, or the next free one.",
+    ),
+    Setting(
+        name="ingress_address",
+        type=str,
+        default="127.0.0.1",
+        help="Host address on which published container ports are reachable.",
+    ),
+    Setting(
+        name="ingress_ports",
+        type=str,
+        default="20000-29999",
+        help="Range from which host ports are chosen for published container ports.",
+    ),
+    Setting(
+        name="drivers",
+        type=str,
+        default="microvm,container",
+        help="Drivers to offer, by preference: microvm, container, fake.",
+    ),
+    Setting(
+        name="host_clusters",
+        type=str,
+        default="*",
+        help="Clusters in which this host is a container instance, comma separated; *: all.",
+    ),
+    Setting(
+        name="cpu_overcommit",
+        type=float,
+        default=4.0,
+        check=_at_least(1),
+        help="How many times a host's CPU may be promised. Memory is never overcommitted.",
+    ),
+    Setting(
+        name="memory_reserve_mib",
+        type=int,
+        default=1024,
+        unit="MiB",
+        check=_at_least(0),
+        help="Host memory that tasks can't have.",
+    ),
+    Setting(
+        name="placement",
+        type=str,
+        default="wait",
+        check=_one_of("wait", "fail"),
+        help="A task that can't be placed: wait in the queue, or fail RunTask as AWS does.",
+    ),
+    Setting(
+        name="strict_aws",
+        type=bool,
+        default=False,
+        help="Refuse what AWS Fargate refuses (odd sizes, bigger disks, long stop timeouts, privileged).",
+    ),
+    Setting(
+        name="accelerator",
+        type=str,
+        default="auto",
+        check=_one_of("auto", "kvm", "tcg"),
+        help="How microVMs run; auto: KVM if a probe guest boots with it, else emulation.",
+    ),
+    Setting(
+        name="guest_dir",
+        type=str,
+        default="",
+        help="Directory of the guest image (vmlinuz, initrd.img); empty: the one that make setup built.",
+    ),
+    Setting(
+        name="stopped_task_retention_s",
+        type=int,
+        default=30 * 24 * 3600,
+        unit="s",
+        check=_at_least(3600),
+        help="How long stopped tasks stay visible.",
+    ),
+    Setting(
+        name="image_cache_gib",
+        type=int,
+        default=20,
+        unit="GiB",
+        check=_at_least(1),
+        help="Image content kept on the host beyond what tasks use.",
+    ),
+    Setting(
+        name="insecure_registries",
+        type=str,
+        default="",
+        help="Registries (host:port, comma separated) spoken to without TLS; loopback ones always are.",
+    ),
+    Setting(
+        name="log_level",
+        type=str,
+        default="INFO",
+        check=_one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="How much hutch itself logs.",
+    ),
+)
+
+_BY_NAME = {s.name: s for s in SETTINGS}
+
+Settings = msgspec.defstruct(
+    "Settings",
+    [(s.name, s.type, s.default) for s in SETTINGS],
+    frozen=True,
+    kw_only=True,
+    module=__name__,
+)
+if typing.TYPE_CHECKING:
+
+    class Settings(msgspec.Struct, frozen=True, kw_only=True):  # type: ignore[no-redef]
+        """The parsed settings, frozen. Kept equal to `SETTINGS` by a test."""
+
+        data_dir: str = ""
+        run_dir: str = ""
+        listen: str = ""
+        region: str = ""
+        account_id: str = ""
+        vpc_cidr: str = ""
+        ingress_address: str = ""
+        ingress_ports: str = ""
+        drivers: str = ""
+        host_clusters: str = ""
+        cpu_overcommit: float = 0.0
+        memory_reserve_mib: int = 0
+        placement: str = ""
+        strict_aws: bool = False
+        accelerator: str = ""
+        guest_dir: str = ""
+        stopped_task_retention_s: int = 0
+        image_cache_gib: int = 0
+        insecure_registries: str = ""
+        log_level: str = ""
+
+
+def load_settings(
+    given: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> "Settings":
+    """Settings from flags (`given`, None values ignored), else the environment, else the defaults.
+
+    Raises `Invalid` naming the flag or variable, the value and what is wrong with it.
+    """
+    environment = os.environ if environment is None else environment
+    unknown = set(given or {}) - set(_BY_NAME)
+    if unknown:
+        raise Invalid(f"unknown setting {sorted(unknown)[0]!r}")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        value: Any = (given or {}).get(setting.name)
+        source = setting.flag
+        if value is None and setting.variable in environment:
+            value, source = environment[setting.variable], setting.variable
+        if value is None:
+            continue
+        values[setting.name] = _parse(setting, value, source)
+    return Settings(**values)
+
+
+def _parse(setting: Setting, value: Any, source: str) -> Any:
+    try:
+        parsed = msgspec.convert(value, setting.type, strict=False)
+    except msgspec.ValidationError:
+        raise Invalid(f"{source}: {value!r} is not a {setting.type.__name__}") from None
+    if setting.check and (problem := setting.check(parsed)):
+        raise Invalid(f"{source}: {value!r} {problem}")
+    return parsed

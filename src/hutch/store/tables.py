@@ -1,0 +1,87 @@
+"""Every table, declared once: the schema that all backends derive theirs from."""
+
+from typing import Any
+
+from hutch.model.cluster import AccessKey, AccountSetting, Cluster, IdempotencyToken
+from hutch.model.host import ContainerInstance, Host
+from hutch.model.image import LocalImage
+from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
+from hutch.model.task import Task
+from hutch.model.taskdef import Family, TaskDefinition
+from hutch.store.contract import Table
+
+IDENTITY = Table("identity", PlatformIdentity, lambda r: ("platform",))
+ACCESS_KEYS = Table("access_keys", AccessKey, lambda r: (r.access_key_id,))
+CLUSTERS = Table("clusters", Cluster, lambda r: (r.name,))
+ACCOUNT_SETTINGS = Table("account_settings", AccountSetting, lambda r: (r.principal_arn, r.name))
+IDEMPOTENCY_TOKENS = Table(
+    "idempotency_tokens",
+    IdempotencyToken,
+    lambda r: (r.scope, r.token),
+    {"by_age": lambda r: (f"{r.created_at:020.6f}",)},
+)
+FAMILIES = Table("families", Family, lambda r: (r.name,))
+TASK_DEFINITIONS = Table(
+    "task_definitions",
+    TaskDefinition,
+    lambda r: (r.family, f"{r.revision:010d}"),
+    {"by_status": lambda r: (r.status,)},
+)
+TASKS = Table(
+    "tasks",
+    Task,
+    lambda r: (r.cluster, r.task_id),
+    {
+        "by_id": lambda r: (r.task_id,),
+        "by_desired": lambda r: (r.cluster, r.desired_status),
+        "by_host": lambda r: (r.host_id,) if r.host_id and not r.is_stopped else None,
+        "unplaced": lambda r: (
+            (f"{r.created_at:020.6f}",)
+            if not r.host_id and not r.is_stopped
+            else None
+        ),
+        "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
+    },
+)
+HOSTS = Table("hosts", Host, lambda r: (r.host_id,))
+CONTAINER_INSTANCES = Table(
+    "container_instances",
+    ContainerInstance,
+    lambda r: (r.cluster, r.instance_id),
+    {"by_host": lambda r: (r.host_id,)},
+)
+VPCS = Table("vpcs", Vpc, lambda r: (r.vpc_id,))
+SUBNETS = Table("subnets", Subnet, lambda r: (r.subnet_id,))
+SECURITY_GROUPS = Table("security_groups", SecurityGroup, lambda r: (r.group_id,))
+ADDRESS_LEASES = Table(
+    "address_leases",
+    AddressLease,
+    lambda r: (r.address,),
+    {"by_subnet": lambda r: (r.subnet_id,), "by_task": lambda r: (r.task_id,), "by_eni": lambda r: (r.eni_id,)},
+)
+PORT_LEASES = Table(
+    "port_leases",
+    PortLease,
+    lambda r: (r.host_id, r.protocol, f"{r.host_port:05d}"),
+    {"by_task": lambda r: (r.task_id,)},
+)
+LOCAL_IMAGES = Table("local_images", LocalImage, lambda r: (r.name,))
+
+ALL_TABLES: tuple[Table[Any], ...] = (
+    IDENTITY,
+    ACCESS_KEYS,
+    CLUSTERS,
+    ACCOUNT_SETTINGS,
+    IDEMPOTENCY_TOKENS,
+    FAMILIES,
+    TASK_DEFINITIONS,
+    TASKS,
+    HOSTS,
+    CONTAINER_INSTANCES,
+    VPCS,
+    SUBNETS,
+    SECURITY_GROUPS,
+    ADDRESS_LEASES,
+    PORT_LEASES,
+    LOCAL_IMAGES,
+)

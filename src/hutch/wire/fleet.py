@@ -1,0 +1,354 @@
+"""Messages between the control plane and a host agent, version 1.
+
+One connection per host, opened by the host agent: length-prefixed (u32, big-endian) MessagePack documents, each a
+member of `FromHost` or `ToHost`. A document is at most `MAX_MESSAGE_BYTES` long.
+
+The host agent reports *facts* with sequence numbers that it keeps across its own restarts; the control plane
+acknowledges a report only after it is durable, and an unacknowledged report is sent again after a reconnect. After
+`Welcome` the control plane sends `Assignments`: everything that the host should run. Facts and assignments are
+level-triggered: receiving one twice does no harm.
+"""
+
+from typing import Any
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A value inside a message."""
+
+
+class HealthCheckSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """How to tell whether a container is well. `command` is an argument list (`CMD-SHELL` is already expanded)."""
+
+    command: tuple[str, ...]
+    interval_s: int = 30
+    timeout_s: int = 5
+    retries: int = 3
+    start_period_s: int = 0
+
+
+class RestartPolicySpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    ignored_exit_codes: tuple[int, ...] = ()
+    attempt_period_s: int = 300
+
+
+class DependencySpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """`condition` is START, COMPLETE, SUCCESS or HEALTHY."""
+
+    container: str
+    condition: str
+
+
+class MountSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A task volume seen inside a container."""
+
+    volume: str
+    path: str
+    read_only: bool = False
+
+
+class VolumeSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A task volume. `source_path` (EC2/EXTERNAL only) is a directory of the host; empty: fresh and empty."""
+
+    name: str
+    source_path: str = ""
+
+
+class LogSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a container's output goes besides the host's own file. `driver` "" keeps it on the host only."""
+
+    driver: str = ""
+    options: dict[str, str] = {}
+    stream: str = ""
+    """The CloudWatch Logs stream, already derived from the prefix, container name and task id."""
+
+
+class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A container as it shall be run, all overrides applied and all AWS defaults filled in.
+
+    None for `command`, `entry_point`, `working_directory` or `user` means: as the image says.
+    """
+
+    name: str
+    container_id: str
+    image: str
+    essential: bool = True
+    cpu_units: int = 0
+    memory_mib: int | None = None
+    memory_reservation_mib: int | None = None
+    entry_point: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = None
+    working_directory: str | None = None
+    user: str | None = None
+    environment: dict[str, str] = {}
+    hostname: str = ""
+    mounts: tuple[MountSpec, ...] = ()
+    depends_on: tuple[DependencySpec, ...] = ()
+    health_check: HealthCheckSpec | None = None
+    restart_policy: RestartPolicySpec | None = None
+    stop_timeout_s: int = 30
+    start_timeout_s: int | None = None
+    privileged: bool = False
+    read_only_root: bool = False
+    capabilities_add: tuple[str, ...] = ()
+    capabilities_drop: tuple[str, ...] = ()
+    init_process: bool = False
+    tty: bool = False
+    ulimits: dict[str, tuple[int, int]] = {}
+    sysctls: dict[str, str] = {}
+    tmpfs: dict[str, tuple[str, ...]] = {}
+    """Mount path to mount options; the size is an option ("size=64m")."""
+    shm_mib: int = 64
+    extra_hosts: dict[str, str] = {}
+    dns_servers: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    container_ports: tuple[tuple[int, str], ...] = ()
+    log: LogSpec = LogSpec()
+    labels: dict[str, str] = {}
+    registry_credentials: tuple[str, str] | None = None
+    """User name and password for the image's registry. Never logged, never written to a task's handle."""
+
+
+class InterfaceSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """The task's network interface on the VPC bridge."""
+
+    eni_id: str
+    mac: str
+    address: str
+    prefix_length: int
+    gateway: str
+    mtu: int = 1500
+
+
+class PublishSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A host port of the ingress address that leads to a container port."""
+
+    name: str
+    host_port: int
+    container_port: int
+
+
+class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that a host needs to run a task."""
+
+    task_id: str
+    cluster: str
+    arn: str
+    family: str
+    revision: int
+    launch_type: str
+    cpu_units: int
+    memory_mib: int
+    ephemeral_gib: int
+    network_mode: str
+    architecture: str = "x86_64"
+    interface: InterfaceSpec | None = None
+    containers: tuple[ContainerSpec, ...]
+    volumes: tuple[VolumeSpec, ...] = ()
+    publish: tuple[PublishSpec, ...] = ()
+    pid_mode: str = ""
+    ipc_mode: str = ""
+
+
+class CauseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A link of a cause chain, as `hutch.model.task.CauseLink`."""
+
+    kind: str
+    text: str
+    evidence: dict[str, Any] = {}
+    fix: str = ""
+
+
+class ContainerFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A container as observed. `status` is PENDING, RUNNING or STOPPED."""
+
+    name: str
+    status: str
+    runtime_id: str = ""
+    image_digest: str = ""
+    health: str = "UNKNOWN"
+    exit_code: int | None = None
+    reason: str = ""
+    restart_count: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+class PhaseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    started_at: float
+    ended_at: float | None = None
+    detail: str = ""
+
+
+class TaskFacts(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """All that a host knows of a task, whole each time (never a difference).
+
+    `status`: ACTIVATING, RUNNING, DEACTIVATING, STOPPING, DEPROVISIONING or STOPPED. `stop_code` and
+    `stopped_reason` are set once the host knows why the task stops by itself.
+    """
+
+    task_id: str
+    status: str
+    containers: tuple[ContainerFact, ...] = ()
+    stop_code: str = ""
+    stopped_reason: str = ""
+    causes: tuple[CauseFact, ...] = ()
+    phases: tuple[PhaseFact, ...] = ()
+    network_ready_at: float | None = None
+    pull_started_at: float | None = None
+    pull_stopped_at: float | None = None
+    started_at: float | None = None
+    stopping_at: float | None = None
+    execution_stopped_at: float | None = None
+    stopped_at: float | None = None
+
+
+class DriverFactMsg(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    name: str
+    launch_types: tuple[str, ...]
+    healthy: bool
+    reason: str = ""
+    details: dict[str, str] = {}
+
+
+class Fingerprint(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host is and can do."""
+
+    name: str
+    agent_version: str
+    architecture: str
+    cpu_units: int
+    memory_mib: int
+    disk_gib: int
+    drivers: tuple[DriverFactMsg, ...]
+    attributes: dict[str, str] = {}
+
+
+class ImageFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A local image of the host."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    architecture: str
+    imported_at: float
+
+
+class LogEvent(_Part, frozen=True, kw_only=True, omit_defaults=True, array_like=True):
+    """A log event, lines already joined by the multi-line rule. Milliseconds since the epoch."""
+
+    timestamp_ms: int
+    message: str
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="hello"):
+    """First message of a host."""
+
+    protocol: int
+    host_id: str
+    token: str = ""
+    """The fleet join token; empty over the local socket, where the peer's uid is checked."""
+    fingerprint: Fingerprint
+    task_ids: tuple[str, ...]
+    """Tasks that the host has handles of."""
+    local_images: tuple[ImageFact, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
+    """Facts about a task, to be made durable and acknowledged."""
+
+    seq: int
+    facts: TaskFacts
+
+
+class LogBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="logs"):
+    """Log events of one container, to be made durable in CloudWatch Logs and acknowledged by `batch`."""
+
+    batch: int
+    task_id: str
+    container: str
+    group: str
+    stream: str
+    create_group: bool = False
+    events: tuple[LogEvent, ...]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reply"):
+    """Answer to a `Request`. `error` is empty on success."""
+
+    request_id: str
+    result: dict[str, Any] = {}
+    error_kind: str = ""
+    error: str = ""
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
+    """The control plane takes the host in. `acked_seq`: the newest report that it has."""
+
+    host_id: str
+    acked_seq: int
+    platform_id: str
+    vpc_cidr: str
+    subnets: tuple[tuple[str, str], ...]
+    """(subnet CIDR, gateway address) pairs that the host's bridge serves."""
+
+
+class Assignments(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignments"):
+    """Everything this host should run, whole. What it runs besides is stopped and destroyed."""
+
+    tasks: tuple[TaskSpec, ...]
+    stop: tuple["Stop", ...] = ()
+
+
+class Assign(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assign"):
+    """Run one more task."""
+
+    task: TaskSpec
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stop"):
+    """Stop a task in order. The control plane already knows why."""
+
+    task_id: str
+    stop_code: str = ""
+    reason: str = ""
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="ack"):
+    """Reports up to and including `seq` are durable."""
+
+    seq: int
+
+
+class LogAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="log_ack"):
+    """The batch is durable, or was refused for a reason that another try would not change."""
+
+    batch: int
+    error: str = ""
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forget"):
+    """The task is STOPPED and durable: the host may drop its handle. Its logs go by the host's own retention."""
+
+    task_id: str
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
+    """Ask the host to do something and answer with `Reply`.
+
+    Verbs: `image.import` {path, name}, `image.remove` {name}, `task.stats` {task_id}, `task.logs` {task_id,
+    container, tail}.
+    """
+
+    request_id: str
+    verb: str
+    arguments: dict[str, Any] = {}
+
+
+FromHost = Hello | Report | LogBatch | Reply
+ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request
