@@ -1,0 +1,39 @@
+"""What tests need of the machine. On a laptop a missing need skips the test; under CI it fails it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def _program(*names: str) -> Callable[[], bool]:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return lambda: all(shutil.which(name, path=path) for name in names)
+
+
+_CHECKS: dict[str, Callable[[], bool]] = {
+    "root": lambda: os.geteuid() == 0,
+    "qemu": _program("qemu-system-x86_64"),
+    "haproxy": _program("haproxy"),
+    "runc": _program("runc", "conmon"),
+    "skopeo": _program("skopeo", "umoci", "mkfs.erofs"),
+    "nft": _program("nft", "ip"),
+    "registry": _program("docker-registry"),
+    "aws_cli_v2": lambda: Path("/usr/bin/aws").exists(),
+    "node": _program("node", "npm"),
+    "cargo": _program("cargo"),
+    "guest_image": lambda: (REPO / "build" / "guest" / "initrd.img").exists(),
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if not _CHECKS[name]():
+                if os.environ.get("CI") == "true" or os.environ.get("HUTCH_REQUIRE_ALL") == "1":
+                    pytest.fail(f"this machine lacks {name}, which this test needs; CI does not skip")
+                pytest.skip(f"needs {name}")
