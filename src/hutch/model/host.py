@@ -45,3 +45,12 @@ class ContainerInstance(Record, frozen=True, kw_only=True, omit_defaults=True):
     registered_at: float
     attributes: dict[str, str] = {}
     tags: dict[str, str] = {}
+
+
+class Reservation(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host has promised to tasks that are not stopped; changed in the same unit of work as the task."""
+
+    host_id: str
+    cpu_units: int = 0
+    memory_mib: int = 0
+    task_count: int = 0

@@ -121,6 +121,7 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     tags: dict[str, str] = {}
     network: NetworkInterface | None = None
     assign_public_ip: bool = False
+    network_mode: str = "bridge"
     requested_subnets: tuple[str, ...] = ()
     requested_security_groups: tuple[str, ...] = ()
     availability_zone: str = ""

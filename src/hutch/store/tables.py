@@ -3,7 +3,7 @@
 from typing import Any
 
 from hutch.model.cluster import AccessKey, AccountSetting, Cluster, IdempotencyToken
-from hutch.model.host import ContainerInstance, Host
+from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.image import LocalImage
 from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
 from hutch.model.task import Task
@@ -44,6 +44,7 @@ TASKS = Table(
     },
 )
 HOSTS = Table("hosts", Host, lambda r: (r.host_id,))
+RESERVATIONS = Table("reservations", Reservation, lambda r: (r.host_id,))
 CONTAINER_INSTANCES = Table(
     "container_instances",
     ContainerInstance,
@@ -77,6 +78,7 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     TASK_DEFINITIONS,
     TASKS,
     HOSTS,
+    RESERVATIONS,
     CONTAINER_INSTANCES,
     VPCS,
     SUBNETS,

@@ -1,0 +1,145 @@
+"""Placing tasks: the plan is made from a snapshot by `rules.placement` and committed in the same unit of work.
+
+The reservation of a host is a record of its own, so that two plans from one snapshot can't both claim the same
+memory: the second put is refused as stale and the unit of work runs again.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from hutch.base.clock import Clock
+from hutch.base.errors import LimitExceeded
+from hutch.base.ids import IdSource
+from hutch.control.ops.vpc import lease_address, lease_port, release_address, release_ports
+from hutch.model.host import Reservation
+from hutch.model.task import CauseLink, Endpoint, NetworkBinding, Task
+from hutch.rules import lifecycle, placement
+from hutch.store import tables
+from hutch.store.contract import Reader, Tx
+
+
+class PlacementLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that placement goes by."""
+
+    cpu_overcommit: float
+    memory_reserve_mib: int
+    ingress_ports: tuple[int, int]
+    """First and last host port that may be chosen for a published port."""
+
+
+def snapshot(reader: Reader, limits: PlacementLimits, *, with_groups: bool) -> list[placement.Candidate]:
+    """All hosts with what is left of them. `with_groups` reads their tasks too (only distinctInstance needs it)."""
+    candidates = []
+    for host in reader.scan(tables.HOSTS):
+        groups: set[tuple[str, str]] = set()
+        if with_groups:
+            groups = {(t.cluster, t.group) for t in reader.scan(tables.TASKS, host.host_id, index="by_host")}
+        candidates.append(
+            placement.candidate(
+                host,
+                reader.get(tables.RESERVATIONS, host.host_id),
+                reader.scan(tables.CONTAINER_INSTANCES, host.host_id, index="by_host"),
+                groups,
+                cpu_overcommit=limits.cpu_overcommit,
+                memory_reserve_mib=limits.memory_reserve_mib,
+            )
+        )
+    return candidates
+
+
+def plan_for(reader: Reader, queue: Sequence[Task], limits: PlacementLimits) -> placement.Plan:
+    """A plan for a queue of tasks, from what the reader sees."""
+    with_groups = any(c.get("type") == "distinctInstance" for t in queue for c in t.placement_constraints)
+    return placement.make_plan(queue, snapshot(reader, limits, with_groups=with_groups))
+
+
+def commit_plan(
+    tx: Tx, plan: placement.Plan, limits: PlacementLimits, ids: IdSource, clock: Clock
+) -> list[Task]:
+    """Carry a plan out: reserve, lease, place; write down why the others wait. Returns the placed tasks."""
+    placed = []
+    for decision in plan.placements:
+        current = tx.get(tables.TASKS, decision.task.cluster, decision.task.task_id)
+        if current is None or current.host_id or current.is_stopped:
+            continue
+        try:
+            task = _bind(tx, current, decision.host_id, limits, ids, clock)
+        except LimitExceeded as refusal:
+            # A full subnet or a taken port is not cured by waiting for a host: the task says so and ends.
+            cause = CauseLink(kind="NetworkUnavailable", text=refusal.message)
+            tx.put(tables.TASKS, lifecycle.never_ran(current, refusal.message, (cause,), clock.now()))
+            continue
+        task = replace(task, container_instance_id=decision.container_instance_id or task.container_instance_id)
+        reserve(tx, decision.host_id, task, +1)
+        placed.append(tx.put(tables.TASKS, lifecycle.placed(task, decision.host_id, clock.now())))
+    for waiting in plan.waiting:
+        current = tx.get(tables.TASKS, waiting.task.cluster, waiting.task.task_id)
+        if current and not current.host_id and not current.is_stopped and current.waiting_reason != waiting.reason:
+            tx.put(tables.TASKS, replace(current, waiting_reason=waiting.reason))
+    return placed
+
+
+def _bind(
+    tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSource, clock: Clock
+) -> Task:
+    """Give the task its address and its published ports. Raises `LimitExceeded`."""
+    if task.requested_subnets and task.network_mode not in ("host", "none"):
+        subnet_id = task.requested_subnets[int(task.task_id[:8], 16) % len(task.requested_subnets)]
+        network = lease_address(tx, task.task_id, subnet_id, task.requested_security_groups, ids, clock)
+        subnet = tx.get(tables.SUBNETS, subnet_id)
+        task = replace(task, network=network, availability_zone=subnet.availability_zone if subnet else "")
+    endpoints = []
+    try:
+        for wanted, container_port in task.publish:
+            port = lease_port(tx, host_id, wanted, limits.ingress_ports, task.task_id, container_port)
+            endpoints.append(
+                Endpoint(name=task.endpoint_name, host_port=port, container_port=container_port)
+            )
+    except LimitExceeded:
+        release_all(tx, task)
+        raise
+    return replace(task, endpoints=tuple(endpoints), containers=_with_bindings(task, endpoints))
+
+
+def _with_bindings(task: Task, endpoints: Sequence[Endpoint]) -> tuple[object, ...]:
+    if not endpoints:
+        return task.containers
+    bindings = tuple(
+        NetworkBinding(container_port=e.container_port, host_port=e.host_port) for e in endpoints
+    )
+    first, *rest = task.containers
+    return (replace(first, network_bindings=bindings), *rest)
+
+
+def reserve(tx: Tx, host_id: str, task: Task, sign: int) -> None:
+    """Add a task to (or, with `sign` -1, take it from) what a host has promised."""
+    current = tx.get(tables.RESERVATIONS, host_id) or Reservation(host_id=host_id)
+    tx.put(
+        tables.RESERVATIONS,
+        replace(
+            current,
+            cpu_units=current.cpu_units + sign * task.cpu,
+            memory_mib=current.memory_mib + sign * task.memory_mib,
+            task_count=current.task_count + sign,
+        ),
+    )
+
+
+def release_all(tx: Tx, task: Task) -> None:
+    """Give back the task's address and ports. Idempotent."""
+    if task.network is not None:
+        release_address(tx, task.task_id)
+    if task.publish:
+        release_ports(tx, task.task_id)
+
+
+def store_stopped(tx: Tx, before: Task, after: Task) -> Task:
+    """Put a task back; if it became STOPPED with this, give back all that it held."""
+    stored = tx.put(tables.TASKS, after)
+    if after.is_stopped and not before.is_stopped:
+        release_all(tx, after)
+        if before.host_id:
+            reserve(tx, before.host_id, before, -1)
+    return stored

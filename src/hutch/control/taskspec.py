@@ -1,0 +1,195 @@
+"""From a task and its task definition to what a host needs to run it: all overrides applied, all defaults filled in."""
+
+from typing import Any
+
+from hutch.model.network import Subnet
+from hutch.model.task import Container, Task
+from hutch.model.taskdef import TaskDefinition
+from hutch.wire.fleet import (
+    ContainerSpec,
+    DependencySpec,
+    HealthCheckSpec,
+    InterfaceSpec,
+    LogSpec,
+    MountSpec,
+    PublishSpec,
+    RestartPolicySpec,
+    TaskSpec,
+    VolumeSpec,
+)
+
+DEFAULT_EPHEMERAL_GIB = 20
+DEFAULT_STOP_TIMEOUT_S = 30
+DEFAULT_SHM_MIB = 64
+_ARCHITECTURES = {"X86_64": "x86_64", "ARM64": "aarch64"}
+
+
+def task_spec(
+    task: Task, definition: TaskDefinition, subnet: Subnet | None, *, region: str, account_id: str
+) -> TaskSpec:
+    """Everything that a host needs. `subnet` is the one of the task's interface, if it has one."""
+    document = definition.document
+    platform = document.get("runtimePlatform", {})
+    arn = f"arn:aws:ecs:{region}:{account_id}:task/{task.cluster}/{task.task_id}"
+    return TaskSpec(
+        task_id=task.task_id,
+        cluster=task.cluster,
+        arn=arn,
+        family=task.family,
+        revision=task.revision,
+        launch_type=task.launch_type,
+        cpu_units=task.cpu,
+        memory_mib=task.memory_mib,
+        ephemeral_gib=task.ephemeral_gib or DEFAULT_EPHEMERAL_GIB,
+        network_mode=document.get("networkMode", "bridge"),
+        architecture=_ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
+        interface=_interface(task, subnet),
+        containers=tuple(_container_spec(task, c, document, region) for c in task.containers),
+        volumes=tuple(
+            VolumeSpec(name=v["name"], source_path=v.get("host", {}).get("sourcePath", ""))
+            for v in document.get("volumes", [])
+        ),
+        publish=tuple(
+            PublishSpec(name=e.name, host_port=e.host_port, container_port=e.container_port)
+            for e in task.endpoints
+        ),
+        pid_mode=document.get("pidMode", ""),
+        ipc_mode=document.get("ipcMode", ""),
+    )
+
+
+def _interface(task: Task, subnet: Subnet | None) -> InterfaceSpec | None:
+    if task.network is None or subnet is None:
+        return None
+    base, _, prefix = subnet.cidr.partition("/")
+    head, _, last = base.rpartition(".")
+    return InterfaceSpec(
+        eni_id=task.network.eni_id,
+        mac=task.network.mac,
+        address=task.network.private_ipv4,
+        prefix_length=int(prefix),
+        gateway=f"{head}.{int(last) + 1}",
+    )
+
+
+def _container_spec(task: Task, container: Container, document: dict[str, Any], region: str) -> ContainerSpec:
+    definition = next(d for d in document["containerDefinitions"] if d["name"] == container.name)
+    override: dict[str, Any] = next(
+        (o for o in task.overrides.get("containerOverrides", []) if o.get("name") == container.name), {}
+    )
+    linux = definition.get("linuxParameters", {})
+    capabilities = linux.get("capabilities", {})
+    command = override.get("command", definition.get("command"))
+    return ContainerSpec(
+        name=container.name,
+        container_id=container.container_id,
+        image=definition["image"],
+        essential=container.essential,
+        cpu_units=container.cpu,
+        memory_mib=container.memory_mib,
+        memory_reservation_mib=container.memory_reservation_mib,
+        entry_point=_words(definition.get("entryPoint")),
+        command=_words(command),
+        working_directory=definition.get("workingDirectory"),
+        user=definition.get("user"),
+        environment=_environment(task, definition, override, region),
+        hostname=definition.get("hostname", ""),
+        mounts=tuple(
+            MountSpec(volume=m["sourceVolume"], path=m["containerPath"], read_only=m.get("readOnly", False))
+            for m in definition.get("mountPoints", [])
+        ),
+        depends_on=tuple(
+            DependencySpec(container=d["containerName"], condition=d["condition"])
+            for d in definition.get("dependsOn", [])
+        ),
+        health_check=_health_check(definition.get("healthCheck")),
+        restart_policy=_restart_policy(definition.get("restartPolicy")),
+        stop_timeout_s=definition.get("stopTimeout", DEFAULT_STOP_TIMEOUT_S),
+        start_timeout_s=definition.get("startTimeout"),
+        privileged=definition.get("privileged", False),
+        read_only_root=definition.get("readonlyRootFilesystem", False),
+        capabilities_add=tuple(capabilities.get("add", ())),
+        capabilities_drop=tuple(capabilities.get("drop", ())),
+        init_process=linux.get("initProcessEnabled", False),
+        tty=definition.get("pseudoTerminal", False),
+        ulimits={u["name"]: (u["softLimit"], u["hardLimit"]) for u in definition.get("ulimits", [])},
+        sysctls={s["namespace"]: s["value"] for s in definition.get("systemControls", [])},
+        tmpfs={
+            t["containerPath"]: (f"size={t['size']}m", *t.get("mountOptions", ()))
+            for t in linux.get("tmpfs", [])
+        },
+        shm_mib=linux.get("sharedMemorySize", DEFAULT_SHM_MIB),
+        extra_hosts={h["hostname"]: h["ipAddress"] for h in definition.get("extraHosts", [])},
+        dns_servers=tuple(definition.get("dnsServers", ())),
+        dns_search=tuple(definition.get("dnsSearchDomains", ())),
+        container_ports=tuple(
+            (p["containerPort"], p.get("protocol", "tcp"))
+            for p in definition.get("portMappings", [])
+            if "containerPort" in p
+        ),
+        log=_log(task, definition),
+        labels=_labels(task, definition, region),
+    )
+
+
+def _words(value: list[str] | None) -> tuple[str, ...] | None:
+    """An empty list in a task definition means, as in Docker, the same as none."""
+    return tuple(value) if value else None
+
+
+def _environment(
+    task: Task, definition: dict[str, Any], override: dict[str, Any], region: str
+) -> dict[str, str]:
+    """What AWS sets comes first and can be replaced, as on Fargate; overrides win over the definition."""
+    values = {
+        "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE" if task.launch_type == "FARGATE" else "AWS_ECS_EC2",
+        "AWS_DEFAULT_REGION": region,
+        "AWS_REGION": region,
+    }
+    for source in (definition, override):
+        values.update({e["name"]: e.get("value", "") for e in source.get("environment", [])})
+    return values
+
+
+def _health_check(check: dict[str, Any] | None) -> HealthCheckSpec | None:
+    if not check or check["command"] == ["NONE"]:
+        return None
+    kind, *rest = check["command"]
+    command = ("/bin/sh", "-c", " ".join(rest)) if kind == "CMD-SHELL" else tuple(rest)
+    return HealthCheckSpec(
+        command=command,
+        interval_s=check.get("interval", 30),
+        timeout_s=check.get("timeout", 5),
+        retries=check.get("retries", 3),
+        start_period_s=check.get("startPeriod", 0),
+    )
+
+
+def _restart_policy(policy: dict[str, Any] | None) -> RestartPolicySpec | None:
+    if not policy or not policy.get("enabled"):
+        return None
+    return RestartPolicySpec(
+        ignored_exit_codes=tuple(policy.get("ignoredExitCodes", ())),
+        attempt_period_s=policy.get("restartAttemptPeriod", 300),
+    )
+
+
+def _log(task: Task, definition: dict[str, Any]) -> LogSpec:
+    configuration = definition.get("logConfiguration", {})
+    driver = configuration.get("logDriver", "")
+    options: dict[str, str] = configuration.get("options", {})
+    if driver != "awslogs":
+        return LogSpec()
+    prefix = options.get("awslogs-stream-prefix", "")
+    stream = f"{prefix}/{definition['name']}/{task.task_id}" if prefix else f"{definition['name']}/{task.task_id}"
+    return LogSpec(driver=driver, options=options, stream=stream)
+
+
+def _labels(task: Task, definition: dict[str, Any], region: str) -> dict[str, str]:
+    return {
+        **definition.get("dockerLabels", {}),
+        "com.amazonaws.ecs.cluster": task.cluster,
+        "com.amazonaws.ecs.container-name": definition["name"],
+        "com.amazonaws.ecs.task-definition-family": task.family,
+        "com.amazonaws.ecs.task-definition-version": str(task.revision),
+    }

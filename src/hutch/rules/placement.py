@@ -1,0 +1,222 @@
+"""Where a task goes: a snapshot of hosts and a queue in, placements and reasons for waiting out.
+
+Memory is a hard limit, CPU may be promised several times over (`cpu_overcommit`). Tasks are served in the order they
+were asked for; a task that does not fit does not hold up one behind it that does.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from hutch.model.host import ContainerInstance, Host, Reservation
+from hutch.model.task import Task
+from hutch.rules.placement_expression import matches
+
+
+class Candidate(msgspec.Struct, kw_only=True):
+    """A host with what is left of it while a plan is made."""
+
+    host: Host
+    cpu_left: int
+    memory_left_mib: int
+    task_count: int
+    instances: dict[str, ContainerInstance]
+    """Its memberships, by cluster."""
+    groups: set[tuple[str, str]]
+    """(cluster, task group) of the tasks it runs, for distinctInstance."""
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """A task and the host that has room for it."""
+
+    task: Task
+    host_id: str
+    container_instance_id: str
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that has to wait. `failure` is AWS's word for it (RESOURCE:MEMORY, ...)."""
+
+    task: Task
+    failure: str
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    placements: tuple[Placement, ...]
+    waiting: tuple[Waiting, ...]
+
+
+def candidate(
+    host: Host,
+    reservation: Reservation | None,
+    instances: Sequence[ContainerInstance],
+    groups: set[tuple[str, str]],
+    *,
+    cpu_overcommit: float,
+    memory_reserve_mib: int,
+) -> Candidate:
+    """A host as the planner sees it."""
+    used = reservation or Reservation(host_id=host.host_id)
+    return Candidate(
+        host=host,
+        cpu_left=int(host.cpu_units * cpu_overcommit) - used.cpu_units,
+        memory_left_mib=host.memory_mib - memory_reserve_mib - used.memory_mib,
+        task_count=used.task_count,
+        instances={i.cluster: i for i in instances},
+        groups=groups,
+    )
+
+
+def make_plan(queue: Sequence[Task], candidates: Sequence[Candidate]) -> Plan:
+    """Place as many of the queue as fit, in order."""
+    placements: list[Placement] = []
+    waiting: list[Waiting] = []
+    for task in queue:
+        fits, failure, reason = _feasible(task, candidates)
+        if not fits:
+            waiting.append(
+                Waiting(task=task, failure=failure, reason=f"position {len(waiting) + 1} in the queue: {reason}")
+            )
+            continue
+        chosen = _best(task, fits)
+        chosen.cpu_left -= task.cpu
+        chosen.memory_left_mib -= task.memory_mib
+        chosen.task_count += 1
+        chosen.groups.add((task.cluster, task.group))
+        instance = chosen.instances.get(task.cluster)
+        on_instance = instance is not None and task.launch_type != "FARGATE"
+        placements.append(
+            Placement(
+                task=task,
+                host_id=chosen.host.host_id,
+                container_instance_id=instance.instance_id if on_instance and instance else "",
+            )
+        )
+    return Plan(placements=tuple(placements), waiting=tuple(waiting))
+
+
+def _feasible(task: Task, candidates: Sequence[Candidate]) -> tuple[list[Candidate], str, str]:
+    """The hosts that can take the task; else the first filter that left none, in AWS's word and in ours."""
+    left = list(candidates)
+    for keep, failure, reason in _filters(task):
+        narrowed = [c for c in left if keep(c)]
+        if not narrowed:
+            return [], failure, reason(left)
+        left = narrowed
+    return left, "", ""
+
+
+_Filter = tuple[Callable[[Candidate], bool], str, Callable[[list[Candidate]], str]]
+
+
+def _filters(task: Task) -> list[_Filter]:
+    filters: list[_Filter] = [
+        (lambda c: c.host.connected, "AGENT", lambda _: "no host is connected"),
+        (lambda c: c.host.status == "ACTIVE", "AGENT", lambda _: "every connected host is draining"),
+        (
+            lambda c: any(d.healthy and task.launch_type in d.launch_types for d in c.host.drivers),
+            "ATTRIBUTE",
+            lambda left: f"no host can run launch type {task.launch_type}: {_driver_reasons(task, left)}",
+        ),
+    ]
+    if task.launch_type != "FARGATE":
+        filters += _instance_filters(task)
+    filters += [
+        (
+            lambda c: c.memory_left_mib >= task.memory_mib,
+            "RESOURCE:MEMORY",
+            lambda left: (
+                f"needs {task.memory_mib} MiB of memory, and the host with the most has "
+                f"{max(0, max(c.memory_left_mib for c in left))} MiB left; it starts when a task stops, or with a "
+                f"smaller memory size"
+            ),
+        ),
+        (
+            lambda c: c.cpu_left >= task.cpu,
+            "RESOURCE:CPU",
+            lambda left: (
+                f"needs {task.cpu} CPU units, and the host with the most has "
+                f"{max(0, max(c.cpu_left for c in left))} left (see --cpu-overcommit)"
+            ),
+        ),
+    ]
+    return filters
+
+
+def _instance_filters(task: Task) -> list[_Filter]:
+    def instance_ok(c: Candidate) -> bool:
+        instance = c.instances.get(task.cluster)
+        return instance is not None and instance.status == "ACTIVE"
+
+    filters: list[_Filter] = [
+        (
+            lambda c: task.cluster in c.instances,
+            "NO ACTIVE INSTANCES",
+            lambda _: f"no container instance in cluster {task.cluster} (see --host-clusters)",
+        ),
+        (instance_ok, "NO ACTIVE INSTANCES", lambda _: "every container instance of the cluster is draining"),
+    ]
+    if task.container_instance_id:
+        filters.append(
+            (
+                lambda c: c.instances[task.cluster].instance_id == task.container_instance_id,
+                "MISSING",
+                lambda _: f"container instance {task.container_instance_id} can't take tasks",
+            )
+        )
+    for constraint in task.placement_constraints:
+        filters.append(_constraint(task, constraint))
+    return filters
+
+
+def _constraint(task: Task, constraint: dict[str, str]) -> _Filter:
+    if constraint.get("type") == "distinctInstance":
+        return (
+            lambda c: (task.cluster, task.group) not in c.groups,
+            "MemberOf placement constraint unsatisfied",
+            lambda _: f"every instance already runs a task of group {task.group} (distinctInstance)",
+        )
+    expression = constraint.get("expression", "")
+    return (
+        lambda c: matches(expression, _subject(c, task.cluster)),
+        "MemberOf placement constraint unsatisfied",
+        lambda _: f"no container instance matches {expression!r}",
+    )
+
+
+def _subject(c: Candidate, cluster: str) -> dict[str, str]:
+    instance = c.instances[cluster]
+    values = {f"attribute:{k}": v for k, v in {**c.host.attributes, **instance.attributes}.items()}
+    values["agentConnected"] = "true" if c.host.connected else "false"
+    values["agentVersion"] = c.host.agent_version
+    values["runningTasksCount"] = str(c.task_count)
+    values["ec2InstanceId"] = c.host.host_id
+    values["registeredAt"] = str(instance.registered_at)
+    return values
+
+
+def _driver_reasons(task: Task, left: Sequence[Candidate]) -> str:
+    reasons = {
+        f"{d.name}: {d.reason or 'not healthy'}"
+        for c in left
+        for d in c.host.drivers
+        if task.launch_type in d.launch_types
+    }
+    return "; ".join(sorted(reasons)) or "no driver offers it (see --drivers and `hutch doctor`)"
+
+
+def _best(task: Task, fits: list[Candidate]) -> Candidate:
+    """By the task's strategies in order; by default the host with the most memory left (spread)."""
+
+    def rank(c: Candidate) -> tuple[float | str, ...]:
+        keys: list[float | str] = []
+        for strategy in task.placement_strategy:
+            if strategy.get("type") == "binpack":
+                keys.append(c.memory_left_mib if strategy.get("field") == "memory" else c.cpu_left)
+            elif strategy.get("type") == "spread":
+                keys.append(c.task_count)
+        keys += [-c.memory_left_mib, c.task_count, c.host.host_id]
+        return tuple(keys)
+
+    return min(fits, key=rank)
