@@ -14,7 +14,7 @@ from hutch.base.errors import LimitExceeded
 from hutch.base.ids import IdSource
 from hutch.control.ops.vpc import lease_address, lease_port, release_address, release_ports
 from hutch.model.host import Reservation
-from hutch.model.task import CauseLink, Endpoint, NetworkBinding, Task
+from hutch.model.task import CauseLink, Container, Endpoint, NetworkBinding, Task
 from hutch.rules import lifecycle, placement
 from hutch.store import tables
 from hutch.store.contract import Reader, Tx
@@ -103,7 +103,7 @@ def _bind(
     return replace(task, endpoints=tuple(endpoints), containers=_with_bindings(task, endpoints))
 
 
-def _with_bindings(task: Task, endpoints: Sequence[Endpoint]) -> tuple[object, ...]:
+def _with_bindings(task: Task, endpoints: Sequence[Endpoint]) -> tuple[Container, ...]:
     if not endpoints:
         return task.containers
     bindings = tuple(
