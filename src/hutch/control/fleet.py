@@ -1,0 +1,351 @@
+"""The control end of the host connections: takes reports in, sends assignments out.
+
+One `HostSession` per connected host. What a host reports is applied to the store in order, many reports in one unit
+of work, and acknowledged when it is durable. What a host should do is read from the store: everything on connect,
+then record by record as the change feed tells. Losing any message does no harm; the next connect repeats it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from hutch.base.clock import Clock
+from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
+from hutch.base.ids import IdSource
+from hutch.base.log import get_logger
+from hutch.control.ops.hosts import HostOps
+from hutch.control.ops.logs import LogOps
+from hutch.control.ops.placing import store_stopped
+from hutch.control.taskspec import task_spec
+from hutch.model.record import Cause
+from hutch.model.task import STOPPED, CauseLink, Phase, Task
+from hutch.rules import lifecycle
+from hutch.rules.facts import ObservedContainer, ObservedTask
+from hutch.store import tables
+from hutch.store.contract import Reader, Store, Tx
+from hutch.wire import fleet as wire
+from hutch.wire.codec import read_message, write_message
+
+log = get_logger(__name__)
+
+MAX_REPORTS_PER_WRITE = 256
+REQUEST_TIMEOUT_S = 900.0
+
+
+class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What every session needs."""
+
+    store: Store
+    clock: Clock
+    ids: IdSource
+    hosts: HostOps
+    logs: LogOps
+    region: str
+    account_id: str
+    platform_id: str
+    vpc_cidr: str
+
+
+class Fleet:
+    """All connected hosts of this control plane."""
+
+    def __init__(self, context: FleetContext) -> None:
+        self._context = context
+        self._sessions: dict[str, HostSession] = {}
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, socket_path: str) -> None:
+        """Serve host agents on a unix socket (mode 0600: only our own uid can connect)."""
+        self._server = await asyncio.start_unix_server(self._serve, socket_path)
+
+    async def close(self) -> None:
+        """End all sessions; tasks are not touched."""
+        if self._server:
+            self._server.close()
+        for session in list(self._sessions.values()):
+            session.close()
+        if self._server:
+            await self._server.wait_closed()
+
+    @property
+    def connected_host_ids(self) -> tuple[str, ...]:
+        return tuple(self._sessions)
+
+    async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Ask a host to do something; its result. Raises what the host answered, or `Unavailable`."""
+        session = self._sessions.get(host_id) or (
+            next(iter(self._sessions.values()), None) if not host_id else None
+        )
+        if session is None:
+            raise Unavailable(f"host {host_id or '(any)'} is not connected; `hutch doctor` says why")
+        return await session.request(verb, arguments)
+
+    async def dispatch_changes(self) -> None:
+        """For ever: tell hosts about task records that changed."""
+        store = self._context.store
+        seen = store.last_seq()
+        while True:
+            await store.wait_for_change(seen)
+            changes = store.changes(seen)
+            if changes is None:
+                seen = store.last_seq()
+                for session in list(self._sessions.values()):
+                    session.send_all()
+                continue
+            keys = {c.key for c in changes if c.table == tables.TASKS.name and c.version}
+            seen = changes[-1].seq if changes else seen
+            if keys:
+                with store.read() as reader:
+                    tasks = [reader.get(tables.TASKS, *key) for key in keys]
+                    for task in tasks:
+                        if task and task.host_id and (session := self._sessions.get(task.host_id)):
+                            session.send_task(reader, task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session: HostSession | None = None
+        try:
+            hello = await asyncio.wait_for(read_message(reader, wire.FromHost), 10)
+            if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL_VERSION:
+                log.warning("host refused", reason="no hello of protocol version 1")
+                return
+            session = HostSession(self._context, hello, reader, writer)
+            if old := self._sessions.get(hello.host_id):
+                old.close()
+            await session.welcome()
+            self._sessions[hello.host_id] = session
+            session.send_all()
+            await session.run()
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, Invalid) as error:
+            log.info("host connection ended", reason=str(error) or type(error).__name__)
+        except HutchError as error:
+            log.error("host session failed", reason=error.message)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            if session and self._sessions.get(session.host_id) is session:
+                del self._sessions[session.host_id]
+                await self._context.hosts.disconnected(session.host_id)
+
+
+class HostSession:
+    """One connection of one host."""
+
+    def __init__(
+        self,
+        context: FleetContext,
+        hello: wire.Hello,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._context = context
+        self._hello = hello
+        self._reader = reader
+        self._writer = writer
+        self.host_id = hello.host_id
+        self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(maxsize=4096)
+        self._log_batches: asyncio.Queue[wire.LogBatch] = asyncio.Queue(maxsize=256)
+        self._assigned: set[str] = set()
+        self._stopping: set[str] = set()
+        self._pending: dict[str, asyncio.Future[wire.Reply]] = {}
+
+    async def welcome(self) -> None:
+        """Record the host and take it in."""
+        acked = await self._context.hosts.connected(self.host_id, self._hello.fingerprint)
+        await self._context.hosts.images_reported(self.host_id, self._hello.local_images)
+        with self._context.store.read() as reader:
+            subnets = tuple((s.cidr, gateway_of(s.cidr)) for s in reader.scan(tables.SUBNETS))
+        self._send(
+            wire.Welcome(
+                host_id=self.host_id,
+                acked_seq=acked,
+                platform_id=self._context.platform_id,
+                vpc_cidr=self._context.vpc_cidr,
+                subnets=subnets,
+            )
+        )
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        async with asyncio.TaskGroup() as group:
+            workers = [group.create_task(self._apply_reports()), group.create_task(self._store_logs())]
+            try:
+                await self._receive()
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                for future in self._pending.values():
+                    if not future.done():
+                        future.set_exception(Unavailable("the host's connection ended before it answered"))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def send_all(self) -> None:
+        """Everything this host should run, whole."""
+        assign, stop = [], []
+        with self._context.store.read() as reader:
+            for task in reader.scan(tables.TASKS, self.host_id, index="by_host"):
+                spec = self._spec(reader, task)
+                if spec is None:
+                    continue
+                assign.append(spec)
+                self._assigned.add(task.task_id)
+                if task.desired_status == STOPPED:
+                    self._stopping.add(task.task_id)
+                    stop.append(_stop(task))
+        self._send(wire.Assignments(tasks=tuple(assign), stop=tuple(stop)))
+
+    def send_task(self, reader: Reader, task: Task) -> None:
+        """Bring the host up to date about one task of its own."""
+        if task.is_stopped:
+            self._assigned.discard(task.task_id)
+            self._stopping.discard(task.task_id)
+            self._send(wire.Forget(task_id=task.task_id))
+            return
+        if task.task_id not in self._assigned:
+            spec = self._spec(reader, task)
+            if spec is None:
+                return
+            self._assigned.add(task.task_id)
+            self._send(wire.Assign(task=spec))
+        if task.desired_status == STOPPED and task.task_id not in self._stopping:
+            self._stopping.add(task.task_id)
+            self._send(_stop(task))
+
+    async def request(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        request_id = self._context.ids.hex(16)
+        future: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = future
+        try:
+            self._send(wire.Request(request_id=request_id, verb=verb, arguments=arguments))
+            reply = await asyncio.wait_for(future, REQUEST_TIMEOUT_S)
+        finally:
+            del self._pending[request_id]
+        if reply.error:
+            kind = NotFound if reply.error_kind in ("NotFound", "ImageNotFound") else Invalid
+            raise kind(reply.error, code=reply.error_kind)
+        return reply.result
+
+    def _spec(self, reader: Reader, task: Task) -> wire.TaskSpec | None:
+        definition = reader.get(tables.TASK_DEFINITIONS, task.family, f"{task.revision:010d}")
+        if definition is None:
+            log.error("task has no definition", task=task.task_id, definition=f"{task.family}:{task.revision}")
+            return None
+        subnet = reader.get(tables.SUBNETS, task.network.subnet_id) if task.network else None
+        return task_spec(
+            task, definition, subnet, region=self._context.region, account_id=self._context.account_id
+        )
+
+    def _send(self, message: wire.ToHost) -> None:
+        if not self._writer.is_closing():
+            write_message(self._writer, message)
+
+    async def _receive(self) -> None:
+        while True:
+            message = await read_message(self._reader, wire.FromHost)
+            if isinstance(message, wire.Report):
+                await self._reports.put(message)
+            elif isinstance(message, wire.LogBatch):
+                await self._log_batches.put(message)
+            elif isinstance(message, wire.Reply):
+                future = self._pending.get(message.request_id)
+                if future and not future.done():
+                    future.set_result(message)
+
+    async def _apply_reports(self) -> None:
+        while True:
+            reports = await _drain(self._reports, MAX_REPORTS_PER_WRITE)
+            newest = reports[-1].seq
+            cause = Cause(id=f"{self.host_id}/{newest}", actor=f"host:{self.host_id}", action="report")
+            forget = await self._context.store.write(cause, self._reports_work(reports))
+            self._send(wire.Ack(seq=newest))
+            for task_id in forget:
+                self._send(wire.Forget(task_id=task_id))
+
+    def _reports_work(self, reports: list[wire.Report]) -> Callable[[Tx], list[str]]:
+        def work(tx: Tx) -> list[str]:
+            forget: list[str] = []
+            for report in reports:
+                found = tx.scan(tables.TASKS, report.facts.task_id, index="by_id")
+                if not found or found[0].host_id != self.host_id or found[0].is_stopped:
+                    if report.facts.status == STOPPED:
+                        forget.append(report.facts.task_id)
+                    continue
+                after = lifecycle.observed(found[0], _observed(report.facts))
+                if after is not found[0]:
+                    store_stopped(tx, found[0], after)
+            host = tx.get(tables.HOSTS, self.host_id)
+            if host and host.last_report_seq < reports[-1].seq:
+                tx.put(tables.HOSTS, replace(host, last_report_seq=reports[-1].seq))
+            return forget
+
+        return work
+
+    async def _store_logs(self) -> None:
+        while True:
+            batches = await _drain(self._log_batches, 64)
+            answers = await asyncio.gather(*(self._ingest(b) for b in batches))
+            for batch, error in zip(batches, answers, strict=True):
+                self._send(wire.LogAck(batch=batch.batch, error=error))
+
+    async def _ingest(self, batch: wire.LogBatch) -> str:
+        """Store a batch; what another try would not change is answered as an error, not raised."""
+        try:
+            await self._context.logs.ingest(batch.group, batch.stream, batch.create_group, batch.events)
+        except Unavailable:
+            raise
+        except HutchError as error:
+            return error.message
+        return ""
+
+
+async def _drain(queue: "asyncio.Queue[Any]", most: int) -> list[Any]:
+    """Wait for an item, then take what is there besides, up to `most`."""
+    items = [await queue.get()]
+    while len(items) < most and not queue.empty():
+        items.append(queue.get_nowait())
+    return items
+
+
+def gateway_of(cidr: str) -> str:
+    """The first address of a subnet, where the bridge answers: "172.31.16.0/20" gives "172.31.16.1"."""
+    head, _, last = cidr.partition("/")[0].rpartition(".")
+    return f"{head}.{int(last) + 1}"
+
+
+def _stop(task: Task) -> wire.Stop:
+    return wire.Stop(task_id=task.task_id, stop_code=task.stop_code, reason=task.stopped_reason)
+
+
+def _observed(facts: wire.TaskFacts) -> ObservedTask:
+    """The wire's facts in the model's words."""
+    return ObservedTask(
+        status=facts.status,
+        containers=tuple(
+            ObservedContainer(**{f: getattr(c, f) for f in ObservedContainer.__struct_fields__})
+            for c in facts.containers
+        ),
+        stop_code=facts.stop_code,
+        stopped_reason=facts.stopped_reason,
+        causes=tuple(
+            CauseLink(kind=c.kind, text=c.text, evidence=c.evidence, fix=c.fix) for c in facts.causes
+        ),
+        phases=tuple(
+            Phase(name=p.name, started_at=p.started_at, ended_at=p.ended_at, detail=p.detail)
+            for p in facts.phases
+        ),
+        network_ready_at=facts.network_ready_at,
+        pull_started_at=facts.pull_started_at,
+        pull_stopped_at=facts.pull_stopped_at,
+        started_at=facts.started_at,
+        stopping_at=facts.stopping_at,
+        execution_stopped_at=facts.execution_stopped_at,
+        stopped_at=facts.stopped_at,
+    )
+
+
