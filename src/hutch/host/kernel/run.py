@@ -127,3 +127,22 @@ def spawn_daemon(
         raise CommandFailed(argv, 127, b"", f"{argv[0]} is not installed".encode()) from None
     finally:
         os.close(fd)
+
+
+async def spawn_child(
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+    output_fd: int | None = None,
+) -> asyncio.subprocess.Process:
+    """Start a child that lives as long as we want it to; the caller waits for it. Output goes to ours, or to a fd."""
+    return await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output_fd,
+        stderr=output_fd,
+        env={**CLEAN_ENVIRONMENT, **(environment or {})},
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )

@@ -1,0 +1,225 @@
+"""The control plane process: store, use cases, controllers, fleet and API, put together.
+
+Run by the supervisor as `python -m hutch.apps.control --ready-fd N`; settings come in the environment.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import uvicorn
+
+from hutch.api.aws.ec2 import service as ec2_service
+from hutch.api.aws.ecs import service as ecs_service
+from hutch.api.aws.ecs.task_shapes import TaskShapes
+from hutch.api.aws.ecs.tasks import TaskHandlers
+from hutch.api.aws.logs import service as logs_service
+from hutch.api.aws.sts import service as sts_service
+from hutch.api.gateway.app import build_app
+from hutch.api.gateway.paging import Paging
+from hutch.api.native import native_routes
+from hutch.apps.paths import Paths
+from hutch.base.clock import SystemClock
+from hutch.base.errors import HutchError
+from hutch.base.ids import RandomIds
+from hutch.base.log import configure_logging, get_logger
+from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
+from hutch.control.fleet import Fleet, FleetContext
+from hutch.control.identity import Identity
+from hutch.control.ops.hosts import HostOps
+from hutch.control.ops.images import ImageOps
+from hutch.control.ops.logs import LogOps
+from hutch.control.ops.placing import PlacementLimits
+from hutch.control.ops.platform import ensure_platform
+from hutch.control.ops.tasks import TaskOps
+from hutch.settings import Settings, load_settings
+from hutch.store.logs_sqlite import SqliteLogStore
+from hutch.store.sqlite import SqliteStore
+
+log = get_logger(__name__)
+
+
+def main() -> int:
+    """Run until SIGTERM. Exit code 0 after an orderly end, 1 with one line of cause if it can't start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    ready_fd = parser.parse_args().ready_fd
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(settings, ready_fd))
+    except HutchError as error:
+        log.error("control plane can't go on", reason=error.message)
+        return 1
+    return 0
+
+
+def _loop_factory() -> Any:
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+async def _run(settings: Settings, ready_fd: int) -> None:
+    paths = Paths(settings)
+    paths.make()
+    clock, ids = SystemClock(), RandomIds()
+    store = SqliteStore(paths.state)
+    log_store = SqliteLogStore(paths.logs)
+    await store.open()
+    await log_store.open()
+    try:
+        platform = await ensure_platform(store, clock, ids, settings)
+        identity = Identity(store, clock, ids, account_id=settings.account_id)
+        await identity.ensure_root_key(paths.credentials)
+        limits = placement_limits(settings)
+        hosts = HostOps(
+            store,
+            clock,
+            ids,
+            clusters=tuple(settings.host_clusters.split(",")),
+            default_zone=f"{settings.region}a",
+        )
+        await hosts.all_disconnected()
+        logs = LogOps(log_store, clock)
+        fleet = Fleet(
+            FleetContext(
+                store=store,
+                clock=clock,
+                ids=ids,
+                hosts=hosts,
+                logs=logs,
+                region=settings.region,
+                account_id=settings.account_id,
+                platform_id=platform.identity.platform_id,
+                vpc_cidr=platform.vpc_cidr,
+            )
+        )
+        tasks = TaskOps(
+            store,
+            clock,
+            ids,
+            limits=limits,
+            wait_for_placement=settings.placement == "wait",
+            strict_aws=settings.strict_aws,
+        )
+        paging = Paging(platform.identity.token_key)
+        shapes = TaskShapes(settings.region, settings.account_id)
+        handlers = TaskHandlers(tasks, shapes, paging)
+        app = build_app(
+            services=[
+                ecs_service(
+                    store,
+                    clock,
+                    ids,
+                    paging,
+                    region=settings.region,
+                    account_id=settings.account_id,
+                    strict_aws=settings.strict_aws,
+                    more=handlers.operations(),
+                ),
+                logs_service(logs, paging, region=settings.region, account_id=settings.account_id),
+                sts_service(),
+                ec2_service(store, paging, region=settings.region, account_id=settings.account_id),
+            ],
+            identity=identity,
+            ids=ids,
+            clock=clock,
+            region=settings.region,
+            account_id=settings.account_id,
+            native_routes=native_routes(
+                tasks, ImageOps(store, fleet, paths.uploads), fleet, shapes, platform.identity
+            ),
+        )
+        loops: list[Coroutine[Any, Any, None]] = [
+            PlacementLoop(store, clock, ids, limits).run(),
+            RetentionLoop(
+                store, logs, clock, ids, stopped_task_retention_s=settings.stopped_task_retention_s
+            ).run(),
+            MembershipLoop(store, hosts).run(),
+            fleet.dispatch_changes(),
+        ]
+        await _serve(settings, paths, app, fleet, loops, ready_fd)
+    finally:
+        await log_store.close()
+        await store.close()
+
+
+async def _serve(
+    settings: Settings,
+    paths: Paths,
+    app: Any,
+    fleet: Fleet,
+    loops: list[Coroutine[Any, Any, None]],
+    ready_fd: int,
+) -> None:
+    """Serve the API and the fleet until SIGTERM, or until a loop fails (a bug: better to start anew)."""
+    host, _, port = settings.listen.rpartition(":")
+    config = uvicorn.Config(
+        app,
+        host=host.strip("[]"),
+        port=int(port),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http="httptools",
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        backlog=1024,
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    with contextlib.suppress(FileNotFoundError):
+        paths.fleet_socket.unlink()
+    await fleet.listen(str(paths.fleet_socket))
+    sockets = [config.bind_socket()]
+    running = [asyncio.create_task(c) for c in loops]
+    api = asyncio.create_task(server._serve(sockets))
+    stopper = asyncio.create_task(stop.wait())
+    gc.collect()
+    gc.freeze()
+    _tell_ready(ready_fd, settings)
+    done, _ = await asyncio.wait([api, stopper, *running], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    for task in running:
+        task.cancel()
+    await fleet.close()
+    await asyncio.gather(api, return_exceptions=True)
+    await asyncio.gather(*running, return_exceptions=True)
+    stopper.cancel()
+    for task in done:
+        if task is not stopper and task in running:
+            task.result()
+
+
+def _tell_ready(ready_fd: int, settings: Settings) -> None:
+    log.info("control plane ready", endpoint=f"http://{settings.listen}")
+    if ready_fd >= 0:
+        os.write(ready_fd, b"ready\n")
+        os.close(ready_fd)
+
+
+def placement_limits(settings: Settings) -> PlacementLimits:
+    """The settings that placement goes by."""
+    first, _, last = settings.ingress_ports.partition("-")
+    return PlacementLimits(
+        cpu_overcommit=settings.cpu_overcommit,
+        memory_reserve_mib=settings.memory_reserve_mib,
+        ingress_ports=(int(first), int(last or first)),
+    )
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

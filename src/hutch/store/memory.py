@@ -1,0 +1,183 @@
+"""The store in memory: for tests and simulations. As strict as the others, but gone with the process."""
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+
+from hutch.base.errors import StaleWrite
+from hutch.model.record import Cause, Record
+from hutch.store.contract import Change, IndexKey, Reader, Table, Tx
+from hutch.store.feed import FeedSignal
+from hutch.store.keys import after_prefix, encode_key
+from hutch.store.tables import ALL_TABLES
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+class _Index:
+    """Ordering keys in order, each with the primary key that it stands for."""
+
+    def __init__(self) -> None:
+        self._order: list[str] = []
+        self._primary: dict[str, str] = {}
+
+    def add(self, ordering: str, primary: str) -> None:
+        bisect.insort(self._order, ordering)
+        self._primary[ordering] = primary
+
+    def remove(self, ordering: str) -> None:
+        del self._order[bisect.bisect_left(self._order, ordering)]
+        del self._primary[ordering]
+
+    def between(self, low: str, high: str) -> list[str]:
+        return self._order[bisect.bisect_left(self._order, low) : bisect.bisect_left(self._order, high)]
+
+    def primary(self, ordering: str) -> str:
+        return self._primary[ordering]
+
+
+class _TableData:
+    def __init__(self, table: Table[Any]) -> None:
+        self.table = table
+        self.records: dict[str, Any] = {}
+        self.indexes: dict[str | None, _Index] = {None: _Index(), **{name: _Index() for name in table.indexes}}
+
+    def set(self, primary: str, record: Any) -> None:
+        self.unset(primary)
+        self.records[primary] = record
+        for name, index in self.indexes.items():
+            if (ordering := self._ordering(name, primary, record)) is not None:
+                index.add(ordering, primary)
+
+    def unset(self, primary: str) -> None:
+        old = self.records.pop(primary, None)
+        if old is None:
+            return
+        for name, index in self.indexes.items():
+            if (ordering := self._ordering(name, primary, old)) is not None:
+                index.remove(ordering)
+
+    def _ordering(self, name: str | None, primary: str, record: Any) -> str | None:
+        if name is None:
+            return primary
+        key = self.table.indexes[name](record)
+        return None if key is None else encode_key(key) + primary
+
+
+class _Handle:
+    """Reads, and writes that can be taken back."""
+
+    def __init__(self, tables: dict[str, _TableData]) -> None:
+        self._tables = tables
+        self.undo: list[tuple[_TableData, str, Any]] = []
+        self.changes: list[tuple[str, IndexKey, int]] = []
+
+    def get(self, table: Table[R], *key: str) -> R | None:
+        return self._tables[table.name].records.get(encode_key(key))
+
+    def scan(
+        self,
+        table: Table[R],
+        *prefix: str,
+        index: str | None = None,
+        after: IndexKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[R]:
+        data = self._tables[table.name]
+        low, high = encode_key(prefix), after_prefix(encode_key(prefix))
+        if after is not None and reverse:
+            high = min(high, encode_key(after))
+        elif after is not None:
+            low = max(low, encode_key(after) + "\x00")
+        order = data.indexes[index].between(low, high)
+        if reverse:
+            order = order[::-1]
+        return [data.records[data.indexes[index].primary(o)] for o in order[:limit]]
+
+    def count(self, table: Table[R], *prefix: str, index: str | None = None) -> int:
+        low = encode_key(prefix)
+        return len(self._tables[table.name].indexes[index].between(low, after_prefix(low)))
+
+    def put(self, table: Table[R], record: R) -> R:
+        data = self._tables[table.name]
+        primary = encode_key(table.key(record))
+        stored = data.records.get(primary)
+        if (stored.version if stored else 0) != record.version:
+            raise StaleWrite(f"{table.name} {table.key(record)} changed since it was read")
+        fresh = replace(record, version=record.version + 1)
+        self.undo.append((data, primary, stored))
+        data.set(primary, fresh)
+        self.changes.append((table.name, table.key(record), fresh.version))
+        return fresh
+
+    def delete(self, table: Table[R], *key: str) -> bool:
+        data = self._tables[table.name]
+        primary = encode_key(key)
+        stored = data.records.get(primary)
+        if stored is None:
+            return False
+        self.undo.append((data, primary, stored))
+        data.unset(primary)
+        self.changes.append((table.name, key, 0))
+        return True
+
+    def roll_back(self) -> None:
+        for data, primary, stored in reversed(self.undo):
+            if stored is None:
+                data.unset(primary)
+            else:
+                data.set(primary, stored)
+
+
+class MemoryStore:
+    """`hutch.store.contract.Store` in memory. `feed_length` bounds the change feed."""
+
+    def __init__(self, feed_length: int = 100_000) -> None:
+        self._tables = {t.name: _TableData(t) for t in ALL_TABLES}
+        self._feed: list[Change] = []
+        self._feed_length = feed_length
+        self._signal = FeedSignal()
+        self._reading = False
+
+    async def open(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
+
+    async def write(self, cause: Cause, work: Callable[[Tx], T]) -> T:
+        handle = _Handle(self._tables)
+        try:
+            result = work(handle)
+        except BaseException:
+            handle.roll_back()
+            raise
+        seq = self._signal.newest
+        for name, key, version in handle.changes:
+            seq += 1
+            self._feed.append(Change(seq=seq, table=name, key=key, version=version, cause=cause))
+        del self._feed[: -self._feed_length]
+        self._signal.advance(seq)
+        return result
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        yield _Handle(self._tables)
+
+    def last_seq(self) -> int:
+        return self._signal.newest
+
+    def changes(self, after: int, limit: int = 1000) -> Sequence[Change] | None:
+        oldest = self._feed[0].seq if self._feed else self._signal.newest + 1
+        if after + 1 < oldest and after < self._signal.newest:
+            return None
+        start = max(0, after + 1 - oldest)
+        return self._feed[start : start + limit]
+
+    async def wait_for_change(self, after: int) -> int:
+        return await self._signal.wait_beyond(after)
