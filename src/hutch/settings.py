@@ -67,7 +67,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(name="region", type=str, default="us-east-1", help="AWS region that the platform answers for."),
     Setting(
-        name="account_id", type=str, default="000000000000", check=_digits(12), help="AWS account id, 12 digits."
+        name="account_id",
+        type=str,
+        default="000000000000",
+        check=_digits(12),
+        help="AWS account id, 12 digits.",
     ),
     Setting(
         name="vpc_cidr",

@@ -220,6 +220,5 @@ def placement_limits(settings: Settings) -> PlacementLimits:
     )
 
 
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -58,6 +58,6 @@ def guest_dir(settings: Settings) -> Path:
 
 def settings_environment(settings: Settings) -> dict[str, str]:
     """The settings as variables for a child process, so that it parses the very same ones."""
-    return {
-        f"HUTCH_{name.upper()}": str(getattr(settings, name)) for name in settings.__struct_fields__
-    } | {k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ}
+    return {f"HUTCH_{name.upper()}": str(getattr(settings, name)) for name in settings.__struct_fields__} | {
+        k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ
+    }

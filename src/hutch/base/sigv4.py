@@ -64,7 +64,9 @@ def _from_header(authorization: str, headers: Mapping[str, str]) -> Scope:
         raise SignatureRefused("Incomplete", f"Authorization header requires '{missing[0]}' parameter.")
     timestamp = headers.get("x-amz-date", "")
     if not timestamp:
-        raise SignatureRefused("Incomplete", "Authorization header requires existence of an 'X-Amz-Date' header.")
+        raise SignatureRefused(
+            "Incomplete", "Authorization header requires existence of an 'X-Amz-Date' header."
+        )
     return _scope(parts["Credential"], parts["SignedHeaders"], parts["Signature"], timestamp, 0)
 
 
@@ -92,7 +94,9 @@ def _scope(credential: str, signed: str, signature: str, timestamp: str, expires
             "Incomplete", "Credential must be of the form <key>/<date>/<region>/<service>/aws4_request."
         )
     if parts[-4] != timestamp[:8]:
-        raise SignatureRefused("Mismatch", "Date in Credential scope does not match YYYYMMDD from the request date.")
+        raise SignatureRefused(
+            "Mismatch", "Date in Credential scope does not match YYYYMMDD from the request date."
+        )
     return Scope(
         access_key_id="/".join(parts[:-4]),
         date=parts[-4],

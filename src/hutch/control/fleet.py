@@ -119,7 +119,13 @@ class Fleet:
             self._sessions[hello.host_id] = session
             session.send_all()
             await session.run()
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, Invalid) as error:
+        except (
+            TimeoutError,
+            asyncio.IncompleteReadError,
+            ConnectionError,
+            msgspec.DecodeError,
+            Invalid,
+        ) as error:
             log.info("host connection ended", reason=str(error) or type(error).__name__)
         except HutchError as error:
             log.error("host session failed", reason=error.message)
@@ -234,7 +240,9 @@ class HostSession:
     def _spec(self, reader: Reader, task: Task) -> wire.TaskSpec | None:
         definition = reader.get(tables.TASK_DEFINITIONS, task.family, f"{task.revision:010d}")
         if definition is None:
-            log.error("task has no definition", task=task.task_id, definition=f"{task.family}:{task.revision}")
+            log.error(
+                "task has no definition", task=task.task_id, definition=f"{task.family}:{task.revision}"
+            )
             return None
         subnet = reader.get(tables.SUBNETS, task.network.subnet_id) if task.network else None
         return task_spec(
@@ -347,5 +355,3 @@ def _observed(facts: wire.TaskFacts) -> ObservedTask:
         execution_stopped_at=facts.execution_stopped_at,
         stopped_at=facts.stopped_at,
     )
-
-

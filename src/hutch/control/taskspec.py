@@ -181,7 +181,9 @@ def _log(task: Task, definition: dict[str, Any]) -> LogSpec:
     if driver != "awslogs":
         return LogSpec()
     prefix = options.get("awslogs-stream-prefix", "")
-    stream = f"{prefix}/{definition['name']}/{task.task_id}" if prefix else f"{definition['name']}/{task.task_id}"
+    stream = (
+        f"{prefix}/{definition['name']}/{task.task_id}" if prefix else f"{definition['name']}/{task.task_id}"
+    )
     return LogSpec(driver=driver, options=options, stream=stream)
 
 

@@ -64,7 +64,9 @@ def placed(task: Task, host_id: str, now: float) -> Task:
     )
 
 
-def stop_requested(task: Task, code: str, reason: str, by: str, now: float, kind: str = "StopRequested") -> Task:
+def stop_requested(
+    task: Task, code: str, reason: str, by: str, now: float, kind: str = "StopRequested"
+) -> Task:
     """The task after somebody asked for its end. The first to ask gives the reason; later ones change nothing."""
     if task.desired_status == STOPPED:
         return task

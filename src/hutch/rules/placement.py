@@ -76,7 +76,9 @@ def make_plan(queue: Sequence[Task], candidates: Sequence[Candidate]) -> Plan:
         fits, failure, reason = _feasible(task, candidates)
         if not fits:
             waiting.append(
-                Waiting(task=task, failure=failure, reason=f"position {len(waiting) + 1} in the queue: {reason}")
+                Waiting(
+                    task=task, failure=failure, reason=f"position {len(waiting) + 1} in the queue: {reason}"
+                )
             )
             continue
         chosen = _best(task, fits)

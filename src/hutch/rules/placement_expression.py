@@ -16,7 +16,9 @@ MAX_LENGTH = 2000
 MAX_DEPTH = 40
 MAX_WILDCARDS = 4
 
-_TOKEN = re.compile(r"\s*(?:(&&|\|\||==|!=|>=|<=|=~|!~|!exists|!in|!|>|<|\(|\)|\[|\]|,)|([^\s()\[\],!=<>&|~]+))")
+_TOKEN = re.compile(
+    r"\s*(?:(&&|\|\||==|!=|>=|<=|=~|!~|!exists|!in|!|>|<|\(|\)|\[|\]|,)|([^\s()\[\],!=<>&|~]+))"
+)
 _WORDS = {
     "equals": "==",
     "not_equals": "!=",

@@ -14,9 +14,7 @@ def encode_key(key: IndexKey) -> str:
 
 def decode_key(text: str) -> IndexKey:
     """The key again."""
-    return tuple(
-        e.replace("\x01\x01", "\x00").replace("\x01\x02", "\x01") for e in text.split("\x00")[:-1]
-    )
+    return tuple(e.replace("\x01\x01", "\x00").replace("\x01\x02", "\x01") for e in text.split("\x00")[:-1])
 
 
 def after_prefix(prefix: str) -> str:

@@ -44,7 +44,10 @@ class _TableData:
     def __init__(self, table: Table[Any]) -> None:
         self.table = table
         self.records: dict[str, Any] = {}
-        self.indexes: dict[str | None, _Index] = {None: _Index(), **{name: _Index() for name in table.indexes}}
+        self.indexes: dict[str | None, _Index] = {
+            None: _Index(),
+            **{name: _Index() for name in table.indexes},
+        }
 
     def set(self, primary: str, record: Any) -> None:
         self.unset(primary)

@@ -83,9 +83,7 @@ class _Handle:
             low, low_is_open = encode_key(after), True
         compare, order = (">" if low_is_open else ">="), ("DESC" if reverse else "ASC")
         if index is None:
-            sql = (
-                f"SELECT body FROM records WHERE tbl=? AND key{compare}? AND key<? ORDER BY key {order} LIMIT ?"
-            )
+            sql = f"SELECT body FROM records WHERE tbl=? AND key{compare}? AND key<? ORDER BY key {order} LIMIT ?"
             parameters: tuple[Any, ...] = (table.name, low, high, -1 if limit is None else limit)
         else:
             sql = (
@@ -153,7 +151,9 @@ class _Handle:
                     "DELETE FROM entries WHERE idx=? AND ordering=?", (idx, encode_key(old) + primary)
                 )
             if new is not None:
-                self._db.execute("INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary))
+                self._db.execute(
+                    "INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary)
+                )
 
     def _note(self, table: str, primary: str, version: int) -> None:
         self.changed += 1
@@ -250,7 +250,8 @@ class SqliteStore:
         if self._reader is None:
             raise Unavailable("the store is closed")
         rows = self._reader.execute(
-            "SELECT seq, tbl, key, version, cause FROM changes WHERE seq>? ORDER BY seq LIMIT ?", (after, limit)
+            "SELECT seq, tbl, key, version, cause FROM changes WHERE seq>? ORDER BY seq LIMIT ?",
+            (after, limit),
         ).fetchall()
         if after < self._signal.newest and (not rows or rows[0][0] != after + 1):
             return None

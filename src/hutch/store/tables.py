@@ -34,12 +34,9 @@ TASKS = Table(
     {
         "by_id": lambda r: (r.task_id,),
         "by_desired": lambda r: (r.cluster, r.desired_status),
+        "by_last": lambda r: (r.cluster, r.last_status),
         "by_host": lambda r: (r.host_id,) if r.host_id and not r.is_stopped else None,
-        "unplaced": lambda r: (
-            (f"{r.created_at:020.6f}",)
-            if not r.host_id and not r.is_stopped
-            else None
-        ),
+        "unplaced": lambda r: (f"{r.created_at:020.6f}",) if not r.host_id and not r.is_stopped else None,
         "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
     },
 )
@@ -58,7 +55,11 @@ ADDRESS_LEASES = Table(
     "address_leases",
     AddressLease,
     lambda r: (r.address,),
-    {"by_subnet": lambda r: (r.subnet_id,), "by_task": lambda r: (r.task_id,), "by_eni": lambda r: (r.eni_id,)},
+    {
+        "by_subnet": lambda r: (r.subnet_id,),
+        "by_task": lambda r: (r.task_id,),
+        "by_eni": lambda r: (r.eni_id,),
+    },
 )
 PORT_LEASES = Table(
     "port_leases",

@@ -109,10 +109,10 @@ class Gateway:
                 return await _stream(send, receive, answer, request_id)
         except Fault as fault:
             answer = faults.render(fault, protocol, namespace, version, request_id)
-        except Exception:  # noqa: BLE001 - the one place where a bug of ours becomes AWS's internal error
+        except Exception:
             log.exception("internal error", request_id=request_id, target=headers.get("x-amz-target", ""))
-            fault = Fault("InternalFailure", f"An internal error occurred; request id {request_id}.", 500)
-            answer = faults.render(fault, protocol, namespace, version, request_id)
+            internal = Fault("InternalFailure", f"An internal error occurred; request id {request_id}.", 500)
+            answer = faults.render(internal, protocol, namespace, version, request_id)
         return await _respond(send, answer, request_id)
 
     def _route(
@@ -121,12 +121,16 @@ class Gateway:
         """Service and operation of a request. Raises `Fault`."""
         target = headers.get("x-amz-target")
         if scope["method"] != "POST" or scope["path"] != "/":
-            raise Fault("UnknownOperationException", f"No operation at {scope['method']} {scope['path'][:100]}.", 404)
+            raise Fault(
+                "UnknownOperationException", f"No operation at {scope['method']} {scope['path'][:100]}.", 404
+            )
         if target:
             prefix, _, operation = target.rpartition(".")
             service = self.by_target.get(prefix)
             if service is None:
-                raise Fault("UnknownOperationException", f"hutch does not serve {prefix[:100] or target[:100]!r}.")
+                raise Fault(
+                    "UnknownOperationException", f"hutch does not serve {prefix[:100] or target[:100]!r}."
+                )
             if headers.get("content-type", "").partition(";")[0].strip() not in _JSON_TYPES:
                 raise Fault(
                     "SerializationException",
@@ -152,7 +156,9 @@ class Gateway:
         declared = headers.get("x-amz-content-sha256", digest)
         try:
             if declared not in (digest, sigv4.UNSIGNED_PAYLOAD):
-                raise SignatureRefused("Mismatch", "The body does not have the x-amz-content-sha256 it declares.")
+                raise SignatureRefused(
+                    "Mismatch", "The body does not have the x-amz-content-sha256 it declares."
+                )
             key, _ = self._identity.verify(
                 scope["method"], scope["raw_path"], scope["query_string"].decode("latin-1"), headers, declared
             )
@@ -172,7 +178,7 @@ class Gateway:
         except HutchError as error:
             status = 404 if isinstance(error, NotFound) else 400 if isinstance(error, Rejected) else 503
             body = _native_error(error.code or type(error).__name__, error.message, request_id)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception:
             log.exception("internal error", request_id=request_id, path=scope["path"])
             status, body = 500, _native_error("InternalFailure", "An internal error occurred.", request_id)
         await _respond(send, (status, [(b"content-type", b"application/json")], body), request_id)

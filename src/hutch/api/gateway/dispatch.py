@@ -37,7 +37,7 @@ class _Refusals:
     def __init__(self, coverage: Coverage) -> None:
         self._states: dict[str, str] = dict.fromkeys((*coverage.enforced, *coverage.inert), "")
         self._states |= dict(coverage.refused)
-        self._inner = {p[: i] for p in self._states for i in _dots(p)}
+        self._inner = {p[:i] for p in self._states for i in _dots(p)}
 
     def check(self, value: Mapping[str, Any]) -> None:
         for name, given in value.items():

@@ -44,7 +44,9 @@ _VALIDATION_CODES = {
 class Fault(Exception):
     """An error answer that is ready to be put into a protocol."""
 
-    def __init__(self, code: str, message: str, status: int = 400, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, code: str, message: str, status: int = 400, extra: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -88,7 +90,9 @@ def domain_fault(error: HutchError, service: Service, model: ServiceModel) -> Fa
 def render(fault: Fault, protocol: str, namespace: str, json_version: str, request_id: str) -> Response:
     """An error answer in a protocol."""
     if protocol in ("query", "ec2"):
-        body = error_xml(protocol, namespace, fault.code, fault.message, request_id, sender=fault.status < 500)
+        body = error_xml(
+            protocol, namespace, fault.code, fault.message, request_id, sender=fault.status < 500
+        )
         return fault.status, [(b"content-type", b"text/xml;charset=UTF-8")], body
     body = msgspec.json.encode({"__type": fault.code, "message": fault.message, **fault.extra})
     headers = [

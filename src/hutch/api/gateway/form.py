@@ -169,7 +169,9 @@ def _text(kind: str, value: Any) -> str:
     return str(value)
 
 
-def error_xml(protocol: str, namespace: str, code: str, message: str, request_id: str, *, sender: bool) -> bytes:
+def error_xml(
+    protocol: str, namespace: str, code: str, message: str, request_id: str, *, sender: bool
+) -> bytes:
     """An error answer in the query or ec2 protocol."""
     code, message, request_id = escape(code), escape(message), escape(request_id)
     if protocol == "ec2":

@@ -108,7 +108,9 @@ class Validators:
                 raise BadInput(f"{path} must be a map.", serialization=True)
             _check_range(len(value), shape, path, "items")
             return {
-                key(k, f"{path} (key)"): member(v, f"{path}.{k[:100]}") for k, v in value.items() if v is not None
+                key(k, f"{path} (key)"): member(v, f"{path}.{k[:100]}")
+                for k, v in value.items()
+                if v is not None
             }
 
         return check
@@ -181,8 +183,6 @@ def _string(shape: Shape) -> Validator:
     return check
 
 
-
-
 def _pattern(source: str | None) -> re.Pattern[str] | None:
     """The model's (Java) pattern as a Python one; None if it can't be said in Python, or could run for ever."""
     if not source or r"\p{" in source:
@@ -233,9 +233,15 @@ def undeclared_output(model: ServiceModel, shape_name: str, value: Any, path: st
                 problems += undeclared_output(model, shape.members[name].shape, given, f"{path}.{name}")
         return problems
     if shape.type == "list" and isinstance(value, list | tuple) and shape.member:
-        return [p for i, v in enumerate(value) for p in undeclared_output(model, shape.member.shape, v, f"{path}[{i}]")]
+        return [
+            p
+            for i, v in enumerate(value)
+            for p in undeclared_output(model, shape.member.shape, v, f"{path}[{i}]")
+        ]
     if shape.type == "map" and isinstance(value, dict) and shape.value:
-        return [p for k, v in value.items() for p in undeclared_output(model, shape.value.shape, v, f"{path}.{k}")]
+        return [
+            p for k, v in value.items() for p in undeclared_output(model, shape.value.shape, v, f"{path}.{k}")
+        ]
     wanted: dict[str, tuple[type, ...]] = {
         "string": (str,),
         "integer": (int,),

@@ -69,7 +69,9 @@ class PlacementLoop:
         cause = Cause(id=self._ids.uuid(), actor="controller:placement", action="place")
 
         def work(tx: Tx) -> int:
-            return len(commit_plan(tx, plan_for(tx, queue, self._limits), self._limits, self._ids, self._clock))
+            return len(
+                commit_plan(tx, plan_for(tx, queue, self._limits), self._limits, self._ids, self._clock)
+            )
 
         return await self._store.write(cause, work)
 

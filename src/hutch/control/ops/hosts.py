@@ -126,7 +126,9 @@ class HostOps:
 
     @staticmethod
     def _cause(host_id: str, action: str) -> Cause:
-        return Cause(id=f"{host_id}/{action}", actor=f"host:{host_id}" if host_id else "control", action=action)
+        return Cause(
+            id=f"{host_id}/{action}", actor=f"host:{host_id}" if host_id else "control", action=action
+        )
 
 
 def ensure_instance(tx: Tx, cluster: str, host_id: str, ids: IdSource, clock: Clock) -> ContainerInstance:

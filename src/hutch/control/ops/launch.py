@@ -17,7 +17,7 @@ from hutch.model.cluster import Cluster
 from hutch.model.task import LAUNCH_TYPES, Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.placement_expression import parse as parse_expression
-from hutch.rules.sizes import check_fargate_override, parse_cpu_units, parse_memory_mib
+from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
 
 MAX_COUNT = 10
 MAX_OVERRIDES_CHARACTERS = 8192
@@ -113,7 +113,7 @@ def _next_provider(strategy: Sequence[Mapping[str, Any]], given: Mapping[str, in
             return str(item["capacityProvider"])
     weights = [(str(i["capacityProvider"]), i.get("weight") or 0, i.get("base") or 0) for i in strategy]
     weighted = [w for w in weights if w[1] > 0] or weights
-    return min(weighted, key=lambda w: ((given[w[0]] - w[2] + 1) / max(w[1], 1e-9)))[0]
+    return min(weighted, key=lambda w: (given[w[0]] - w[2] + 1) / max(w[1], 1e-9))[0]
 
 
 def check_request(request: LaunchRequest, routes: Sequence[Route], definition: TaskDefinition) -> None:
@@ -141,7 +141,9 @@ def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinitio
     if route.launch_type not in definition.compatibilities:
         raise Invalid(f"Task definition does not support launch_type {route.launch_type}.")
     if not fargate and request.platform_version:
-        raise Invalid(f"The platform version must be null when specifying an {route.launch_type} launch type.")
+        raise Invalid(
+            f"The platform version must be null when specifying an {route.launch_type} launch type."
+        )
     if fargate and request.platform_version and request.platform_version not in PLATFORM_VERSIONS:
         raise Invalid(
             f"The platform version {request.platform_version} does not exist; use LATEST or 1.4.0.",
@@ -189,10 +191,12 @@ def new_task(
     """A task record in its first state. The definition and the request have been checked."""
     document = definition.document
     overrides = {c["name"]: c for c in request.overrides.get("containerOverrides", [])}
-    containers = tuple(_container(d, overrides.get(d["name"], {}), ids) for d in document["containerDefinitions"])
+    containers = tuple(
+        _container(d, overrides.get(d["name"], {}), ids) for d in document["containerDefinitions"]
+    )
     cpu, memory = _size(request.overrides, document, containers)
     fargate = route.launch_type == "FARGATE"
-    if fargate and (message := check_fargate_override(cpu, memory)) and strict_aws:
+    if fargate and (message := check_fargate_size(cpu, memory)) and strict_aws:
         raise Invalid(message, code="ClientException")
     tags = dict(request.tags)
     if request.propagate_tags == "TASK_DEFINITION":

@@ -71,19 +71,24 @@ def commit_plan(
             cause = CauseLink(kind="NetworkUnavailable", text=refusal.message)
             tx.put(tables.TASKS, lifecycle.never_ran(current, refusal.message, (cause,), clock.now()))
             continue
-        task = replace(task, container_instance_id=decision.container_instance_id or task.container_instance_id)
+        task = replace(
+            task, container_instance_id=decision.container_instance_id or task.container_instance_id
+        )
         reserve(tx, decision.host_id, task, +1)
         placed.append(tx.put(tables.TASKS, lifecycle.placed(task, decision.host_id, clock.now())))
     for waiting in plan.waiting:
         current = tx.get(tables.TASKS, waiting.task.cluster, waiting.task.task_id)
-        if current and not current.host_id and not current.is_stopped and current.waiting_reason != waiting.reason:
+        if (
+            current
+            and not current.host_id
+            and not current.is_stopped
+            and current.waiting_reason != waiting.reason
+        ):
             tx.put(tables.TASKS, replace(current, waiting_reason=waiting.reason))
     return placed
 
 
-def _bind(
-    tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSource, clock: Clock
-) -> Task:
+def _bind(tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSource, clock: Clock) -> Task:
     """Give the task its address and its published ports. Raises `LimitExceeded`."""
     if task.requested_subnets and task.network_mode not in ("host", "none"):
         subnet_id = task.requested_subnets[int(task.task_id[:8], 16) % len(task.requested_subnets)]
@@ -94,9 +99,7 @@ def _bind(
     try:
         for wanted, container_port in task.publish:
             port = lease_port(tx, host_id, wanted, limits.ingress_ports, task.task_id, container_port)
-            endpoints.append(
-                Endpoint(name=task.endpoint_name, host_port=port, container_port=container_port)
-            )
+            endpoints.append(Endpoint(name=task.endpoint_name, host_port=port, container_port=container_port))
     except LimitExceeded:
         release_all(tx, task)
         raise

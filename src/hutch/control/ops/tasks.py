@@ -66,7 +66,12 @@ class TaskOps:
         self._strict_aws = strict_aws
 
     async def run(
-        self, cause: Cause, cluster: str, reference: str, request: LaunchRequest, request_input: dict[str, Any]
+        self,
+        cause: Cause,
+        cluster: str,
+        reference: str,
+        request: LaunchRequest,
+        request_input: dict[str, Any],
     ) -> tuple[list[Task], list[Failure]]:
         """RunTask. The same client token with the same request gives the same tasks again; with another,
         `Conflict`."""
@@ -75,7 +80,9 @@ class TaskOps:
             cluster_record = active_cluster(tx, cluster)
             digest = launch.request_digest(cause.actor, request_input)
             scope = f"RunTask/{cluster_record.name}"
-            if request.client_token and (before := tx.get(tables.IDEMPOTENCY_TOKENS, scope, request.client_token)):
+            if request.client_token and (
+                before := tx.get(tables.IDEMPOTENCY_TOKENS, scope, request.client_token)
+            ):
                 return self._replay(tx, before, digest), []
             definition = resolve_task_definition(tx, reference)
             tasks = self._create(tx, request, cluster_record, definition)
@@ -229,7 +236,7 @@ class TaskOps:
                     found.append(record)
             return found, missing
 
-    def list(
+    def page(
         self, cluster: str, wanted: TaskFilter, after: IndexKey | None, limit: int
     ) -> tuple[list[Task], bool]:
         """ListTasks: a page of tasks in index order, and whether there are more."""
@@ -285,7 +292,8 @@ def _wanted(task: Task, wanted: TaskFilter) -> bool:
         and (not wanted.service_name or task.group == f"service:{short_name(wanted.service_name)}")
         and (not wanted.launch_type or task.launch_type == wanted.launch_type)
         and (
-            not wanted.container_instance or task.container_instance_id == short_name(wanted.container_instance)
+            not wanted.container_instance
+            or task.container_instance_id == short_name(wanted.container_instance)
         )
     )
 
@@ -293,4 +301,6 @@ def _wanted(task: Task, wanted: TaskFilter) -> bool:
 def stopped_before(reader: Reader, moment: float, limit: int) -> list[Task]:
     """The longest stopped tasks that ended before `moment` (epoch seconds)."""
     oldest = reader.scan(tables.TASKS, index="stopped", limit=limit)
-    return [t for t in oldest if t.last_status == STOPPED and t.stopped_at is not None and t.stopped_at < moment]
+    return [
+        t for t in oldest if t.last_status == STOPPED and t.stopped_at is not None and t.stopped_at < moment
+    ]

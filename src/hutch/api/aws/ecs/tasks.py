@@ -162,7 +162,7 @@ class TaskHandlers:
         )
         token = given.get("nextToken")
         after = self._paging.decode_token("ListTasks", token) if token else None
-        tasks, more = self._ops.list(given.get("cluster", ""), wanted, after, limit)
+        tasks, more = self._ops.page(given.get("cluster", ""), wanted, after, limit)
         answer: dict[str, Any] = {"taskArns": [self._shapes.task_arn(t) for t in tasks]}
         if more:
             last = tasks[-1]

@@ -1,0 +1,214 @@
+"""Task definition operations: shape in, one use case, shape out."""
+
+from typing import Any
+
+from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list, without_none
+from hutch.api.gateway.operation import Coverage, Operation, Request
+from hutch.api.gateway.paging import Paging
+from hutch.control.ops.taskdefs import TaskDefinitionOps
+from hutch.model.taskdef import TaskDefinition
+from hutch.rules.tags import tags_from_list
+
+_LATER = "comes with a later version"
+_C = "containerDefinitions"
+_REGISTER = Coverage(
+    enforced=(
+        "family",
+        "networkMode",
+        "cpu",
+        "memory",
+        "tags",
+        "requiresCompatibilities",
+        "placementConstraints",
+        "ephemeralStorage",
+        "runtimePlatform.cpuArchitecture",
+        "volumes.name",
+        "volumes.host",
+        *(
+            f"{_C}.{m}"
+            for m in (
+                "name",
+                "image",
+                "cpu",
+                "memory",
+                "memoryReservation",
+                "portMappings.containerPort",
+                "portMappings.hostPort",
+                "portMappings.protocol",
+                "portMappings.name",
+                "essential",
+                "restartPolicy",
+                "entryPoint",
+                "command",
+                "environment",
+                "mountPoints",
+                "linuxParameters.capabilities",
+                "linuxParameters.initProcessEnabled",
+                "linuxParameters.sharedMemorySize",
+                "linuxParameters.tmpfs",
+                "dependsOn",
+                "startTimeout",
+                "stopTimeout",
+                "hostname",
+                "user",
+                "workingDirectory",
+                "privileged",
+                "readonlyRootFilesystem",
+                "dnsServers",
+                "dnsSearchDomains",
+                "extraHosts",
+                "dockerLabels",
+                "ulimits",
+                "logConfiguration.logDriver",
+                "logConfiguration.options",
+                "healthCheck",
+                "systemControls",
+                "pseudoTerminal",
+            )
+        ),
+    ),
+    inert={
+        "taskRoleArn": f"task roles {_LATER}; no credentials are given to the task",
+        "executionRoleArn": "hutch itself pulls and ships logs; no role is needed",
+        "runtimePlatform.operatingSystemFamily": "every task runs Linux",
+        f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",
+        f"{_C}.interactive": "standard input of a task leads nowhere",
+        f"{_C}.versionConsistency": "an image is resolved to its digest at each start",
+        "enableFaultInjection": "shown only; the endpoint is not served",
+    },
+    refused={
+        "pidMode": _LATER,
+        "ipcMode": _LATER,
+        "proxyConfiguration": "App Mesh was retired by AWS",
+        "inferenceAccelerators": "Elastic Inference was retired by AWS",
+        "volumes.configuredAtLaunch": _LATER,
+        "volumes.dockerVolumeConfiguration": _LATER,
+        "volumes.efsVolumeConfiguration": _LATER,
+        "volumes.fsxWindowsFileServerVolumeConfiguration": "hutch runs Linux",
+        f"{_C}.repositoryCredentials": f"Secrets Manager {_LATER}; use --registry-auth-file",
+        f"{_C}.portMappings.containerPortRange": _LATER,
+        f"{_C}.links": "Docker's legacy links; containers of a task share one network",
+        f"{_C}.environmentFiles": _LATER,
+        f"{_C}.volumesFrom": _LATER,
+        f"{_C}.linuxParameters.devices": _LATER,
+        f"{_C}.linuxParameters.maxSwap": "tasks have no swap",
+        f"{_C}.linuxParameters.swappiness": "tasks have no swap",
+        f"{_C}.secrets": f"Secrets Manager and SSM parameters {_LATER}",
+        f"{_C}.disableNetworking": _LATER,
+        f"{_C}.dockerSecurityOptions": "Docker's; a task has a kernel of its own",
+        f"{_C}.logConfiguration.secretOptions": _LATER,
+        f"{_C}.resourceRequirements": "hutch offers no GPUs",
+        f"{_C}.firelensConfiguration": _LATER,
+        f"{_C}.credentialSpecs": "Active Directory credentials are not served",
+    },
+)
+
+
+class TaskDefinitionHandlers:
+    """The task definition operations of ECS."""
+
+    def __init__(self, ops: TaskDefinitionOps, arns: Arns, paging: Paging) -> None:
+        self._ops = ops
+        self._arns = arns
+        self._paging = paging
+
+    def operations(self) -> tuple[Operation, ...]:
+        def op(name: str, handler: Any, *enforced: str) -> Operation:
+            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced))
+
+        return (
+            Operation(name="RegisterTaskDefinition", handler=self.register, coverage=_REGISTER),
+            op("DescribeTaskDefinition", self.describe, "taskDefinition", "include"),
+            op("DeregisterTaskDefinition", self.deregister, "taskDefinition"),
+            op("DeleteTaskDefinitions", self.delete, "taskDefinitions"),
+            op(
+                "ListTaskDefinitions",
+                self.list_revisions,
+                "familyPrefix",
+                "status",
+                "sort",
+                "nextToken",
+                "maxResults",
+            ),
+            op(
+                "ListTaskDefinitionFamilies",
+                self.list_families,
+                "familyPrefix",
+                "status",
+                "nextToken",
+                "maxResults",
+            ),
+        )
+
+    async def register(self, request: Request) -> dict[str, Any]:
+        tags = tags_from_list(request.input.get("tags", ()))
+        definition = await self._ops.register(cause_of(request), request.input, tags)
+        return {"taskDefinition": self._shape(definition), "tags": tag_list(definition.tags)}
+
+    async def describe(self, request: Request) -> dict[str, Any]:
+        definition = self._ops.describe(request.input["taskDefinition"])
+        answer: dict[str, Any] = {"taskDefinition": self._shape(definition)}
+        if "TAGS" in request.input.get("include", ()):
+            answer["tags"] = tag_list(definition.tags)
+        return answer
+
+    async def deregister(self, request: Request) -> dict[str, Any]:
+        definition = await self._ops.deregister(cause_of(request), request.input["taskDefinition"])
+        return {"taskDefinition": self._shape(definition)}
+
+    async def delete(self, request: Request) -> dict[str, Any]:
+        deleted, failures = await self._ops.delete(cause_of(request), request.input["taskDefinitions"])
+        return {
+            "taskDefinitions": [self._shape(d) for d in deleted],
+            "failures": [{"arn": a, "reason": r} for a, r in failures],
+        }
+
+    async def list_revisions(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        scope = f"ListTaskDefinitions/{given.get('familyPrefix', '')}/{given.get('sort', 'ASC')}"
+        page, more = self._ops.page(
+            given.get("familyPrefix", ""),
+            given.get("status", "ACTIVE"),
+            page_start(self._paging, scope, given),
+            page_size(given),
+            newest_first=given.get("sort") == "DESC",
+        )
+        answer: dict[str, Any] = {
+            "taskDefinitionArns": [self._arns.of("task-definition", d.name) for d in page]
+        }
+        if more:
+            last = page[-1]
+            answer["nextToken"] = self._paging.encode_token(scope, (last.family, f"{last.revision:010d}"))
+        return answer
+
+    async def list_families(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        scope = "ListTaskDefinitionFamilies"
+        page, more = self._ops.families(
+            given.get("familyPrefix", ""),
+            given.get("status", "ACTIVE"),
+            page_start(self._paging, scope, given),
+            page_size(given),
+        )
+        answer: dict[str, Any] = {"families": page}
+        if more:
+            answer["nextToken"] = self._paging.encode_token(scope, (page[-1],))
+        return answer
+
+    def _shape(self, definition: TaskDefinition) -> dict[str, Any]:
+        """The `TaskDefinition` shape: what was registered, and what AWS adds."""
+        return without_none(
+            {
+                **definition.document,
+                "taskDefinitionArn": self._arns.of("task-definition", definition.name),
+                "family": definition.family,
+                "revision": definition.revision,
+                "status": definition.status,
+                "requiresAttributes": [{"name": n} for n in definition.requires_attributes],
+                "compatibilities": list(definition.compatibilities),
+                "registeredAt": definition.registered_at,
+                "registeredBy": definition.registered_by,
+                "deregisteredAt": definition.deregistered_at,
+                "deleteRequestedAt": definition.delete_requested_at,
+            }
+        )

@@ -1,0 +1,336 @@
+"""Use cases of clusters, their capacity providers, container instances and account settings."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from hutch.base.clock import Clock
+from hutch.base.errors import Invalid, NotFound
+from hutch.control.ops.tasks import active_cluster
+from hutch.model.cluster import AccountSetting, Cluster
+from hutch.model.host import ContainerInstance, Host, Reservation
+from hutch.model.record import Cause
+from hutch.model.task import RUNNING, STOPPED
+from hutch.rules.arns import short_name
+from hutch.rules.placement_expression import parse as parse_expression
+from hutch.store import tables
+from hutch.store.contract import IndexKey, Reader, Store, Tx
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+PROVIDERS = ("FARGATE", "FARGATE_SPOT")
+SETTING_NAMES = ("containerInsights",)
+ACCOUNT_SETTING_DEFAULTS = {
+    "serviceLongArnFormat": "enabled",
+    "taskLongArnFormat": "enabled",
+    "containerInstanceLongArnFormat": "enabled",
+    "awsvpcTrunking": "disabled",
+    "containerInsights": "disabled",
+    "fargateFIPSMode": "disabled",
+    "tagResourceAuthorization": "off",
+    "fargateTaskRetirementWaitPeriod": "7",
+    "guardDutyActivate": "off",
+    "defaultLogDriverMode": "non-blocking",
+}
+_ACCOUNT_SETTING_VALUES = {
+    "tagResourceAuthorization": ("on", "off"),
+    "guardDutyActivate": ("on", "off"),
+    "fargateTaskRetirementWaitPeriod": ("0", "7", "14"),
+    "defaultLogDriverMode": ("blocking", "non-blocking"),
+    "containerInsights": ("enabled", "disabled", "enhanced"),
+}
+
+
+class ClusterCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """What DescribeClusters counts."""
+
+    running: int
+    pending: int
+    instances: int
+    by_type: dict[str, int] = {}
+
+
+class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A container instance with its host and what the host has promised."""
+
+    instance: ContainerInstance
+    host: Host
+    reservation: Reservation
+    running: int
+    pending: int
+
+
+class ClusterOps:
+    """Cluster use cases."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def create(self, cause: Cause, name: str, given: dict[str, Any], tags: dict[str, str]) -> Cluster:
+        """A cluster; one of that name that is there already is returned as it is."""
+        if not _NAME.fullmatch(name):
+            raise Invalid("Cluster name must have 1 to 255 letters, digits, '-' and '_'.")
+
+        def work(tx: Tx) -> Cluster:
+            before = tx.get(tables.CLUSTERS, name)
+            if before and before.status == "ACTIVE":
+                return before
+            fresh = _configured(Cluster(name=name, created_at=self._clock.now(), tags=tags), given)
+            return tx.put(tables.CLUSTERS, replace(fresh, version=before.version if before else 0))
+
+        return await self._store.write(cause, work)
+
+    async def update(self, cause: Cause, reference: str, given: dict[str, Any]) -> Cluster:
+        """Change settings, configuration, capacity providers or Service Connect defaults."""
+
+        def work(tx: Tx) -> Cluster:
+            before = active_cluster(tx, reference)
+            after = _configured(before, given)
+            return before if after == before else tx.put(tables.CLUSTERS, after)
+
+        return await self._store.write(cause, work)
+
+    async def delete(self, cause: Cause, reference: str) -> Cluster:
+        """ACTIVE to INACTIVE; refused while tasks are there. Instances that joined by themselves leave by themselves."""
+
+        def work(tx: Tx) -> Cluster:
+            cluster = active_cluster(tx, reference)
+            if any(not t.is_stopped for t in tx.scan(tables.TASKS, cluster.name)):
+                raise Invalid(
+                    "The Cluster cannot be deleted while Tasks are active.",
+                    code="ClusterContainsTasksException",
+                )
+            for instance in tx.scan(tables.CONTAINER_INSTANCES, cluster.name):
+                tx.delete(tables.CONTAINER_INSTANCES, cluster.name, instance.instance_id)
+            return tx.put(tables.CLUSTERS, replace(cluster, status="INACTIVE"))
+
+        return await self._store.write(cause, work)
+
+    def describe(self, references: Sequence[str]) -> tuple[list[tuple[Cluster, ClusterCounts]], list[str]]:
+        """(found with counts, missing); without names the default cluster."""
+        if len(references) > 100:
+            raise Invalid("clusters can have at most 100 items.")
+        with self._store.read() as reader:
+            found, missing = [], []
+            for reference in references or ("default",):
+                cluster = reader.get(tables.CLUSTERS, short_name(reference))
+                if cluster is None:
+                    missing.append(reference)
+                else:
+                    found.append((cluster, _counts(reader, cluster.name)))
+            return found, missing
+
+    def page(self, after: IndexKey | None, limit: int) -> tuple[list[Cluster], bool]:
+        """A page of ACTIVE clusters."""
+        with self._store.read() as reader:
+            page = [c for c in reader.scan(tables.CLUSTERS, after=after) if c.status == "ACTIVE"]
+        return page[:limit], len(page) > limit
+
+
+def _configured(cluster: Cluster, given: dict[str, Any]) -> Cluster:
+    if "settings" in given:
+        for setting in given["settings"]:
+            if setting.get("name") not in SETTING_NAMES:
+                raise Invalid(f"Unknown cluster setting {setting.get('name')!r}.")
+            if setting.get("value") not in ("enabled", "disabled", "enhanced"):
+                raise Invalid("containerInsights must be enabled, enhanced or disabled.")
+        cluster = replace(cluster, settings={s["name"]: s["value"] for s in given["settings"]})
+    if "configuration" in given:
+        cluster = replace(cluster, configuration=given["configuration"])
+    if "serviceConnectDefaults" in given:
+        cluster = replace(cluster, service_connect_defaults=given["serviceConnectDefaults"])
+    if "capacityProviders" in given:
+        unknown = [p for p in given["capacityProviders"] if p not in PROVIDERS]
+        if unknown:
+            raise Invalid(f"The specified capacity provider '{unknown[0]}' was not found.")
+        cluster = replace(cluster, capacity_providers=tuple(dict.fromkeys(given["capacityProviders"])))
+    if "defaultCapacityProviderStrategy" in given:
+        strategy = tuple(given["defaultCapacityProviderStrategy"])
+        for item in strategy:
+            if item["capacityProvider"] not in cluster.capacity_providers:
+                raise Invalid(
+                    f"The capacity provider '{item['capacityProvider']}' is not associated with the cluster."
+                )
+        cluster = replace(cluster, default_capacity_provider_strategy=strategy)
+    return cluster
+
+
+def _counts(reader: Reader, name: str) -> ClusterCounts:
+    running = reader.count(tables.TASKS, name, RUNNING, index="by_last")
+    pending = sum(
+        reader.count(tables.TASKS, name, s, index="by_last")
+        for s in ("PROVISIONING", "PENDING", "ACTIVATING")
+    )
+    return ClusterCounts(
+        running=running, pending=pending, instances=reader.count(tables.CONTAINER_INSTANCES, name)
+    )
+
+
+class InstanceOps:
+    """Container instance use cases."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def describe(self, cluster: str, references: Sequence[str]) -> tuple[list[InstanceView], list[str]]:
+        """(found, missing)."""
+        if not 1 <= len(references) <= 100:
+            raise Invalid("containerInstances must name 1 to 100 instances.")
+        with self._store.read() as reader:
+            name = active_cluster(reader, cluster).name
+            found, missing = [], []
+            for reference in references:
+                instance = reader.get(tables.CONTAINER_INSTANCES, name, short_name(reference))
+                if instance is None:
+                    missing.append(reference)
+                else:
+                    found.append(_view(reader, instance))
+            return found, missing
+
+    def page(
+        self, cluster: str, status: str, expression: str, after: IndexKey | None, limit: int
+    ) -> tuple[list[ContainerInstance], bool]:
+        """A page, filtered by status ("" for all but INACTIVE) and by the cluster query language."""
+        wanted = parse_expression(expression) if expression else None
+        with self._store.read() as reader:
+            name = active_cluster(reader, cluster).name
+            page = []
+            for instance in reader.scan(tables.CONTAINER_INSTANCES, name, after=after):
+                if status and instance.status != status:
+                    continue
+                view = _view(reader, instance)
+                subject = {
+                    f"attribute:{k}": v for k, v in {**view.host.attributes, **instance.attributes}.items()
+                }
+                subject |= {
+                    "agentConnected": "true" if view.host.connected else "false",
+                    "agentVersion": view.host.agent_version,
+                    "runningTasksCount": str(view.running),
+                }
+                if wanted is None or wanted(subject):
+                    page.append(instance)
+        return page[:limit], len(page) > limit
+
+    async def set_status(
+        self, cause: Cause, cluster: str, references: Sequence[str], status: str
+    ) -> tuple[list[InstanceView], list[str]]:
+        """ACTIVE or DRAINING. A draining instance gets no new tasks; what runs on it is left alone."""
+        if not 1 <= len(references) <= 10:
+            raise Invalid("containerInstances must name 1 to 10 instances.")
+        if status not in ("ACTIVE", "DRAINING"):
+            raise Invalid("status must be ACTIVE or DRAINING.")
+
+        def work(tx: Tx) -> tuple[list[InstanceView], list[str]]:
+            name = active_cluster(tx, cluster).name
+            found, missing = [], []
+            for reference in references:
+                instance = tx.get(tables.CONTAINER_INSTANCES, name, short_name(reference))
+                if instance is None:
+                    missing.append(reference)
+                    continue
+                if instance.status != status:
+                    instance = tx.put(tables.CONTAINER_INSTANCES, replace(instance, status=status))
+                found.append(_view(tx, instance))
+            return found, missing
+
+        return await self._store.write(cause, work)
+
+    async def put_attributes(self, cause: Cause, cluster: str, attributes: Sequence[dict[str, str]]) -> None:
+        """Set custom attributes of instances, or remove those whose value is None."""
+        if not 1 <= len(attributes) <= 10:
+            raise Invalid("attributes must have 1 to 10 items.")
+
+        def work(tx: Tx) -> None:
+            name = active_cluster(tx, cluster).name
+            for attribute in attributes:
+                instance = tx.get(tables.CONTAINER_INSTANCES, name, short_name(attribute.get("targetId", "")))
+                if instance is None:
+                    raise NotFound("The specified target was not found.", code="TargetNotFoundException")
+                kept = {k: v for k, v in instance.attributes.items() if k != attribute["name"]}
+                if "value" in attribute:
+                    kept[attribute["name"]] = attribute["value"]
+                tx.put(tables.CONTAINER_INSTANCES, replace(instance, attributes=kept))
+
+        await self._store.write(cause, work)
+
+
+def _view(reader: Reader, instance: ContainerInstance) -> InstanceView:
+    host = reader.get(tables.HOSTS, instance.host_id) or Host(host_id=instance.host_id, name="")
+    tasks = [
+        t
+        for t in reader.scan(tables.TASKS, instance.host_id, index="by_host")
+        if t.container_instance_id == instance.instance_id
+    ]
+    running = sum(1 for t in tasks if t.last_status == RUNNING)
+    return InstanceView(
+        instance=instance,
+        host=host,
+        reservation=reader.get(tables.RESERVATIONS, instance.host_id)
+        or Reservation(host_id=instance.host_id),
+        running=running,
+        pending=sum(1 for t in tasks if t.desired_status != STOPPED and t.last_status != RUNNING),
+    )
+
+
+class AccountSettingOps:
+    """ECS account settings: kept and shown. Which of them have an effect is in the coverage page."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def put(self, cause: Cause, principal_arn: str, name: str, value: str) -> AccountSetting:
+        """Set one for a principal ("" for the account's default)."""
+        if name not in ACCOUNT_SETTING_DEFAULTS:
+            raise Invalid(f"Unknown account setting {name!r}.")
+        allowed = _ACCOUNT_SETTING_VALUES.get(name, ("enabled", "disabled"))
+        if value not in allowed:
+            raise Invalid(f"{name} must be one of {', '.join(allowed)}.")
+
+        def work(tx: Tx) -> AccountSetting:
+            before = tx.get(tables.ACCOUNT_SETTINGS, principal_arn, name)
+            return tx.put(
+                tables.ACCOUNT_SETTINGS,
+                AccountSetting(
+                    version=before.version if before else 0,
+                    principal_arn=principal_arn,
+                    name=name,
+                    value=value,
+                ),
+            )
+
+        return await self._store.write(cause, work)
+
+    async def delete(self, cause: Cause, principal_arn: str, name: str) -> AccountSetting:
+        """Back to the account's default."""
+
+        def work(tx: Tx) -> AccountSetting:
+            tx.delete(tables.ACCOUNT_SETTINGS, principal_arn, name)
+            return AccountSetting(
+                principal_arn=principal_arn, name=name, value=_effective(tx, principal_arn, name)
+            )
+
+        return await self._store.write(cause, work)
+
+    def list(self, principal_arn: str, name: str, *, effective: bool) -> list[AccountSetting]:
+        """Those that were set for a principal; with `effective` all, defaults included."""
+        with self._store.read() as reader:
+            if not effective:
+                found = reader.scan(tables.ACCOUNT_SETTINGS, principal_arn)
+                return [s for s in found if not name or s.name == name]
+            return [
+                AccountSetting(
+                    principal_arn=principal_arn, name=n, value=_effective(reader, principal_arn, n)
+                )
+                for n in sorted(ACCOUNT_SETTING_DEFAULTS)
+                if not name or n == name
+            ]
+
+
+def _effective(reader: Reader, principal_arn: str, name: str) -> str:
+    own = reader.get(tables.ACCOUNT_SETTINGS, principal_arn, name)
+    default = own or reader.get(tables.ACCOUNT_SETTINGS, "", name)
+    return default.value if default else ACCOUNT_SETTING_DEFAULTS.get(name, "")

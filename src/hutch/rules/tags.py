@@ -1,0 +1,39 @@
+"""AWS's rules for tags."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hutch.base.errors import Invalid
+
+MAX_TAGS = 50
+_ALLOWED = re.compile(r"[\w\s_.:/=+\-@]*")
+
+
+def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """[{"key", "value"}] as a mapping, checked. Raises `Invalid`."""
+    tags: dict[str, str] = {}
+    for item in items:
+        key, value = str(item.get("key", "")), str(item.get("value", ""))
+        if not key:
+            raise Invalid("Tag keys cannot be empty.")
+        if len(key) > 128 or len(value) > 256:
+            raise Invalid("A tag key can have at most 128 characters, a value at most 256.")
+        if key.lower().startswith("aws:") or value.lower().startswith("aws:"):
+            raise Invalid("Tag keys and values cannot start with 'aws:'; it is reserved.")
+        if not _ALLOWED.fullmatch(key) or not _ALLOWED.fullmatch(value):
+            raise Invalid(f"Tag {key[:50]!r} has characters that are not allowed.")
+        if key in tags:
+            raise Invalid(f"Duplicate tag key {key!r}.")
+        tags[key] = value
+    if len(tags) > MAX_TAGS:
+        raise Invalid(f"A resource can have at most {MAX_TAGS} tags.")
+    return tags
+
+
+def merged(before: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """A resource's tags after TagResource. Raises `Invalid` beyond the limit."""
+    result = {**before, **more}
+    if sum(1 for k in result if not k.startswith("aws:")) > MAX_TAGS:
+        raise Invalid(f"A resource can have at most {MAX_TAGS} tags.")
+    return result

@@ -1,0 +1,254 @@
+"""The containers of a task definition: AWS's rules for them, and the defaults that are filled in (reference B.2)."""
+
+import re
+from typing import Any
+
+from hutch.rules.taskdef.refusals import refuse
+
+MAX_CONTAINERS = 10
+MIN_CONTAINER_MEMORY_MIB = 6
+LOG_DRIVERS = ("awslogs", "json-file", "none")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
+_CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
+_AWSLOGS_OPTIONS = {
+    "awslogs-group",
+    "awslogs-region",
+    "awslogs-stream-prefix",
+    "awslogs-create-group",
+    "awslogs-datetime-format",
+    "awslogs-multiline-pattern",
+    "mode",
+    "max-buffer-size",
+}
+
+
+def check_containers(document: dict[str, Any]) -> None:
+    """Raises `Invalid` for the first thing that is wrong."""
+    containers = document["containerDefinitions"]
+    if not containers:
+        raise refuse("Container list cannot be empty.")
+    if len(containers) > MAX_CONTAINERS:
+        raise refuse(f"Too many containers: a task definition can have at most {MAX_CONTAINERS}.")
+    names = [c.get("name", "") for c in containers]
+    for container in containers:
+        _check_identity(container)
+        _check_memory(container, document)
+        _check_ports(container, document.get("networkMode", "bridge"))
+        _check_health(container)
+        _check_timeouts(container)
+        _check_limits(container)
+        _check_log(container)
+    if len(set(names)) != len(names):
+        raise refuse("Container names must be unique within a task definition.")
+    if not any(c.get("essential", True) for c in containers):
+        raise refuse("Task definition doesn't have any essential container")
+    _check_sums(containers, document)
+    _check_dependencies(containers)
+
+
+def _check_identity(container: dict[str, Any]) -> None:
+    name, image = container.get("name"), container.get("image")
+    if not name:
+        raise refuse("Container.name should not be null or empty.")
+    if not _NAME.fullmatch(name):
+        raise refuse(f"Container name {name[:100]!r} is invalid: use up to 255 letters, digits, '-' and '_'.")
+    if not image:
+        raise refuse("Container.image should not be null or empty.")
+    if len(image) > 1024 or re.search(r"\s", image):
+        raise refuse(f"Container.image contains invalid characters: {image[:100]!r}.")
+
+
+def _check_memory(container: dict[str, Any], document: dict[str, Any]) -> None:
+    name, hard, soft = container["name"], container.get("memory"), container.get("memoryReservation")
+    if hard is None and soft is None and "memory" not in document:
+        raise refuse(
+            f"Invalid setting for container '{name}'. At least one of 'memory' or 'memoryReservation' must be "
+            f"specified."
+        )
+    if hard is not None and hard < MIN_CONTAINER_MEMORY_MIB:
+        raise refuse(
+            f"Invalid setting for container '{name}'. 'memory' must be at least {MIN_CONTAINER_MEMORY_MIB} MiB."
+        )
+    if hard is not None and soft is not None and hard < soft:
+        raise refuse(
+            f"Invalid setting for container '{name}'. The 'memory' setting must be greater than or equal to "
+            f"'memoryReservation'."
+        )
+    if hard is not None and "memory" in document and hard > int(document["memory"]):
+        raise refuse(
+            f"Invalid setting for container '{name}'. The 'memory' setting for container '{name}' is greater "
+            f"than for the task."
+        )
+    if container.get("cpu", 0) < 0:
+        raise refuse(f"Invalid setting for container '{name}'. 'cpu' can't be negative.")
+
+
+def _check_sums(containers: list[dict[str, Any]], document: dict[str, Any]) -> None:
+    cpu = sum(c.get("cpu", 0) for c in containers)
+    memory = sum(c.get("memoryReservation", c.get("memory", 0)) for c in containers)
+    if "cpu" in document and cpu > int(document["cpu"]):
+        raise refuse(f"The containers' cpu ({cpu}) is more than the task's ({document['cpu']}).")
+    if "memory" in document and memory > int(document["memory"]):
+        raise refuse(
+            f"The containers' memory ({memory} MiB) is more than the task's ({document['memory']} MiB)."
+        )
+
+
+def _check_ports(container: dict[str, Any], mode: str) -> None:
+    seen: set[tuple[int, str]] = set()
+    for mapping in container.get("portMappings", []):
+        if "containerPortRange" in mapping:
+            raise refuse("hutch does not support containerPortRange yet: list the ports one by one.")
+        port, host = mapping.get("containerPort"), mapping.get("hostPort")
+        if port is None or not 1 <= port <= 65535:
+            raise refuse(f"Invalid containerPort {port}: use 1 to 65535.")
+        if host is not None and not 0 <= host <= 65535:
+            raise refuse(f"Invalid hostPort {host}: use 0 to 65535.")
+        if mode in ("awsvpc", "host") and host not in (None, 0, port):
+            raise refuse(
+                f"When networkMode={mode}, the host ports and container ports in port mappings must match."
+            )
+        name = mapping.get("name")
+        if name and not _PORT_NAME.fullmatch(name):
+            raise refuse(f"Invalid port mapping name {name[:100]!r}.")
+        key = (port, mapping.get("protocol", "tcp"))
+        if key in seen:
+            raise refuse(f"Duplicate port mapping {port}/{key[1]} in container '{container['name']}'.")
+        seen.add(key)
+
+
+def _check_health(container: dict[str, Any]) -> None:
+    check = container.get("healthCheck")
+    if check is None:
+        return
+    command = check.get("command") or [""]
+    if command[0] not in ("CMD", "CMD-SHELL", "NONE") or (len(command) < 2 and command[0] != "NONE"):
+        raise refuse("Health check command must start with CMD or CMD-SHELL and name what to run.")
+    for name, low, high in (
+        ("interval", 5, 300),
+        ("timeout", 2, 60),
+        ("retries", 1, 10),
+        ("startPeriod", 0, 300),
+    ):
+        value = check.get(name)
+        if value is not None and not low <= value <= high:
+            raise refuse(f"Health check {name} must be between {low} and {high}.")
+
+
+def _check_timeouts(container: dict[str, Any]) -> None:
+    for member, word in (("startTimeout", "start"), ("stopTimeout", "stop")):
+        value = container.get(member)
+        if value is not None and value < 2:
+            raise refuse(
+                f"Granular {word} timeout on container '{container['name']}' must be at least 2 seconds."
+            )
+    policy = container.get("restartPolicy", {})
+    period = policy.get("restartAttemptPeriod")
+    if period is not None and not 60 <= period <= 1800:
+        raise refuse("restartAttemptPeriod must be between 60 and 1800 seconds.")
+    if len(policy.get("ignoredExitCodes", ())) > 50:
+        raise refuse("ignoredExitCodes can have at most 50 items.")
+
+
+def _check_limits(container: dict[str, Any]) -> None:
+    for limit in container.get("ulimits", []):
+        if limit["softLimit"] > limit["hardLimit"]:
+            raise refuse(f"Soft limit exceeds hard limit for ulimit {limit['name']}")
+    for mount in container.get("linuxParameters", {}).get("tmpfs", []):
+        if not mount["containerPath"].startswith("/") or mount["size"] < 1:
+            raise refuse("tmpfs needs an absolute containerPath and a size of at least 1 MiB.")
+    for mapping in container.get("extraHosts", []):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", mapping["hostname"]):
+            raise refuse(f"extraHosts: {mapping['hostname'][:100]!r} is not a host name.")
+    hostname = container.get("hostname", "")
+    if hostname and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", hostname):
+        raise refuse(f"hostname {hostname[:100]!r} is not a host name.")
+
+
+def _check_log(container: dict[str, Any]) -> None:
+    log = container.get("logConfiguration")
+    if log is None:
+        return
+    driver, options = log.get("logDriver"), log.get("options", {})
+    if driver not in LOG_DRIVERS:
+        raise refuse(f"hutch does not support log driver {driver} yet; use one of {', '.join(LOG_DRIVERS)}.")
+    if driver != "awslogs":
+        return
+    if "awslogs-group" not in options or "awslogs-region" not in options:
+        raise refuse("Log driver awslogs requires options: awslogs-region, awslogs-group")
+    unknown = sorted(set(options) - _AWSLOGS_OPTIONS)
+    if unknown:
+        raise refuse(f"Log driver awslogs has no option {unknown[0]!r}.")
+    if "awslogs-datetime-format" in options and "awslogs-multiline-pattern" in options:
+        raise refuse("awslogs-datetime-format and awslogs-multiline-pattern exclude each other.")
+    if options.get("mode", "non-blocking") not in ("blocking", "non-blocking"):
+        raise refuse("Log driver option mode must be blocking or non-blocking.")
+    if not re.fullmatch(r"[0-9]{1,12}[bkmgBKMG]?", options.get("max-buffer-size", "1m")):
+        raise refuse("Log driver option max-buffer-size must be a size such as 25m.")
+    if not re.fullmatch(r"[.\-_/#A-Za-z0-9]{1,512}", options["awslogs-group"]):
+        raise refuse(f"{options['awslogs-group'][:100]!r} is not a log group name.")
+    try:
+        re.compile(options.get("awslogs-multiline-pattern", ""))
+    except re.error as error:
+        raise refuse(f"awslogs-multiline-pattern is not a regular expression: {error}") from None
+
+
+def _check_dependencies(containers: list[dict[str, Any]]) -> None:
+    by_name = {c["name"]: c for c in containers}
+    edges: dict[str, list[str]] = {}
+    for container in containers:
+        edges[container["name"]] = []
+        for dependency in container.get("dependsOn", []):
+            name, condition = dependency["containerName"], dependency["condition"]
+            target = by_name.get(name)
+            if target is None:
+                raise refuse(f"Cannot depend on container + '{name}' because it does not exist")
+            if condition not in _CONDITIONS:
+                raise refuse(f"dependsOn condition must be one of {', '.join(_CONDITIONS)}.")
+            if condition in ("SUCCESS", "COMPLETE") and target.get("essential", True):
+                raise refuse(
+                    "A dependency container with SUCCESS or COMPLETE condition cannot be an essential container"
+                )
+            if condition == "HEALTHY" and not target.get("healthCheck"):
+                raise refuse(
+                    "A dependency container with HEALTHY condition must have health check configured"
+                )
+            edges[container["name"]].append(name)
+    if _has_cycle(edges):
+        raise refuse("The containers' dependsOn form a cycle.")
+
+
+def _has_cycle(edges: dict[str, list[str]]) -> bool:
+    remaining = dict(edges)
+    while remaining:
+        free = [n for n, targets in remaining.items() if not any(t in remaining for t in targets)]
+        if not free:
+            return True
+        for name in free:
+            del remaining[name]
+    return False
+
+
+def container_defaults(container: dict[str, Any], mode: str) -> dict[str, Any]:
+    """A container definition with AWS's defaults filled in."""
+    completed: dict[str, Any] = {
+        "cpu": 0,
+        "essential": True,
+        "environment": [],
+        "mountPoints": [],
+        "volumesFrom": [],
+        "systemControls": [],
+        **container,
+    }
+    completed["portMappings"] = [_port(p, mode) for p in container.get("portMappings", [])]
+    if "healthCheck" in container:
+        completed["healthCheck"] = {"interval": 30, "timeout": 5, "retries": 3, **container["healthCheck"]}
+    return completed
+
+
+def _port(mapping: dict[str, Any], mode: str) -> dict[str, Any]:
+    host = mapping.get("hostPort", 0 if mode == "bridge" else mapping["containerPort"])
+    if mode != "bridge":
+        host = mapping["containerPort"]
+    return {"protocol": "tcp", **mapping, "hostPort": host}

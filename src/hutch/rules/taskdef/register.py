@@ -1,0 +1,137 @@
+"""RegisterTaskDefinition: a validated input to a document with AWS's defaults, or AWS's own refusal (reference B.2)."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
+from hutch.rules.taskdef.containers import check_containers, container_defaults
+from hutch.rules.taskdef.fargate import fargate_refusals
+from hutch.rules.taskdef.refusals import Problem, refuse
+
+MAX_DOCUMENT_BYTES = 64 * 1024
+_FAMILY = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
+_MODES = ("bridge", "host", "awsvpc", "none")
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """A definition that can be stored."""
+
+    family: str
+    document: dict[str, Any]
+    compatibilities: tuple[str, ...]
+    requires_attributes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def register(given: dict[str, Any], *, strict_aws: bool) -> Registration:
+    """Check and complete a RegisterTaskDefinition input (validated against the service model). Raises `Invalid`.
+
+    Under `strict_aws` what AWS Fargate would refuse is refused in its words; else it becomes a warning.
+    """
+    family = given["family"]
+    if not _FAMILY.fullmatch(family):
+        raise refuse("Family contains invalid characters.")
+    document = {k: v for k, v in given.items() if k not in ("tags", "family")}
+    if len(msgspec.json.encode(document)) > MAX_DOCUMENT_BYTES:
+        raise refuse(f"The task definition can have at most {MAX_DOCUMENT_BYTES} bytes.")
+    _task_size(document)
+    document.setdefault("volumes", [])
+    document.setdefault("placementConstraints", [])
+    wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
+    _network_mode(document, wants_fargate)
+    _volumes(document)
+    check_containers(document)
+    document["containerDefinitions"] = [
+        container_defaults(c, document.get("networkMode", "bridge")) for c in document["containerDefinitions"]
+    ]
+    hard, soft = fargate_refusals(document)
+    if wants_fargate and hard:
+        raise refuse(hard[0].message)
+    if wants_fargate and strict_aws and soft:
+        raise refuse(soft[0].message)
+    return Registration(
+        family=family,
+        document=document,
+        compatibilities=_compatibilities(document, hard),
+        requires_attributes=_attributes(document),
+        warnings=tuple(p.message for p in soft) if wants_fargate else (),
+    )
+
+
+def _task_size(document: dict[str, Any]) -> None:
+    if "cpu" in document:
+        document["cpu"] = str(parse_cpu_units(document["cpu"]))
+    if "memory" in document:
+        document["memory"] = str(parse_memory_mib(document["memory"]))
+
+
+def _network_mode(document: dict[str, Any], wants_fargate: bool) -> None:
+    mode = document.get("networkMode")
+    if mode is not None and mode not in _MODES:
+        raise refuse(f"Network mode {mode} is not supported; use one of {', '.join(_MODES)}.")
+    if wants_fargate and mode != "awsvpc":
+        raise refuse("Fargate only supports network mode ‘awsvpc’.")
+
+
+def _volumes(document: dict[str, Any]) -> None:
+    names: set[str] = set()
+    for volume in document["volumes"]:
+        name = volume.get("name", "")
+        if not _VOLUME_NAME.fullmatch(name):
+            raise refuse(f"Volume name {name[:100]!r} is invalid; use letters, digits, '-' and '_'.")
+        if name in names:
+            raise refuse(f"Duplicate volume name {name}.")
+        names.add(name)
+        path = volume.get("host", {}).get("sourcePath", "")
+        if path and (not path.startswith("/") or ".." in path.split("/")):
+            raise refuse(f"Volume {name}: sourcePath must be an absolute path without '..'.")
+    for container in document["containerDefinitions"]:
+        for mount in container.get("mountPoints", []):
+            if mount.get("sourceVolume") not in names:
+                raise refuse(
+                    f"Container '{container.get('name')}' mounts unknown volume {mount.get('sourceVolume')!r}."
+                )
+            if not str(mount.get("containerPath", "")).startswith("/"):
+                raise refuse(f"Container '{container.get('name')}': containerPath must be an absolute path.")
+
+
+def _compatibilities(document: dict[str, Any], hard: list[Problem]) -> tuple[str, ...]:
+    """Every launch type that the definition passes for."""
+    found = ["EC2"]
+    if document.get("networkMode") == "awsvpc":
+        if not hard:
+            found.append("FARGATE")
+    else:
+        found.append("EXTERNAL")
+    missing = [t for t in document.get("requiresCompatibilities", []) if t not in found]
+    if missing:
+        raise refuse(
+            f"The task definition is not compatible with {missing[0]}"
+            + (": it needs network mode bridge, host or none." if missing[0] == "EXTERNAL" else ".")
+        )
+    return tuple(found)
+
+
+def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
+    """What AWS asks of a container instance for it, in AWS's names."""
+    found = {"com.amazonaws.ecs.capability.docker-remote-api.1.18"}
+    if document.get("networkMode") == "awsvpc":
+        found.add("ecs.capability.task-eni")
+    if document.get("taskRoleArn"):
+        found.add("com.amazonaws.ecs.capability.task-iam-role")
+    for container in document["containerDefinitions"]:
+        driver = container.get("logConfiguration", {}).get("logDriver")
+        if driver:
+            found.add(f"com.amazonaws.ecs.capability.logging-driver.{driver}")
+        if driver and document.get("executionRoleArn"):
+            found.add(f"ecs.capability.execution-role-{driver}")
+        if container.get("healthCheck"):
+            found.add("ecs.capability.container-health-check")
+        if container.get("dependsOn"):
+            found.add("ecs.capability.container-ordering")
+        if container.get("privileged"):
+            found.add("com.amazonaws.ecs.capability.privileged-container")
+    return tuple(sorted(found))
