@@ -167,6 +167,12 @@ SETTINGS: tuple[Setting, ...] = (
         help="Registries (host:port, comma separated) spoken to without TLS; loopback ones always are.",
     ),
     Setting(
+        name="registry_auth_file",
+        type=str,
+        default="",
+        help="Registry credentials in the format of Docker's config.json, as `skopeo login --authfile` writes it.",
+    ),
+    Setting(
         name="log_level",
         type=str,
         default="INFO",
@@ -208,6 +214,7 @@ if typing.TYPE_CHECKING:
         stopped_task_retention_s: int = 0
         image_cache_gib: int = 0
         insecure_registries: str = ""
+        registry_auth_file: str = ""
         log_level: str = ""
 
 

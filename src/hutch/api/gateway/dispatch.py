@@ -45,6 +45,9 @@ class _Refusals:
 
     def _walk(self, path: str, value: Any, inherited: str | None) -> None:
         state = self._states.get(path, inherited)
+        if value in ([], {}, "", None):
+            # Tools send back what they were shown; nothing at all asks for nothing.
+            return
         if state or (state is None and path not in self._inner):
             reason = state or "it is not served"
             raise Fault("", f"hutch does not support {path}: {reason}.")
