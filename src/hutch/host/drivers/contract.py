@@ -66,7 +66,9 @@ class RootImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `config` is the OCI image configuration's `config` object (Entrypoint, Cmd, Env, User, WorkingDir, StopSignal...).
     Exactly one of `erofs_path` (a root disk) and `directory` (an unpacked root, read-only) is set, as the driver's
-    `Capabilities.root_format` asks.
+    `Capabilities.root_format` asks. `passwd` and `group` are the texts of the image's /etc/passwd and /etc/group (each
+    "" if the image has none; at most 1 MiB), read by the image store while it unpacked the image, so that nobody must
+    open a root disk on the host to turn a user's name into a number.
     """
 
     reference: str
@@ -74,6 +76,8 @@ class RootImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     config: dict[str, Any]
     erofs_path: str = ""
     directory: str = ""
+    passwd: str = ""
+    group: str = ""
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
