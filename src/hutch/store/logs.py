@@ -415,7 +415,7 @@ class Subscription:
 
     def take(self, most: int) -> list[StoredEvent]:
         """What is there now, at most so many."""
-        taken = []
+        taken: list[StoredEvent] = []
         while len(taken) < most and not self._events.empty():
             taken.append(self._events.get_nowait())
         return taken

@@ -1,23 +1,28 @@
 """botocore's service models as data: operations and shapes, read lazily and without importing botocore.
 
-A model file is decoded with raw members, so that of EC2's ten megabytes only the shapes in use are ever parsed.
+A model file is decoded with raw members, so that of EC2's four megabytes only the shapes in use are ever parsed, and
+the rest is dropped. Documentation strings are never decoded. See ADR 0004.
 """
 
 import gzip
 import importlib.util
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+XML_PROTOCOLS = ("query", "ec2")
 
-class _Http(msgspec.Struct):
+
+class Http(msgspec.Struct):
+    """Where an operation of a REST protocol is."""
+
     method: str = "POST"
     requestUri: str = "/"
+    responseCode: int = 200
 
 
-class _Ref(msgspec.Struct):
+class Ref(msgspec.Struct):
     """A use of a shape: as a member, list element, map key or value, input or output."""
 
     shape: str
@@ -25,36 +30,36 @@ class _Ref(msgspec.Struct):
     location: str | None = None
     flattened: bool = False
     queryName: str | None = None
-    jsonvalue: bool = False
     resultWrapper: str | None = None
-    xmlNamespace: Any = None
+    timestampFormat: str | None = None
 
 
 class OperationModel(msgspec.Struct):
     """An operation of a service model."""
 
     name: str
-    http: _Http = msgspec.field(default_factory=_Http)
-    input: _Ref | None = None
-    output: _Ref | None = None
-    errors: list[_Ref] = []
+    http: Http = msgspec.field(default_factory=Http)
+    input: Ref | None = None
+    output: Ref | None = None
+    errors: list[Ref] = []
 
 
-class _ErrorTrait(msgspec.Struct):
+class ErrorTrait(msgspec.Struct):
+    """What the model says of an exception's HTTP form."""
+
     code: str | None = None
     httpStatusCode: int | None = None
-    senderFault: bool = True
 
 
 class Shape(msgspec.Struct):
     """A shape; which members matter depends on `type`."""
 
     type: str
-    members: dict[str, _Ref] = {}
+    members: dict[str, Ref] = {}
     required: list[str] = []
-    member: _Ref | None = None
-    key: _Ref | None = None
-    value: _Ref | None = None
+    member: Ref | None = None
+    key: Ref | None = None
+    value: Ref | None = None
     enum: list[str] | None = None
     min: float | None = None
     max: float | None = None
@@ -63,17 +68,27 @@ class Shape(msgspec.Struct):
     eventstream: bool = False
     exception: bool = False
     fault: bool = False
-    error: _ErrorTrait | None = None
+    error: ErrorTrait | None = None
     sensitive: bool = False
+    document: bool = False
+    union: bool = False
     payload: str | None = None
     timestampFormat: str | None = None
 
+    @property
+    def children(self) -> tuple[Ref, ...]:
+        """The shapes this one is made of."""
+        return (*self.members.values(), *(r for r in (self.member, self.key, self.value) if r))
 
-class _Metadata(msgspec.Struct):
+
+class Metadata(msgspec.Struct):
+    """A service's own properties."""
+
     apiVersion: str
     endpointPrefix: str
     protocol: str
     serviceFullName: str
+    protocols: list[str] = []
     targetPrefix: str = ""
     jsonVersion: str = ""
     signingName: str = ""
@@ -81,7 +96,7 @@ class _Metadata(msgspec.Struct):
 
 
 class _File(msgspec.Struct):
-    metadata: _Metadata
+    metadata: Metadata
     operations: dict[str, msgspec.Raw]
     shapes: dict[str, msgspec.Raw]
 
@@ -93,21 +108,28 @@ class ServiceModel:
         parsed = msgspec.json.decode(data, type=_File)
         self.name = name
         self.metadata = parsed.metadata
+        self.operation_names = tuple(parsed.operations)
         self._operations = parsed.operations
         self._shapes = parsed.shapes
         self._parsed_shapes: dict[str, Shape] = {}
         self._parsed_operations: dict[str, OperationModel] = {}
+        self._exceptions: dict[str, Shape] | None = None
 
     @property
     def signing_name(self) -> str:
+        """The service's name in a signature's scope."""
         return self.metadata.signingName or self.metadata.endpointPrefix
 
     @property
-    def operation_names(self) -> tuple[str, ...]:
-        return tuple(self._operations)
+    def protocol(self) -> str:
+        """The protocol hutch answers in: json, query, ec2 or rest-json; JSON for services that moved on to CBOR."""
+        first = self.metadata.protocol
+        if first == "smithy-rpc-v2-cbor" and "json" in self.metadata.protocols:
+            return "json"
+        return first
 
     def operation(self, name: str) -> OperationModel | None:
-        """An operation, or None if the model has none of that name."""
+        """An operation, or None if the model has none of that name (or `keep_only` dropped it)."""
         if name not in self._parsed_operations:
             raw = self._operations.get(name)
             if raw is None:
@@ -116,35 +138,50 @@ class ServiceModel:
         return self._parsed_operations[name]
 
     def shape(self, name: str) -> Shape:
+        """A shape. Raises `KeyError` if there is none."""
         if name not in self._parsed_shapes:
             self._parsed_shapes[name] = msgspec.json.decode(self._shapes[name], type=Shape)
         return self._parsed_shapes[name]
 
     def exception(self, code: str) -> Shape | None:
         """The exception shape of an error code, or None."""
-        if code in self._shapes:
-            shape = self.shape(code)
-            return shape if shape.exception else None
-        return None
+        if self._exceptions is None:
+            self._exceptions = self._find_exceptions()
+        return self._exceptions.get(code)
+
+    def _find_exceptions(self) -> dict[str, Shape]:
+        found = {}
+        for name, raw in self._shapes.items():
+            # Parsing every shape would cost what lazy reading saves; exceptions have this member, others do not.
+            if b'"exception"' not in memoryview(raw).tobytes():
+                continue
+            shape = self.shape(name)
+            if shape.exception:
+                found[name] = shape
+                if shape.error and shape.error.code:
+                    found.setdefault(shape.error.code, shape)
+        return found
 
     def keep_only(self, operations: set[str]) -> None:
         """Forget all that these operations do not need, so that a large model does not stay in memory."""
+        self.exception("")
+        reached: set[str] = set()
         for name in operations:
-            operation = self.operation(name)
-            if operation:
+            if operation := self.operation(name):
                 for ref in (operation.input, operation.output, *operation.errors):
                     if ref:
-                        self._reach(ref.shape)
-        self._shapes = {}
-        self._operations = {k: msgspec.Raw(b"null") for k in self._operations}
+                        self._reach(ref.shape, reached)
+        self._parsed_operations = {k: v for k, v in self._parsed_operations.items() if k in operations}
+        self._parsed_shapes = {k: v for k, v in self._parsed_shapes.items() if k in reached}
+        self._shapes, self._operations = {}, {}
 
-    def _reach(self, name: str) -> None:
-        if name in self._parsed_shapes:
-            return
-        shape = self.shape(name)
-        for ref in (*shape.members.values(), shape.member, shape.key, shape.value):
-            if ref:
-                self._reach(ref.shape)
+    def _reach(self, name: str, reached: set[str]) -> None:
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            if current not in reached:
+                reached.add(current)
+                waiting.extend(ref.shape for ref in self.shape(current).children)
 
 
 @lru_cache(maxsize=1)

@@ -1,23 +1,25 @@
 """Checks values against a service model's shapes. Validators are compiled once for each shape, as closures.
 
-Input that is wrong raises `BadInput`: `serialization` where the JSON type is wrong (AWS: SerializationException), else
-the service's own validation code. What the model can't say is checked by the use cases.
+Input that is wrong raises `BadInput`: `serialization` where the type is wrong (AWS: SerializationException, the
+first one found), else all that violates the model's constraints in one message, worded as AWS words it. Unlike AWS,
+unknown members are refused: nothing is ignored silently. What the model can't say is checked by the use cases.
 """
 
 import base64
 import binascii
 import math
-import re
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from hutch.api.gateway.patterns import MAX_PATTERN_INPUT, compile_pattern
 from hutch.api.gateway.service_model import ServiceModel, Shape
 
-MAX_PATTERN_INPUT = 4096
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-
-Validator = Callable[[Any, str], Any]
+MAX_DEPTH = 64
+MAX_REPORTED = 10
+_SHOWN_CHARACTERS = 100
+_EARLIEST, _LATEST = -62135596800.0, 253402300799.0
+"""The first and last second that a calendar date can have (years 1 to 9999)."""
 
 
 class BadInput(Exception):
@@ -29,6 +31,75 @@ class BadInput(Exception):
         self.serialization = serialization
 
 
+class WrongType(Exception):
+    """A value of another type than the model's. Each level it passes through adds its name to the path."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.path: list[str] = []
+
+
+class Violations:
+    """What was found wrong so far, at most `MAX_REPORTED`: path, and the sentence before and after the path."""
+
+    __slots__ = ("depth", "found")
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str, str]] = []
+        self.depth = 0
+
+    def add(self, value: Any, constraint: str, shape: Shape | None = None) -> None:
+        """Record that the value at hand does not satisfy a constraint."""
+        if len(self.found) < MAX_REPORTED:
+            shown = "'*****'" if shape is not None and shape.sensitive else _shown(value)
+            self.found.append(("", f"Value {shown} at '", f"' failed to satisfy constraint: {constraint}"))
+
+    def unknown(self, name: str) -> None:
+        """Record a member that the model does not have."""
+        if len(self.found) < MAX_REPORTED:
+            self.found.append((name[:_SHOWN_CHARACTERS], "Unknown parameter '", "'"))
+
+    def within(self, name: str, since: int) -> None:
+        """Put a name before the paths of what was found since."""
+        for i in range(since, len(self.found)):
+            path, before, after = self.found[i]
+            self.found[i] = (f"{name}.{path}" if path else name, before, after)
+
+    def message(self) -> str:
+        """All of it, as AWS words it."""
+        count = len(self.found)
+        sentences = "; ".join(f"{before}{path}{after}" for path, before, after in self.found)
+        return f"{count} validation error{'s' if count > 1 else ''} detected: {sentences}"
+
+
+Validator = Callable[[Any, Violations], Any]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = str(value)
+    text = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    return f"'{text}'"
+
+
+def _token(value: Any) -> str:
+    """What AWS's JSON reader calls a value."""
+    if isinstance(value, bool):
+        return "TRUE_VALUE" if value else "FALSE_VALUE"
+    if isinstance(value, dict):
+        return "Start of structure or map"
+    if isinstance(value, list):
+        return "Start of list"
+    return "STRING_VALUE" if isinstance(value, str) else "NUMBER_VALUE"
+
+
+def _wrong(value: Any, wanted: str) -> WrongType:
+    if isinstance(value, dict | list):
+        return WrongType(f"{_token(value)} found where not expected.")
+    return WrongType(f"{_token(value)} can not be converted to {wanted}.")
+
+
 class Validators:
     """The compiled validators of one service. `text_scalars`: numbers and booleans come as text (query, ec2)."""
 
@@ -37,52 +108,88 @@ class Validators:
         self._text_scalars = text_scalars
         self._compiled: dict[str, Validator] = {}
 
+    def check(self, shape_name: str, value: Any) -> Any:
+        """The value as handlers get it. Raises `BadInput`."""
+        violations = Violations()
+        try:
+            checked = self.of(shape_name)(value, violations)
+        except WrongType as wrong:
+            where = f" (at '{'.'.join(reversed(wrong.path))}')" if wrong.path else ""
+            raise BadInput(f"{wrong}{where}", serialization=True) from None
+        if violations.found:
+            raise BadInput(violations.message())
+        return checked
+
     def of(self, shape_name: str) -> Validator:
-        """The validator of a shape: (value, path) to the value as handlers get it."""
+        """The validator of a shape."""
         if shape_name not in self._compiled:
-            # A shape may contain itself: what it looks up while it is being compiled is bound on first use.
-            self._compiled[shape_name] = lambda v, p: self._compiled[shape_name](v, p)
+            # A shape may contain itself: while it is being compiled, it stands for itself by name, with its depth
+            # counted (a cycle can't be closed without passing here).
+            self._compiled[shape_name] = self._again(shape_name)
             self._compiled[shape_name] = self._compile(self._model.shape(shape_name))
         return self._compiled[shape_name]
 
+    def _again(self, shape_name: str) -> Validator:
+        def check(value: Any, violations: Violations) -> Any:
+            violations.depth += 1
+            if violations.depth > MAX_DEPTH:
+                raise WrongType(f"The request is nested deeper than {MAX_DEPTH} levels.")
+            checked = self._compiled[shape_name](value, violations)
+            violations.depth -= 1
+            return checked
+
+        return check
+
     def _compile(self, shape: Shape) -> Validator:
-        if shape.type == "structure":
-            return self._structure(shape)
-        if shape.type == "list":
-            return self._list(shape)
-        if shape.type == "map":
-            return self._map(shape)
-        if shape.type == "string":
-            return _string(shape)
-        if shape.type in ("integer", "long"):
-            return self._integer(shape)
-        if shape.type in ("double", "float"):
-            return self._number(shape)
-        if shape.type == "boolean":
-            return self._boolean
-        if shape.type == "timestamp":
-            return _timestamp
-        if shape.type == "blob":
-            return _blob(shape)
-        raise NotImplementedError(f"shape type {shape.type}")
+        if shape.document:
+            return _document
+        simple: dict[str, Callable[[Shape], Validator]] = {
+            "structure": self._structure,
+            "list": self._list,
+            "map": self._map,
+            "string": _string,
+            "character": _string,
+            "integer": self._integer,
+            "long": self._integer,
+            "double": self._number,
+            "float": self._number,
+            "boolean": self._boolean,
+            "timestamp": _timestamp,
+            "blob": _blob,
+        }
+        return simple[shape.type](shape)
 
     def _structure(self, shape: Shape) -> Validator:
         members = {name: self.of(ref.shape) for name, ref in shape.members.items()}
         required = tuple(shape.required)
+        union = shape.union
 
-        def check(value: Any, path: str) -> Any:
+        def check(value: Any, violations: Violations) -> Any:
             if not isinstance(value, dict):
-                raise BadInput(f"{path or 'The request'} must be a structure.", serialization=True)
+                raise _wrong(value, "structure")
             result = {}
             for name, given in value.items():
+                if given is None:
+                    continue
                 validator = members.get(name)
                 if validator is None:
-                    raise BadInput(f"Unknown parameter in {path or 'input'}: {name[:100]!r}.")
-                if given is not None:
-                    result[name] = validator(given, f"{path}.{name}" if path else name)
+                    violations.unknown(name)
+                    continue
+                since = len(violations.found)
+                try:
+                    result[name] = validator(given, violations)
+                except WrongType as wrong:
+                    wrong.path.append(name)
+                    raise
+                if len(violations.found) > since:
+                    violations.within(name, since)
             for name in required:
                 if name not in result:
-                    raise BadInput(f"Missing required parameter in {path or 'input'}: {name!r}.")
+                    since = len(violations.found)
+                    violations.add(None, "Member must not be null")
+                    violations.within(name, since)
+            if union and len(result) != 1:
+                violations.add(sorted(result), "Exactly one member of the union must be set")
             return result
 
         return check
@@ -91,11 +198,24 @@ class Validators:
         assert shape.member is not None
         member = self.of(shape.member.shape)
 
-        def check(value: Any, path: str) -> Any:
+        def check(value: Any, violations: Violations) -> Any:
             if not isinstance(value, list):
-                raise BadInput(f"{path} must be a list.", serialization=True)
-            _check_range(len(value), shape, path, "items")
-            return [member(v, f"{path}[{i}]") for i, v in enumerate(value)]
+                raise _wrong(value, "list")
+            _check_length(len(value), value, shape, violations)
+            result = []
+            for i, given in enumerate(value, 1):
+                since = len(violations.found)
+                try:
+                    if given is None:
+                        violations.add(None, "Member must not be null")
+                    else:
+                        result.append(member(given, violations))
+                except WrongType as wrong:
+                    wrong.path.append(f"{i}.member")
+                    raise
+                if len(violations.found) > since:
+                    violations.within(f"{i}.member", since)
+            return result
 
         return check
 
@@ -103,126 +223,195 @@ class Validators:
         assert shape.key is not None and shape.value is not None
         key, member = self.of(shape.key.shape), self.of(shape.value.shape)
 
-        def check(value: Any, path: str) -> Any:
+        def check(value: Any, violations: Violations) -> Any:
             if not isinstance(value, dict):
-                raise BadInput(f"{path} must be a map.", serialization=True)
-            _check_range(len(value), shape, path, "items")
-            return {
-                key(k, f"{path} (key)"): member(v, f"{path}.{k[:100]}")
-                for k, v in value.items()
-                if v is not None
-            }
+                raise _wrong(value, "map")
+            _check_length(len(value), value, shape, violations)
+            result = {}
+            for name, given in value.items():
+                since = len(violations.found)
+                shown = name[:_SHOWN_CHARACTERS]
+                try:
+                    checked_key = key(name, violations)
+                    if given is None:
+                        violations.add(None, "Member must not be null")
+                    else:
+                        result[checked_key] = member(given, violations)
+                except WrongType as wrong:
+                    wrong.path.append(f"{shown}.member")
+                    raise
+                if len(violations.found) > since:
+                    violations.within(f"{shown}.member", since)
+            return result
 
         return check
 
     def _integer(self, shape: Shape) -> Validator:
-        def check(value: Any, path: str) -> int:
-            if self._text_scalars and isinstance(value, str):
-                value = _parse(int, value, path)
-            if isinstance(value, float) and value.is_integer():
+        wanted = "Integer" if shape.type == "integer" else "Long"
+        bound = 2**31 if shape.type == "integer" else 2**63
+        text_scalars = self._text_scalars
+
+        def check(value: Any, violations: Violations) -> int:
+            if text_scalars and isinstance(value, str):
+                value = _parse(int, value, wanted)
+            elif isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise BadInput(f"{path} must be an integer.", serialization=True)
-            if not -(2**63) <= value < 2**63 or (shape.type == "integer" and not -(2**31) <= value < 2**31):
-                raise BadInput(f"{path} is out of range.", serialization=True)
-            _check_range(value, shape, path, "")
+                raise _wrong(value, wanted)
+            if not -bound <= value < bound:
+                raise WrongType(f"NUMBER_VALUE is out of the range of {wanted}.")
+            _check_value(value, shape, violations)
             return value
 
         return check
 
     def _number(self, shape: Shape) -> Validator:
-        def check(value: Any, path: str) -> float:
-            if self._text_scalars and isinstance(value, str):
-                value = _parse(float, value, path)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise BadInput(f"{path} must be a number.", serialization=True)
-            _check_range(value, shape, path, "")
-            return float(value)
+        text_scalars = self._text_scalars
+
+        def check(value: Any, violations: Violations) -> float:
+            if text_scalars and isinstance(value, str):
+                value = _parse(float, value, "Double")
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise _wrong(value, "Double")
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if not math.isfinite(number):
+                raise WrongType("NUMBER_VALUE is out of the range of Double.")
+            _check_value(number, shape, violations)
+            return number
 
         return check
 
-    def _boolean(self, value: Any, path: str) -> bool:
-        if self._text_scalars and value in ("true", "false"):
-            return bool(value == "true")
-        if not isinstance(value, bool):
-            raise BadInput(f"{path} must be true or false.", serialization=True)
-        return value
+    def _boolean(self, shape: Shape) -> Validator:
+        text_scalars = self._text_scalars
+
+        def check(value: Any, violations: Violations) -> bool:
+            if text_scalars and value in ("true", "false"):
+                return bool(value == "true")
+            if not isinstance(value, bool):
+                raise _wrong(value, "Boolean")
+            return value
+
+        return check
 
 
-def _parse(kind: Callable[[str], Any], value: str, path: str) -> Any:
+def _parse(kind: Callable[[str], Any], value: str, wanted: str) -> Any:
+    # Python's own readers also take blanks, underscores and other scripts' digits, at any length.
+    if len(value) > 40 or not value.isascii() or any(c.isspace() or c == "_" for c in value):
+        raise _wrong(value, wanted)
     try:
         return kind(value)
     except ValueError:
-        raise BadInput(f"{path} must be a number.", serialization=True) from None
+        raise _wrong(value, wanted) from None
 
 
-def _check_range(size: float, shape: Shape, path: str, unit: str) -> None:
-    what = f"{path} must have" if unit else f"{path} must be"
-    if shape.min is not None and size < shape.min:
-        raise BadInput(f"{what} at least {shape.min:g} {unit}".rstrip() + ".")
-    if shape.max is not None and size > shape.max:
-        raise BadInput(f"{what} at most {shape.max:g} {unit}".rstrip() + ".")
+def _check_length(length: int, value: Any, shape: Shape, violations: Violations) -> None:
+    if shape.min is not None and length < shape.min:
+        violations.add(value, f"Member must have length greater than or equal to {shape.min:.0f}", shape)
+    if shape.max is not None and length > shape.max:
+        violations.add(value, f"Member must have length less than or equal to {shape.max:.0f}", shape)
+
+
+def _check_value(value: float, shape: Shape, violations: Violations) -> None:
+    if shape.min is not None and value < shape.min:
+        violations.add(value, f"Member must have value greater than or equal to {shape.min:.15g}", shape)
+    if shape.max is not None and value > shape.max:
+        violations.add(value, f"Member must have value less than or equal to {shape.max:.15g}", shape)
 
 
 def _string(shape: Shape) -> Validator:
     allowed = frozenset(shape.enum) if shape.enum else None
-    pattern = _pattern(shape.pattern)
+    pattern = compile_pattern(shape.pattern)
+    plain = allowed is None and pattern is None and shape.min is None and shape.max is None
 
-    def check(value: Any, path: str) -> str:
+    def check(value: Any, violations: Violations) -> str:
         if not isinstance(value, str):
-            raise BadInput(f"{path} must be a string.", serialization=True)
-        _check_range(len(value), shape, path, "characters")
+            raise _wrong(value, "String")
+        if "\0" in value:
+            # Neither a C string (an environment, a command) nor PostgreSQL text can hold it.
+            violations.add(value.replace("\0", "\\0"), "Member must not contain the character U+0000", shape)
+        if plain:
+            return value
+        _check_length(len(value), value, shape, violations)
         if allowed is not None and value not in allowed:
-            raise BadInput(f"{path} must be one of {', '.join(sorted(allowed))}; got {value[:100]!r}.")
-        if _CONTROL.search(value):
-            raise BadInput(f"{path} contains a control character.")
+            shown = ", ".join(sorted(allowed))
+            violations.add(value, f"Member must satisfy enum value set: [{shown}]", shape)
         if pattern is not None and (len(value) > MAX_PATTERN_INPUT or not pattern.fullmatch(value)):
-            raise BadInput(f"{path} does not match the pattern {shape.pattern}.")
+            violations.add(
+                value, f"Member must satisfy regular expression pattern: {pattern.pattern}", shape
+            )
         return value
 
     return check
 
 
-def _pattern(source: str | None) -> re.Pattern[str] | None:
-    """The model's (Java) pattern as a Python one; None if it can't be said in Python, or could run for ever."""
-    if not source or r"\p{" in source:
-        return None
-    if re.search(r"[*+}]\)[*+{]", source):
-        return None
-    try:
-        return re.compile(source)
-    except re.error:
-        return None
+def _timestamp(shape: Shape) -> Validator:
+    def check(value: Any, violations: Violations) -> float:
+        seconds = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            seconds = value
+        elif isinstance(value, str) and len(value) <= 40:
+            try:
+                moment = datetime.fromisoformat(value)
+                seconds = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+            except (ValueError, OverflowError):
+                pass
+        if not _EARLIEST <= seconds <= _LATEST:
+            raise _wrong(value, "Timestamp")
+        return float(seconds)
 
-
-def _timestamp(value: Any, path: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return datetime.fromisoformat(value).timestamp()
-        except ValueError:
-            pass
-    raise BadInput(f"{path} must be a timestamp.", serialization=True)
+    return check
 
 
 def _blob(shape: Shape) -> Validator:
-    def check(value: Any, path: str) -> bytes:
-        if isinstance(value, str):
+    def check(value: Any, violations: Violations) -> bytes:
+        if isinstance(value, bytes):
+            data = value
+        elif isinstance(value, str):
             try:
                 data = base64.b64decode(value, validate=True)
             except (binascii.Error, ValueError):
-                raise BadInput(f"{path} must be base64.", serialization=True) from None
-            _check_range(len(data), shape, path, "bytes")
-            return data
-        raise BadInput(f"{path} must be base64.", serialization=True)
+                raise WrongType("STRING_VALUE is not valid base64.") from None
+        else:
+            raise _wrong(value, "Blob")
+        _check_length(len(data), f"{len(data)} bytes", shape, violations)
+        return data
 
     return check
+
+
+def _document(value: Any, violations: Violations) -> Any:
+    waiting = [(value, 0)]
+    while waiting:
+        current, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise WrongType(f"The document is nested deeper than {MAX_DEPTH} levels.")
+        if isinstance(current, dict | list):
+            inner = current.values() if isinstance(current, dict) else current
+            waiting.extend((v, depth + 1) for v in inner)
+    return value
+
+
+_OUTPUT_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "character": (str,),
+    "integer": (int,),
+    "long": (int,),
+    "boolean": (bool,),
+    "double": (int, float),
+    "float": (int, float),
+    "timestamp": (int, float),
+    "blob": (bytes,),
+}
 
 
 def undeclared_output(model: ServiceModel, shape_name: str, value: Any, path: str = "") -> list[str]:
     """What in an answer the model does not have, or has as another type; empty for a good answer. For tests."""
     shape = model.shape(shape_name)
+    if shape.document:
+        return []
     if shape.type == "structure":
         if not isinstance(value, dict):
             return [f"{path}: not a structure"]
@@ -233,26 +422,14 @@ def undeclared_output(model: ServiceModel, shape_name: str, value: Any, path: st
                 problems += undeclared_output(model, shape.members[name].shape, given, f"{path}.{name}")
         return problems
     if shape.type == "list" and isinstance(value, list | tuple) and shape.member:
-        return [
-            p
-            for i, v in enumerate(value)
-            for p in undeclared_output(model, shape.member.shape, v, f"{path}[{i}]")
-        ]
+        inner = shape.member.shape
+        return [p for i, v in enumerate(value) for p in undeclared_output(model, inner, v, f"{path}[{i}]")]
     if shape.type == "map" and isinstance(value, dict) and shape.value:
-        return [
-            p for k, v in value.items() for p in undeclared_output(model, shape.value.shape, v, f"{path}.{k}")
-        ]
-    wanted: dict[str, tuple[type, ...]] = {
-        "string": (str,),
-        "integer": (int,),
-        "long": (int,),
-        "boolean": (bool,),
-        "double": (int, float),
-        "float": (int, float),
-        "timestamp": (int, float),
-        "blob": (bytes,),
-    }
-    good = isinstance(value, wanted.get(shape.type, ()))
+        inner = shape.value.shape
+        return [p for k, v in value.items() for p in undeclared_output(model, inner, v, f"{path}.{k}")]
+    good = isinstance(value, _OUTPUT_TYPES.get(shape.type, ()))
+    if isinstance(value, bool) and shape.type != "boolean":
+        good = False
     if shape.enum and good and value not in shape.enum:
         return [f"{path}: {value!r} is not in the enumeration {shape_name}"]
     return [] if good else [f"{path}: {type(value).__name__} is not a {shape.type}"]

@@ -1,0 +1,372 @@
+//! The loop: host messages, container output, ended children. Everything that happens, happens here, one at a time.
+
+use std::os::unix::io::RawFd;
+use std::process::Command;
+
+use hutch_proto::{Frame, CONTROL};
+use serde_json::{json, Value};
+
+use crate::channel::Channel;
+use crate::containers::{spawn, text, Container, Stage};
+use crate::{commands, sys, Options};
+
+/// While the host is away its return is announced by SIGIO; this only bounds the wait should one get lost.
+const HOST_AWAY_MS: i32 = 1000;
+const PROBE_OUTPUT: usize = 4096;
+const MAX_CONTAINERS: usize = 4096;
+
+/// A health check's process.
+struct Probe {
+    request: u64,
+    pid: i32,
+    deadline_ns: u64,
+    pipe: RawFd,
+    output: Vec<u8>,
+    ended: Option<i32>,
+    timed_out: bool,
+}
+
+struct Agent<'a> {
+    options: &'a Options,
+    channel: Channel,
+    containers: Vec<Container>,
+    probes: Vec<Probe>,
+    events: Vec<Value>,
+    next_event: u64,
+    next_probe: u64,
+    /// Children that ended while a runtime was still at work: perhaps the container that it was starting.
+    early: Vec<(i32, i32, i32)>,
+    done: bool,
+}
+
+type Answer = Result<Value, (String, String)>;
+
+/// Runs until `shutdown` (or SIGTERM, in tests).
+pub fn run(options: &Options) -> Result<(), String> {
+    let channel = match &options.socket {
+        Some(path) => Channel::listen(path)?,
+        None => Channel::open_port()?,
+    };
+    let signals = sys::signal_fd().map_err(|e| format!("signalfd: {}", e))?;
+    if !options.is_init {
+        sys::become_subreaper();
+    }
+    let mut agent = Agent {
+        options,
+        channel,
+        containers: Vec::new(),
+        probes: Vec::new(),
+        events: Vec::new(),
+        next_event: 1,
+        next_probe: 1,
+        early: Vec::new(),
+        done: false,
+    };
+    while !agent.done {
+        agent.turn(signals);
+    }
+    Ok(())
+}
+
+impl Agent<'_> {
+    fn turn(&mut self, signals: RawFd) {
+        let mut fds = vec![
+            libc::pollfd { fd: signals, events: libc::POLLIN, revents: 0 },
+            self.channel.poll_entry(),
+        ];
+        let pipes: Vec<RawFd> = self.containers.iter().flat_map(|c| c.logs.poll_fds()).collect();
+        let probes = self.probes.iter().map(|p| p.pipe).filter(|fd| *fd >= 0);
+        fds.extend(pipes.into_iter().chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        let timeout_ms = self.timeout_ms(&fds[1]);
+        sys::poll(&mut fds, timeout_ms);
+        if fds[0].revents != 0 {
+            self.take_signals(signals);
+        } else if fds[1].fd < 0 {
+            self.channel.host_changed();
+        }
+        for ready in fds.iter().skip(2).filter(|p| p.revents != 0) {
+            self.read_pipe(ready.fd);
+        }
+        if fds[1].revents != 0 {
+            for frame in self.channel.service(fds[1].revents) {
+                self.handle(&frame);
+            }
+        }
+        self.expire_probes();
+        self.answer_probes();
+        for container in &mut self.containers {
+            container.logs.send(&mut self.channel);
+        }
+        // A start that failed leaves nothing to be told about; one that exited stays known for `state`.
+        self.containers.retain(|c| !matches!(c.stage, Stage::Exited) || c.pid != 0);
+    }
+
+    fn timeout_ms(&self, channel: &libc::pollfd) -> i32 {
+        let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+        let waiting = self.probes.iter().filter(|p| !p.timed_out).map(|p| p.deadline_ns);
+        let next = waiting.min().map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
+        match (next, channel.fd < 0) {
+            (Some(ms), true) => ms.min(HOST_AWAY_MS),
+            (Some(ms), false) => ms,
+            (None, true) => HOST_AWAY_MS,
+            (None, false) => -1,
+        }
+    }
+
+    fn take_signals(&mut self, signals: RawFd) {
+        let mut buffer = [0; 128];
+        while let Ok(Some(count)) = sys::read_some(signals, &mut buffer) {
+            if count < 4 {
+                break;
+            }
+            let number = u32::from_ne_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]) as i32;
+            match number {
+                libc::SIGIO => self.channel.host_changed(),
+                libc::SIGTERM if !self.options.is_init => self.done = true,
+                _ => {}
+            }
+        }
+        while let Some((pid, code, signal)) = sys::reap() {
+            self.child_ended(pid, code, signal);
+        }
+    }
+
+    fn child_ended(&mut self, pid: i32, code: i32, signal: i32) {
+        if let Some(probe) = self.probes.iter_mut().find(|p| p.pid == pid) {
+            probe.ended = Some(code);
+            return;
+        }
+        let runtime = self.options.runtime.clone();
+        for index in 0..self.containers.len() {
+            let container = &mut self.containers[index];
+            match container.stage {
+                Stage::Starting { request, runtime_pid } if runtime_pid == pid => {
+                    let answer = container.runtime_ended(code).map(|pid| json!({ "pid": pid }));
+                    if answer.is_err() {
+                        container.logs.abandon();
+                        container.clean_up(&runtime);
+                        container.pid = 0;
+                    }
+                    self.answer(request, answer);
+                    return self.take_early();
+                }
+                Stage::Running if container.pid == pid => {
+                    let event = container.ended(code, signal);
+                    container.clean_up(&runtime);
+                    return self.emit(event);
+                }
+                _ => {}
+            }
+        }
+        // A container so short that it ended before crun did: its exit is taken up when crun's is.
+        self.orphan_ended(pid, code, signal);
+    }
+
+    fn orphan_ended(&mut self, pid: i32, code: i32, signal: i32) {
+        if self.containers.iter().any(|c| matches!(c.stage, Stage::Starting { .. })) {
+            self.early.push((pid, code, signal));
+        }
+    }
+
+    /// A container now has its pid: perhaps that process has ended already.
+    fn take_early(&mut self) {
+        for (pid, code, signal) in std::mem::take(&mut self.early) {
+            self.child_ended(pid, code, signal);
+        }
+    }
+
+    fn emit(&mut self, mut event: Value) {
+        event["seq"] = json!(self.next_event);
+        self.next_event += 1;
+        self.channel.send_control(&event);
+        self.events.push(event);
+    }
+
+    fn answer(&mut self, request: u64, answer: Answer) {
+        let document = match answer {
+            Ok(ok) => json!({ "id": request, "ok": ok }),
+            Err((kind, message)) => json!({ "id": request, "error": { "kind": kind, "message": message } }),
+        };
+        self.channel.send_control(&document);
+    }
+
+    fn read_pipe(&mut self, fd: RawFd) {
+        if let Some(container) = self.containers.iter_mut().find(|c| c.logs.poll_fds().contains(&fd)) {
+            return container.logs.read(fd);
+        }
+        if let Some(probe) = self.probes.iter_mut().find(|p| p.pipe == fd) {
+            let mut buffer = [0; PROBE_OUTPUT];
+            match sys::read_some(fd, &mut buffer) {
+                Ok(Some(count)) if count > 0 => {
+                    let room = PROBE_OUTPUT - probe.output.len();
+                    probe.output.extend_from_slice(&buffer[..count.min(room)]);
+                }
+                Ok(None) => {}
+                _ => {
+                    sys::close(fd);
+                    probe.pipe = -1;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, frame: &Frame) {
+        if frame.kind != CONTROL {
+            return;
+        }
+        let given = match parse_object(&frame.payload) {
+            Some(given) => given,
+            None => return,
+        };
+        let request = given["id"].as_u64().unwrap_or(0);
+        let operation = match given["op"].as_str() {
+            Some(operation) => operation,
+            None => return,
+        };
+        let bad = |message: String| ("BadRequest".to_string(), message);
+        let failed = |message: String| ("Failed".to_string(), message);
+        let answer = match operation {
+            "hello" => commands::hello(&given, self.options.is_init).map_err(bad).map(|ok| self.greeted(ok)),
+            "configure" => commands::configure(&given).map_err(failed),
+            "disks" => commands::disks(&given).map_err(failed),
+            "state" => Ok(json!({ "containers": self.describe() })),
+            "stats" => Ok(self.stats()),
+            "kill" => self.signal(&given).map_err(bad),
+            "log_ack" => return self.log_ack(&given),
+            "event_ack" => return self.event_ack(&given),
+            "start" => match self.start(request, &given) {
+                Ok(()) => return,
+                Err(message) => Err(failed(message)),
+            },
+            "exec" => match self.probe(request, &given) {
+                Ok(()) => return,
+                Err(message) => Err(failed(message)),
+            },
+            "shutdown" => {
+                self.done = true;
+                Ok(json!({}))
+            }
+            _ => Err(("UnknownOp".to_string(), format!("unknown operation {}", operation))),
+        };
+        self.answer(request, answer);
+    }
+
+    /// A new conversation: what an earlier one did not acknowledge is said again.
+    fn greeted(&mut self, mut ok: Value) -> Value {
+        self.channel.restart();
+        for container in &mut self.containers {
+            container.logs.resend();
+        }
+        for event in &self.events {
+            self.channel.send_control(event);
+        }
+        ok["containers"] = json!(self.describe());
+        ok
+    }
+
+    fn describe(&self) -> Vec<Value> {
+        self.containers.iter().map(Container::describe).collect()
+    }
+
+    fn stats(&self) -> Value {
+        let mut stats = commands::stats();
+        let running = self.containers.iter().filter(|c| matches!(c.stage, Stage::Running));
+        let each: serde_json::Map<String, Value> = running.map(|c| (c.name.clone(), c.stats())).collect();
+        stats["containers"] = Value::Object(each);
+        stats
+    }
+
+    fn start(&mut self, request: u64, given: &Value) -> Result<(), String> {
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err("too many starts in one VM".to_string());
+        }
+        let container = Container::start(&self.options.runtime, &self.options.state, request, given)?;
+        self.containers.push(container);
+        Ok(())
+    }
+
+    fn running(&self, name: &str) -> Option<&Container> {
+        self.containers.iter().find(|c| c.name == name && matches!(c.stage, Stage::Running))
+    }
+
+    fn signal(&mut self, given: &Value) -> Result<Value, String> {
+        let signal = given["signal"].as_i64().filter(|s| (1..=64).contains(s)).ok_or("signal is missing")?;
+        if let Some(container) = self.running(&text(given, "name")?) {
+            sys::kill(container.pid, signal as i32);
+        }
+        Ok(json!({}))
+    }
+
+    fn log_ack(&mut self, given: &Value) {
+        let number = given["number"].as_u64();
+        for container in self.containers.iter_mut().filter(|c| Some(u64::from(c.number)) == number) {
+            container.logs.acknowledge(given["seq"].as_u64().unwrap_or(0));
+        }
+    }
+
+    fn event_ack(&mut self, given: &Value) {
+        let seq = given["seq"].as_u64().unwrap_or(0);
+        self.events.retain(|e| e["seq"].as_u64().unwrap_or(0) > seq);
+    }
+
+    fn probe(&mut self, request: u64, given: &Value) -> Result<(), String> {
+        let name = text(given, "name")?;
+        let number = self.running(&name).map(|c| c.number).ok_or(format!("{} is not running", name))?;
+        let file = self.options.state.join(format!("process-{}.json", self.next_probe));
+        self.next_probe += 1;
+        std::fs::write(&file, given["process"].to_string()).map_err(|e| format!("process: {}", e))?;
+        let (read, write) = sys::pipe().map_err(|e| format!("pipe: {}", e))?;
+        // SAFETY: `write` was just made and is ours.
+        let second = unsafe { libc::fcntl(write, libc::F_DUPFD_CLOEXEC, 0) };
+        let mut command = Command::new(&self.options.runtime);
+        command.arg("--cgroup-manager=cgroupfs").args(["exec", "--process"]).arg(&file).arg(format!("c{}", number));
+        let pid = spawn(&mut command, (write, second)).map_err(|e| format!("crun: {}", e))?;
+        sys::set_non_blocking(read, false);
+        let timeout_ms = given["timeout_ms"].as_u64().unwrap_or(60_000).min(3_600_000);
+        let deadline_ns = sys::clock_ns(libc::CLOCK_MONOTONIC) + timeout_ms * 1_000_000;
+        let output = Vec::new();
+        self.probes.push(Probe { request, pid, deadline_ns, pipe: read, output, ended: None, timed_out: false });
+        Ok(())
+    }
+
+    fn expire_probes(&mut self) {
+        let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+        for probe in self.probes.iter_mut().filter(|p| !p.timed_out && p.ended.is_none() && p.deadline_ns <= now) {
+            probe.timed_out = true;
+            sys::kill(probe.pid, libc::SIGKILL);
+        }
+    }
+
+    fn answer_probes(&mut self) {
+        let (ended, waiting): (Vec<Probe>, Vec<Probe>) =
+            std::mem::take(&mut self.probes).into_iter().partition(|p| p.ended.is_some());
+        self.probes = waiting;
+        for mut probe in ended {
+            self.drain(&mut probe);
+            let output = String::from_utf8_lossy(&probe.output).into_owned();
+            let ok = json!({ "exit_code": probe.ended, "timed_out": probe.timed_out, "output": output });
+            self.answer(probe.request, Ok(ok));
+        }
+    }
+
+    /// What the process wrote just before it ended.
+    fn drain(&mut self, probe: &mut Probe) {
+        let mut buffer = [0; PROBE_OUTPUT];
+        while probe.pipe >= 0 && probe.output.len() < PROBE_OUTPUT {
+            match sys::read_some(probe.pipe, &mut buffer) {
+                Ok(Some(count)) if count > 0 => {
+                    let room = PROBE_OUTPUT - probe.output.len();
+                    probe.output.extend_from_slice(&buffer[..count.min(room)]);
+                }
+                _ => break,
+            }
+        }
+        if probe.pipe >= 0 {
+            sys::close(probe.pipe);
+        }
+    }
+}
+
+fn parse_object(payload: &[u8]) -> Option<Value> {
+    serde_json::from_slice::<Value>(payload).ok().filter(Value::is_object)
+}

@@ -1,0 +1,224 @@
+//! Thin, safe wrappers around the system calls that the agent needs.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::io::RawFd;
+use std::path::Path;
+
+fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "text with a NUL byte"))
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Writes to the console, and nowhere if there is none.
+pub fn console(text: &str) {
+    use std::io::Write;
+    match std::fs::OpenOptions::new().write(true).open("/dev/console") {
+        Ok(mut f) => drop(f.write_all(text.as_bytes())),
+        Err(_) => eprint!("{}", text),
+    }
+}
+
+/// Mounts a file system, making the mount point first.
+pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data: &str) -> io::Result<()> {
+    if flags & (libc::MS_MOVE | libc::MS_REMOUNT) == 0 {
+        std::fs::create_dir_all(target)?;
+    }
+    let (source, target) = (c_string(source)?, c_string(target)?);
+    let (kind, data) = (c_string(kind)?, c_string(data)?);
+    // SAFETY: all pointers are NUL-terminated strings that live until the call returns.
+    let result = unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    };
+    check(i64::from(result)).map(drop)
+}
+
+/// Detaches a mount; it goes when its last user does.
+pub fn unmount(target: &str) -> io::Result<()> {
+    let target = c_string(target)?;
+    // SAFETY: the pointer is a NUL-terminated string that lives until the call returns.
+    check(i64::from(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) })).map(drop)
+}
+
+/// Changes the root directory of this process.
+pub fn chroot(path: &str) -> io::Result<()> {
+    let path = c_string(path)?;
+    // SAFETY: the pointer is a NUL-terminated string that lives until the call returns.
+    check(i64::from(unsafe { libc::chroot(path.as_ptr()) })).map(drop)
+}
+
+/// Loads a kernel module from a file; one that is loaded already is fine.
+pub fn load_module(path: &Path) -> io::Result<()> {
+    use std::os::unix::io::AsRawFd;
+    let file = std::fs::File::open(path)?;
+    let no_parameters = c_string("")?;
+    // SAFETY: the fd is open and the pointer a NUL-terminated string, both until the call returns.
+    let result =
+        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), no_parameters.as_ptr(), 0) };
+    match check(result) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Ends the machine. Never returns as PID 1.
+pub fn power_off() {
+    // SAFETY: neither call takes pointers.
+    unsafe {
+        libc::sync();
+        libc::reboot(libc::RB_POWER_OFF);
+        // Without a way to power off, a restart ends the VM too (QEMU runs with -no-reboot).
+        libc::reboot(libc::RB_AUTOBOOT);
+    }
+}
+
+/// Sets the host name.
+pub fn set_hostname(name: &str) -> io::Result<()> {
+    // SAFETY: pointer and length are of the same, living string.
+    check(i64::from(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })).map(drop)
+}
+
+/// Sets the wall clock, in nanoseconds since the epoch.
+pub fn set_clock(time_ns: u64) -> io::Result<()> {
+    let time = libc::timespec {
+        tv_sec: (time_ns / 1_000_000_000) as libc::time_t,
+        tv_nsec: (time_ns % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: the pointer is to a living timespec.
+    check(i64::from(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &time) })).map(drop)
+}
+
+/// Nanoseconds of a clock.
+pub fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a living timespec.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Adds entropy, credits it, and makes the kernel reseed its generator at once.
+pub fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    use std::os::unix::io::AsRawFd;
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let device = std::fs::OpenOptions::new().write(true).open("/dev/urandom")?;
+    let mut request = Vec::with_capacity(8 + seed.len());
+    request.extend_from_slice(&((seed.len() * 8) as i32).to_ne_bytes());
+    request.extend_from_slice(&(seed.len() as i32).to_ne_bytes());
+    request.extend_from_slice(seed);
+    // SAFETY: the buffer is a `struct rand_pool_info` of the length that its second word says.
+    check(i64::from(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, request.as_ptr()) }))?;
+    // SAFETY: this request takes no argument.
+    check(i64::from(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _) })).map(drop)
+}
+
+/// A signalfd for the signals that the loop handles; they are blocked for everything else.
+pub fn signal_fd() -> io::Result<RawFd> {
+    // SAFETY: the set is initialised by sigemptyset before use; all pointers live until the calls return.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in [libc::SIGCHLD, libc::SIGIO, libc::SIGTERM, libc::SIGPIPE] {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        check(i64::from(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))).map(|fd| fd as RawFd)
+    }
+}
+
+/// Unblocks all signals: for a child between fork and exec.
+pub fn unblock_signals() {
+    // SAFETY: the set is initialised by sigemptyset before use.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+/// Adopts orphaned descendants, as PID 1 does by itself.
+pub fn become_subreaper() {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
+/// The next child that ended: (pid, exit code (128+n for signal n), signal). The only place that waits for children.
+pub fn reap() -> Option<(i32, i32, i32)> {
+    let mut status = 0;
+    // SAFETY: the pointer is to a living integer.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        None
+    } else if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        Some((pid, 128 + signal, signal))
+    } else {
+        Some((pid, libc::WEXITSTATUS(status), 0))
+    }
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Reads what is there; Ok(None) if there is nothing now.
+pub fn read_some(fd: RawFd, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    // SAFETY: pointer and length are of the same, living buffer.
+    match check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) } as i64) {
+        Ok(count) => Ok(Some(count as usize)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes what fits; Ok(0) if nothing does now.
+pub fn write_some(fd: RawFd, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: pointer and length are of the same, living buffer.
+    match check(unsafe { libc::write(fd, data.as_ptr().cast(), data.len()) } as i64) {
+        Ok(count) => Ok(count as usize),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a file descriptor non-blocking, and if asked send SIGIO when its state changes.
+pub fn set_non_blocking(fd: RawFd, with_sigio: bool) {
+    // SAFETY: takes no pointers.
+    unsafe {
+        let mut flags = libc::fcntl(fd, libc::F_GETFL) | libc::O_NONBLOCK;
+        if with_sigio {
+            libc::fcntl(fd, libc::F_SETOWN, libc::getpid());
+            flags |= libc::O_ASYNC;
+        }
+        libc::fcntl(fd, libc::F_SETFL, flags);
+    }
+}
+
+/// Waits until one of the descriptors is ready, or for `timeout_ms` (-1: for ever).
+pub fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) {
+    // SAFETY: pointer and length are of the same, living slice.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+}
+
+/// A pipe whose ends are closed on exec.
+pub fn pipe() -> io::Result<(RawFd, RawFd)> {
+    let mut fds = [0; 2];
+    // SAFETY: the pointer is to two living integers.
+    check(i64::from(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }))?;
+    Ok((fds[0], fds[1]))
+}
+
+/// Closes a descriptor that we own.
+pub fn close(fd: RawFd) {
+    // SAFETY: takes no pointers; the caller owns the descriptor.
+    unsafe { libc::close(fd) };
+}
