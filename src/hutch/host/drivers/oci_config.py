@@ -1,0 +1,307 @@
+"""From a container's specification to an OCI runtime configuration (`config.json`). Pure; shared by the drivers.
+
+Rules for entry point, command, environment and user are Docker's (its image specification, and `docker run`).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from hutch.base.units import MIB
+from hutch.host.drivers.contract import DriverError, RootImage
+from hutch.wire.fleet import ContainerSpec
+
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_NOFILE = 65535
+DEFAULT_PIDS = 32768
+
+# Docker's default set.
+DEFAULT_CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
+    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+)  # fmt: skip
+ALL_CAPABILITIES = (
+    *DEFAULT_CAPABILITIES, "AUDIT_CONTROL", "AUDIT_READ", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE",
+    "DAC_READ_SEARCH", "IPC_LOCK", "IPC_OWNER", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "NET_ADMIN",
+    "NET_BROADCAST", "PERFMON", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE",
+    "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+)  # fmt: skip
+_MASKED = (
+    "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+)  # fmt: skip
+_READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_DEVICES = (("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None))
+
+
+class OciContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a configuration needs besides the container itself."""
+
+    cgroup_path: str
+    hostname: str
+    namespaces: tuple[dict[str, str], ...]
+    """OCI namespace objects; those with a path are joined."""
+    files: Mapping[str, str]
+    """Container path to source path: /etc/hosts and the like, bind-mounted."""
+    volumes: Mapping[str, str]
+    """Volume name to source directory."""
+    owns_kernel: bool
+    hard_nofile: int = 1048576
+
+
+def build_oci_config(container: ContainerSpec, image: RootImage, context: OciContext) -> dict[str, Any]:
+    """A complete configuration but for `root.path`. Raises `DriverError` (no command, unknown user)."""
+    return {
+        "ociVersion": "1.0.2",
+        "process": build_process(container, image, context),
+        "root": {"path": "rootfs", "readonly": container.read_only_root},
+        "hostname": context.hostname,
+        "mounts": _mounts(container, context),
+        "linux": {
+            "cgroupsPath": context.cgroup_path,
+            "namespaces": list(context.namespaces),
+            "resources": _resources(container),
+            "sysctl": dict(container.sysctls),
+            "maskedPaths": [] if container.privileged else list(_MASKED),
+            "readonlyPaths": [] if container.privileged else list(_READONLY),
+            "rootfsPropagation": "rprivate",
+            **({} if context.owns_kernel or container.privileged else {"seccomp": _seccomp()}),
+        },
+    }
+
+
+def build_process(container: ContainerSpec, image: RootImage, context: OciContext) -> dict[str, Any]:
+    """The `process` object."""
+    uid, gid, groups, home = resolve_user(
+        container.user if container.user is not None else str(image.config.get("User") or ""), image
+    )
+    capabilities = _capabilities(container)
+    effective = capabilities if uid == 0 else []
+    return {
+        "terminal": False,
+        "user": {"uid": uid, "gid": gid, "additionalGids": groups},
+        "args": arguments(container, image),
+        "env": environment(container, image, home),
+        "cwd": container.working_directory or image.config.get("WorkingDir") or "/",
+        "capabilities": {
+            "bounding": capabilities,
+            "effective": effective,
+            "permitted": effective,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": _rlimits(container, context.hard_nofile),
+        "noNewPrivileges": False,
+        "oomScoreAdj": 0,
+    }
+
+
+def arguments(container: ContainerSpec, image: RootImage) -> list[str]:
+    """Docker's rule: a given entry point also drops the image's command."""
+    entry = container.entry_point
+    command = container.command
+    if entry is None:
+        entry = tuple(image.config.get("Entrypoint") or ())
+        if command is None:
+            command = tuple(image.config.get("Cmd") or ())
+    result = [*entry, *(command or ())]
+    if not result:
+        raise DriverError(
+            "NoCommand",
+            f'neither the image "{image.reference}" nor the task definition says what to run in container '
+            f'"{container.name}"',
+            fix="set command or entryPoint in the container definition",
+            aws_prefix="CannotStartContainerError",
+        )
+    return result
+
+
+def environment(container: ContainerSpec, image: RootImage, home: str) -> list[str]:
+    """The image's environment, then the container's; PATH, HOME and HOSTNAME if neither sets them."""
+    values: dict[str, str] = {}
+    for item in [DEFAULT_PATH, *(image.config.get("Env") or ())]:
+        name, _, value = str(item).partition("=")
+        values[name] = value
+    values.setdefault("HOME", home)
+    values.update(container.environment)
+    return [f"{k}={v}" for k, v in values.items()]
+
+
+def resolve_user(user: str, image: RootImage) -> tuple[int, int, list[int], str]:
+    """(uid, gid, additional gids, home) of `user[:group]`, names looked up in the image. Raises `DriverError`."""
+    name, _, group = user.partition(":")
+    passwd = [line.split(":") for line in image.passwd.splitlines() if line.count(":") >= 5]
+    groups = [line.split(":") for line in image.group.splitlines() if line.count(":") >= 3]
+    name = name or "0"
+    entry = next((p for p in passwd if p[0] == name or (name.isdecimal() and p[2] == name)), None)
+    if entry is None and not name.isdecimal():
+        raise DriverError(
+            "UserNotFound",
+            f'the image "{image.reference}" has no user "{name}" in /etc/passwd',
+            fix="use a user of the image, or a numeric uid",
+            aws_prefix="CannotStartContainerError",
+        )
+    uid = int(entry[2]) if entry else int(name)
+    gid = int(entry[3]) if entry else 0
+    additional = [int(g[2]) for g in groups if entry and entry[0] in g[3].split(",") and g[2].isdecimal()]
+    if group:
+        found = next((g for g in groups if g[0] == group), None)
+        if found is None and not group.isdecimal():
+            raise DriverError(
+                "UserNotFound",
+                f'the image "{image.reference}" has no group "{group}" in /etc/group',
+                fix="use a group of the image, or a numeric gid",
+                aws_prefix="CannotStartContainerError",
+            )
+        gid, additional = (int(found[2]) if found else int(group)), []
+    return uid, gid, additional, (entry[5] if entry and entry[5] else "/")
+
+
+def _capabilities(container: ContainerSpec) -> list[str]:
+    if container.privileged:
+        return [f"CAP_{c}" for c in ALL_CAPABILITIES]
+    add = {c.upper().removeprefix("CAP_") for c in container.capabilities_add}
+    drop = {c.upper().removeprefix("CAP_") for c in container.capabilities_drop}
+    kept = set() if "ALL" in drop else set(DEFAULT_CAPABILITIES) - drop
+    kept |= set(ALL_CAPABILITIES) if "ALL" in add else add
+    kept -= drop - {"ALL"}
+    unknown = kept - set(ALL_CAPABILITIES)
+    if unknown:
+        raise DriverError(
+            "UnknownCapability",
+            f"the kernel has no capability {sorted(unknown)[0]}",
+            fix="correct linuxParameters.capabilities",
+            aws_prefix="CannotCreateContainerError",
+        )
+    return [f"CAP_{c}" for c in ALL_CAPABILITIES if c in kept]
+
+
+def _rlimits(container: ContainerSpec, hard_nofile: int) -> list[dict[str, Any]]:
+    """Never above the hard limit that this process has: not every host lets it be raised."""
+    limits = {"nofile": (DEFAULT_NOFILE, DEFAULT_NOFILE), **container.ulimits}
+    limits["nofile"] = (min(limits["nofile"][0], hard_nofile), min(limits["nofile"][1], hard_nofile))
+    return [
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard} for name, (soft, hard) in limits.items()
+    ]
+
+
+def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
+    sysfs_options = ["nosuid", "noexec", "nodev", "rw" if container.privileged else "ro"]
+    mounts: list[dict[str, Any]] = [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": sysfs_options},
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={container.shm_mib}m"],
+        },
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "rw" if container.privileged else "ro"],
+        },
+    ]
+    for path, options in container.tmpfs.items():
+        mounts.append(
+            {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", *options]}
+        )
+    for mount in container.mounts:
+        options = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
+        mounts.append(
+            {
+                "destination": mount.path,
+                "type": "bind",
+                "source": context.volumes[mount.volume],
+                "options": options,
+            }
+        )
+    for path, source in context.files.items():
+        mounts.append(
+            {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}
+        )
+    return mounts
+
+
+def _resources(container: ContainerSpec) -> dict[str, Any]:
+    if container.privileged:
+        devices: list[dict[str, Any]] = [{"allow": True, "access": "rwm"}]
+    else:
+        devices = [{"allow": False, "access": "rwm"}] + [
+            {"allow": True, "type": t, "major": major, "access": "rwm"}
+            | ({} if minor is None else {"minor": minor})
+            for t, major, minor in _DEVICES
+        ]
+    memory: dict[str, Any] = {}
+    if container.memory_mib:
+        memory["limit"] = container.memory_mib * MIB
+    if container.memory_reservation_mib:
+        memory["reservation"] = container.memory_reservation_mib * MIB
+    resources: dict[str, Any] = {"devices": devices, "pids": {"limit": DEFAULT_PIDS}}
+    if memory:
+        resources["memory"] = memory
+    if container.cpu_units:
+        resources["cpu"] = {"shares": max(2, container.cpu_units)}
+    return resources
+
+
+def _seccomp() -> dict[str, Any]:
+    """For containers on the shared kernel: refuse what lets a container reach the host's kernel state. A deny list,
+    since the kernel's capability checks already guard the rest; the system calls are those that Docker's default
+    profile denies without a capability that a container has."""
+    denied = (
+        "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "finit_module",
+        "get_kernel_syms", "get_mempolicy", "init_module", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load",
+        "keyctl", "lookup_dcookie", "mbind", "move_pages", "nfsservctl", "open_by_handle_at", "perf_event_open",
+        "pivot_root", "query_module", "quotactl", "reboot", "request_key", "set_mempolicy", "setns", "settimeofday",
+        "stime", "swapoff", "swapon", "sysfs", "userfaultfd", "ustat", "vm86", "vm86old", "io_uring_setup",
+        "io_uring_enter", "io_uring_register",
+    )  # fmt: skip
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{"names": list(denied), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+    }
+
+
+def etc_files(
+    container: ContainerSpec, hostname: str, address: str, nameservers: Sequence[str], search: Sequence[str]
+) -> dict[str, str]:
+    """The texts of /etc/hosts, /etc/hostname and /etc/resolv.conf of a container."""
+    hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    if address:
+        hosts.append(f"{address} {hostname}")
+    hosts += [f"{ip} {name}" for name, ip in container.extra_hosts.items()]
+    servers = container.dns_servers or tuple(nameservers)
+    domains = container.dns_search or tuple(search)
+    resolv = [f"nameserver {s}" for s in servers] + ([f"search {' '.join(domains)}"] if domains else [])
+    return {
+        "/etc/hosts": "\n".join(hosts) + "\n",
+        "/etc/hostname": hostname + "\n",
+        "/etc/resolv.conf": "\n".join(_plain(line) for line in resolv) + "\n",
+    }
+
+
+def _plain(line: str) -> str:
+    return re.sub(r"[\x00-\x1f]", "", line)
+
+
+def stop_signal(image: RootImage) -> str:
+    """The image's STOPSIGNAL, or SIGTERM."""
+    return str(image.config.get("StopSignal") or "SIGTERM")
