@@ -21,12 +21,12 @@ class HostNetwork(Protocol):
         enforced (anti-spoofing). For `network_mode` "host" and "none": what they ask for."""
         ...
 
-    async def detach(self, task_id: str) -> None:
+    async def detach(self, task: TaskSpec) -> None:
         """Remove the task's port, namespace and rules."""
         ...
 
-    async def attached_task_ids(self) -> tuple[str, ...]:
-        """Tasks that have a port, found on the host itself (for clean-up after a crash). Short ids, see `port_name`."""
+    async def remove_strays(self, task_ids: frozenset[str]) -> None:
+        """Remove ports and namespaces of this platform that belong to none of these tasks (after a crash)."""
         ...
 
     async def tear_down(self) -> None:

@@ -1,0 +1,124 @@
+"""hutch's own routes: what AWS's API has no words for. All are signed, with the service name `hutch`."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.api.gateway.native import NativeRequest, NativeRoute
+from hutch.base.errors import Invalid
+from hutch.control.ops.images import HostRequests, ImageOps
+from hutch.control.ops.tasks import TaskOps
+from hutch.model.image import LocalImage
+from hutch.model.record import Cause
+from hutch.model.task import Task
+from hutch.rules.image_reference import normalise_name
+
+MAX_ARCHIVE_BYTES = 64 * 1024**3
+MAX_LOG_LINES = 10_000
+
+
+class NativeApi:
+    """The handlers of hutch's own routes."""
+
+    def __init__(self, tasks: TaskOps, images: ImageOps, fleet: HostRequests) -> None:
+        self._tasks = tasks
+        self._images = images
+        self._fleet = fleet
+
+    def routes(self) -> tuple[NativeRoute, ...]:
+        return (
+            NativeRoute(method="GET", template="/hutch/v1/images", handler=self.list_images),
+            NativeRoute(
+                method="POST",
+                template="/hutch/v1/images",
+                handler=self.import_image,
+                max_body_bytes=MAX_ARCHIVE_BYTES,
+                takes_file=True,
+            ),
+            NativeRoute(method="DELETE", template="/hutch/v1/images/{name*}", handler=self.remove_image),
+            NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/why", handler=self.why),
+            NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/logs", handler=self.logs),
+            NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/stats", handler=self.stats),
+        )
+
+    async def list_images(self, request: NativeRequest) -> dict[str, Any]:
+        return {"images": [_image(i) for i in self._images.list()]}
+
+    async def import_image(self, request: NativeRequest) -> dict[str, Any]:
+        image = await self._images.import_archive(
+            _cause(request, "image import"), Path(request.file_path), request.query.get("name", "")
+        )
+        return _image(image)
+
+    async def remove_image(self, request: NativeRequest) -> dict[str, Any]:
+        name = normalise_name(request.params["name"])
+        await self._images.remove(_cause(request, "image rm"), name)
+        return {}
+
+    async def why(self, request: NativeRequest) -> dict[str, Any]:
+        """The cause chain and the launch waterfall of a task."""
+        return _why(self._tasks.find_anywhere(request.params["task"]))
+
+    async def logs(self, request: NativeRequest) -> dict[str, Any]:
+        """The newest lines that the host kept of a container (query: container, tail)."""
+        task = self._tasks.find_anywhere(request.params["task"])
+        tail = request.query.get("tail", "100")
+        if not tail.isdecimal() or not 1 <= int(tail) <= MAX_LOG_LINES:
+            raise Invalid(f"tail must be between 1 and {MAX_LOG_LINES}")
+        container = request.query.get("container", task.containers[0].name)
+        if container not in {c.name for c in task.containers}:
+            raise Invalid(f"task {task.task_id} has no container named {container}")
+        return await self._fleet.request(
+            task.host_id, "task.logs", {"task_id": task.task_id, "container": container, "tail": int(tail)}
+        )
+
+    async def stats(self, request: NativeRequest) -> dict[str, Any]:
+        """What a running task uses."""
+        task = self._tasks.find_anywhere(request.params["task"])
+        return await self._fleet.request(task.host_id, "task.stats", {"task_id": task.task_id})
+
+
+def _cause(request: NativeRequest, action: str) -> Cause:
+    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
+
+
+def _image(image: LocalImage) -> dict[str, Any]:
+    shape: dict[str, Any] = msgspec.to_builtins(image)
+    shape.pop("version", None)
+    return shape
+
+
+def _why(task: Task) -> dict[str, Any]:
+    return {
+        "task_id": task.task_id,
+        "cluster": task.cluster,
+        "definition": f"{task.family}:{task.revision}",
+        "launch_type": task.launch_type,
+        "last_status": task.last_status,
+        "desired_status": task.desired_status,
+        "waiting_reason": task.waiting_reason,
+        "stop_code": task.stop_code,
+        "stopped_reason": task.stopped_reason,
+        "created_at": task.created_at,
+        "started_at": task.started_at,
+        "stopped_at": task.stopped_at,
+        "causes": [
+            {"kind": c.kind, "text": c.text, "evidence": c.evidence, "fix": c.fix} for c in task.causes
+        ],
+        "phases": [
+            {"name": p.name, "started_at": p.started_at, "ended_at": p.ended_at, "detail": p.detail}
+            for p in task.phases
+        ],
+        "containers": [
+            {
+                "name": c.name,
+                "image": c.image,
+                "status": c.last_status,
+                "health": c.health_status,
+                "exit_code": c.exit_code,
+                "reason": c.reason,
+            }
+            for c in task.containers
+        ],
+    }
