@@ -67,6 +67,11 @@ class RandomIds(_Choosing):
     def hex(self, digits: int) -> str:
         return secrets.token_hex((digits + 1) // 2)[:digits]
 
+    def uuid(self) -> str:
+        # In one read of the kernel's generator: every API request gets one.
+        h = secrets.token_hex(16)
+        return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:]}"
+
 
 class SeededIds(_Choosing):
     """Repeatable ids for tests and simulations; never for production."""

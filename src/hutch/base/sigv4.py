@@ -15,13 +15,16 @@ from hutch.base.errors import HutchError
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 MAX_SKEW_S = 300
+MAX_QUERY_FIELDS = 1000
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 class SignatureRefused(HutchError):
-    """A request's signature is missing, malformed, expired or wrong. `kind` is one of Missing, Incomplete, Expired,
-    UnknownKey, Mismatch."""
+    """A request's signature is missing, malformed, expired or wrong.
+
+    `kind` is one of Missing, Incomplete, Expired, UnknownKey, Mismatch.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -48,7 +51,10 @@ def parse_scope(query: str, headers: Mapping[str, str]) -> Scope:
     authorization = headers.get("authorization", "")
     if authorization:
         return _from_header(authorization, headers)
-    given = dict(parse_qsl(query, keep_blank_values=True))
+    try:
+        given = dict(parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS))
+    except ValueError:
+        raise SignatureRefused("Incomplete", "The query string has too many fields.") from None
     if given.get("X-Amz-Algorithm") == ALGORITHM:
         return _from_query(given)
     raise SignatureRefused("Missing", "Missing Authentication Token")
@@ -58,7 +64,7 @@ def _from_header(authorization: str, headers: Mapping[str, str]) -> Scope:
     algorithm, _, rest = authorization.partition(" ")
     if algorithm != ALGORITHM:
         raise SignatureRefused("Incomplete", f"Unsupported authorization algorithm; use {ALGORITHM}.")
-    parts = dict(p.strip().partition("=")[::2] for p in rest.split(","))
+    parts = dict(p.strip().partition("=")[::2] for p in rest.split(",", 10))
     missing = [n for n in ("Credential", "SignedHeaders", "Signature") if not parts.get(n)]
     if missing:
         raise SignatureRefused("Incomplete", f"Authorization header requires '{missing[0]}' parameter.")
@@ -76,7 +82,7 @@ def _from_query(given: Mapping[str, str]) -> Scope:
     if missing:
         raise SignatureRefused("Incomplete", f"The query string requires '{missing[0]}'.")
     expires = given["X-Amz-Expires"]
-    if not expires.isdecimal() or not 0 < int(expires) <= 604800:
+    if not (expires.isascii() and expires.isdecimal() and len(expires) < 7 and 0 < int(expires) <= 604800):
         raise SignatureRefused("Incomplete", "X-Amz-Expires must be between 1 and 604800 seconds.")
     return _scope(
         given["X-Amz-Credential"],
@@ -111,19 +117,36 @@ def _scope(credential: str, signed: str, signature: str, timestamp: str, expires
 
 def check_time(scope: Scope, now: float) -> None:
     """Refuse a request that is too old, or from the future."""
+    stamp = scope.timestamp
     try:
-        sent = datetime.strptime(scope.timestamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        if not (len(stamp) == 16 and stamp[8] == "T" and stamp[15] == "Z" and stamp.isascii()):
+            raise ValueError
+        sent = datetime.fromisoformat(stamp).timestamp()
     except ValueError:
         raise SignatureRefused("Incomplete", "Date must be in ISO-8601 'basic format'.") from None
-    latest = sent + (scope.expires_s or MAX_SKEW_S)
-    if now > latest:
+    life_s = scope.expires_s or MAX_SKEW_S
+    if now > sent + life_s:
+        life = f"{scope.expires_s} s" if scope.expires_s else "5 min."
         raise SignatureRefused(
-            "Expired", f"Signature expired: {scope.timestamp} is now earlier than {_stamp(now - MAX_SKEW_S)}"
+            "Expired",
+            f"Signature expired: {scope.timestamp} is now earlier than {_stamp(now - life_s)} "
+            f"({_stamp(now)} - {life})",
         )
     if sent > now + MAX_SKEW_S:
         raise SignatureRefused(
-            "Expired", f"Signature not yet current: {scope.timestamp} is still later than {_stamp(now)}"
+            "Expired",
+            f"Signature not yet current: {scope.timestamp} is still later than {_stamp(now + MAX_SKEW_S)} "
+            f"({_stamp(now)} + 5 min.)",
         )
+
+
+def check_signed_headers(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Refuse a request in which a header that decides what it means is left out of the signature."""
+    for name in ("host", "x-amz-target"):
+        if name not in scope.signed_headers and (name == "host" or name in headers):
+            raise SignatureRefused(
+                "Incomplete", f"'{name}' must be a 'SignedHeader' in the AWS Authorization."
+            )
 
 
 def _stamp(moment: float) -> str:

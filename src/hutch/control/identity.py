@@ -2,6 +2,7 @@
 
 import hmac
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -30,12 +31,12 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 class Identity:
     """Verifies signatures against the access keys in the store."""
 
-    def __init__(self, store: Store, clock: Clock, ids: IdSource, *, account_id: str, region: str) -> None:
+    def __init__(self, store: Store, clock: Clock, ids: IdSource, *, account_id: str) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
         self._account_id = account_id
-        self._region = region
+        self._seen_seq = 0
         self._keys: dict[tuple[str, str, str, str], bytes] = {}
         self._records: dict[str, AccessKey] = {}
 
@@ -74,52 +75,54 @@ class Identity:
 
     def verify(
         self,
+        scope: sigv4.Scope,
         method: str,
         raw_path: bytes,
         query: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         payload_sha256: str,
-    ) -> tuple[AccessKey, sigv4.Scope]:
-        """Who signed a request, and in which scope. Raises `SignatureRefused`.
+    ) -> AccessKey:
+        """Whose key signed a request. Raises `SignatureRefused`.
 
-        `payload_sha256` is the body's digest as received (or what the request declares, if the caller checks that
-        against the body later).
+        `scope` is what the request says of itself (`sigv4.parse_scope`); `payload_sha256` the body's digest
+        as received, or as declared if the caller checks it against the body later. Header names are lower
+        case.
         """
-        scope = sigv4.parse_scope(query, headers)
         sigv4.check_time(scope, self._clock.now())
         record = self._record(scope.access_key_id)
         if record is None or record.status != "Active":
             raise SignatureRefused("UnknownKey", "The security token included in the request is invalid.")
-        if "host" not in scope.signed_headers:
-            raise SignatureRefused("Incomplete", "'Host' must be a 'SignedHeader' in the AWS Authorization.")
-        if scope.region != self._region and scope.region not in ("us-east-1", "aws-global"):
-            raise SignatureRefused(
-                "Mismatch",
-                f"Credential should be scoped to a valid region, not '{scope.region}'; this is {self._region}.",
-            )
+        sigv4.check_signed_headers(scope, headers)
         expected = sigv4.signature_of(
             self._key(record, scope), scope, method, raw_path, query, headers, payload_sha256
         )
-        if not hmac.compare_digest(expected, scope.signature):
+        if not hmac.compare_digest(expected.encode(), scope.signature.encode()):
             raise SignatureRefused(
                 "Mismatch",
-                "The request signature we calculated does not match the signature you provided. Check your AWS "
-                "Secret Access Key and signing method. Consult the service documentation for details.",
+                "The request signature we calculated does not match the signature you provided. Check your "
+                "AWS Secret Access Key and signing method. Consult the service documentation for details.",
             )
-        return record, scope
+        return record
 
     def _record(self, access_key_id: str) -> AccessKey | None:
-        """Cached: keys are only ever added here so far; a miss asks the store."""
-        if access_key_id not in self._records:
+        """The stored key. What is kept in memory is dropped once the store's feed shows a changed key."""
+        seq = self._store.last_seq()
+        if seq != self._seen_seq:
+            changes = self._store.changes(self._seen_seq)
+            seen_all = changes is not None and len(changes) >= seq - self._seen_seq
+            if not seen_all or any(c.table == tables.ACCESS_KEYS.name for c in changes or ()):
+                self._records.clear()
+            self._seen_seq = seq
+        record = self._records.get(access_key_id)
+        if record is None:
             with self._store.read() as reader:
                 record = reader.get(tables.ACCESS_KEYS, access_key_id)
-            if record is None:
-                return None
-            self._records[access_key_id] = record
-        return self._records[access_key_id]
+            if record is not None:
+                self._records[access_key_id] = record
+        return record
 
     def _key(self, record: AccessKey, scope: sigv4.Scope) -> bytes:
-        name = (record.access_key_id, scope.date, scope.region, scope.service)
+        name = (record.secret_key, scope.date, scope.region, scope.service)
         key = self._keys.get(name)
         if key is None:
             if len(self._keys) >= MAX_CACHED_KEYS:

@@ -1,314 +1,316 @@
-"""The HTTP edge: an ASGI application that takes AWS requests and hutch's own, verifies who sent them, and answers.
+"""The HTTP edge: an ASGI application that takes AWS requests and hutch's own, and verifies who sent them.
 
-Order of checks, as in AWS: body size, known service, signature, operation, input, coverage; then the use case.
+Order of checks, as in AWS: body size, signature, service, operation, input, coverage; then the use case.
 """
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
 
 import msgspec
 
 from hutch import __version__
 from hutch.api.gateway import faults
-from hutch.api.gateway.dispatch import ServedService
-from hutch.api.gateway.eventstream import encode_event
+from hutch.api.gateway.directory import GLOBAL_SERVICES, Directory
+from hutch.api.gateway.dispatch import Call, HttpRequest, ServedService
+from hutch.api.gateway.eventstream import encode_error, encode_event
 from hutch.api.gateway.faults import Fault, Response
-from hutch.api.gateway.form import parse_fields
-from hutch.api.gateway.native import NativeRequest, NativeRoute, match_route
+from hutch.api.gateway.http import (
+    Disconnected,
+    Receive,
+    Scope,
+    Send,
+    TooLarge,
+    headers_of,
+    read_body,
+    respond,
+    stream,
+)
+from hutch.api.gateway.native import NativeRoute
+from hutch.api.gateway.native_calls import NativeCalls
 from hutch.api.gateway.operation import EventStream, Principal, Request, Service
-from hutch.api.gateway.validate import BadInput
+from hutch.api.gateway.service_model import XML_PROTOCOLS
 from hutch.base import sigv4
-from hutch.base.errors import HutchError, NotFound, Rejected, StorageFull
+from hutch.base.clock import Clock
+from hutch.base.errors import HutchError
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.base.sigv4 import SignatureRefused
 from hutch.control.identity import Identity
-from hutch.model.cluster import AccessKey
 
 log = get_logger(__name__)
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
-_JSON_TYPES = ("application/x-amz-json-1.0", "application/x-amz-json-1.1", "application/json")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_JSON_TYPES = frozenset({"application/x-amz-json-1.0", "application/x-amz-json-1.1", "application/json"})
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_EVENT_STREAM = b"application/vnd.amazon.eventstream"
 
 
-class TooLarge(Exception):
-    """A body beyond its limit."""
+class _Envelope:
+    """How the answer to a request is put, refined as more becomes known of the request."""
+
+    def __init__(self, headers: dict[str, str], query: bytes) -> None:
+        content_type = headers.get("content-type", "").partition(";")[0].strip()
+        self.content_type = content_type
+        self.protocol = "json"
+        self.namespace = ""
+        self.json_version = "1.0" if content_type.endswith("json-1.0") else "1.1"
+        self.service: ServedService | None = None
+        if "x-amz-target" not in headers:
+            if content_type == _FORM_TYPE or query.startswith(b"Action=") or b"&Action=" in query:
+                self.protocol = "query"
+            else:
+                self.protocol = "rest-json"
+
+    def is_for(self, service: ServedService) -> None:
+        metadata = service.model.metadata
+        self.service, self.protocol = service, service.protocol
+        self.namespace, self.json_version = metadata.xmlNamespace, metadata.jsonVersion
+
+    def render(self, fault: Fault, request_id: str) -> Response:
+        return faults.render(fault, self.protocol, self.namespace, self.json_version, request_id)
 
 
 class Gateway:
-    """The ASGI application."""
+    """The ASGI application; made by `build_app`."""
 
     def __init__(
         self,
         *,
-        services: list[Service],
+        services: Sequence[Service],
         identity: Identity,
         ids: IdSource,
+        clock: Clock,
         region: str,
         account_id: str,
         native_routes: tuple[NativeRoute, ...] = (),
         upload_directory: Path | None = None,
         strict: bool = False,
     ) -> None:
-        served = [ServedService(s, strict=strict) for s in services]
-        self.by_target = {s.model.metadata.targetPrefix: s for s in served if s.model.metadata.targetPrefix}
-        self.by_signing_name = {s.model.signing_name: s for s in served}
+        self._directory = Directory(services, strict=strict)
         self._identity = identity
         self._ids = ids
+        self._clock = clock
         self._region = region
         self._account_id = account_id
-        self._native = native_routes
-        self._uploads = upload_directory
+        self._native = NativeCalls(native_routes, self._verified, upload_directory)
+        self._health = msgspec.json.encode({"status": "ok", "version": __version__})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
         request_id = self._ids.uuid()
-        path = scope["path"]
-        if path == "/_hutch/health":
-            body = msgspec.json.encode({"status": "ok", "version": __version__})
-            return await _respond(send, (200, [(b"content-type", b"application/json")], body), request_id)
-        if path.startswith("/hutch/"):
-            return await self._native_call(scope, receive, send, request_id)
-        await self._aws_call(scope, receive, send, request_id)
-        return None
-
-    async def _aws_call(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        protocol, namespace, version = _protocol_hint(headers)
+        began = self._clock.monotonic()
+        status = 0
         try:
-            try:
-                body = await _read_body(receive, headers, MAX_BODY_BYTES)
-            except TooLarge:
-                message = f"The request body can have at most {MAX_BODY_BYTES} bytes."
-                raise Fault("RequestEntityTooLargeException", message, 413) from None
-            service, operation = self._route(scope, headers, body, protocol)
-            protocol, metadata = service.protocol, service.model.metadata
-            namespace, version = metadata.xmlNamespace, metadata.jsonVersion
-            key = self._verify(scope, headers, body, protocol)
+            path = scope["path"]
+            if path == "/_hutch/health":
+                answer: Response | None = (200, [(b"content-type", b"application/json")], self._health)
+            elif path.startswith("/hutch/"):
+                answer = await self._native.answer(scope, receive, request_id)
+            else:
+                answer = await self._aws_call(scope, receive, send, request_id)
+            if answer is not None:
+                status = answer[0]
+                await respond(send, answer, request_id)
+        except Disconnected:
+            status = 499
+        log.debug(
+            "request",
+            request_id=request_id,
+            method=scope["method"],
+            path=scope["path"][:200],
+            status=status or 200,
+            ms=round((self._clock.monotonic() - began) * 1000, 1),
+        )
+
+    async def _aws_call(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> Response | None:
+        """The answer to an AWS request; None if it was sent as a stream."""
+        headers = headers_of(scope)
+        envelope = _Envelope(headers, scope["query_string"])
+        try:
+            http = await self._http_request(scope, receive, headers)
+            principal, signing_name = self._authenticate(scope, http, envelope)
+            service, call = self._route(http, signing_name, envelope)
             request = Request(
                 service=service.service.name,
-                operation=operation,
-                input=service.parse(operation, body),
-                principal=_principal(key, self._account_id),
+                operation=call.operation,
+                input=service.parse(call, http),
+                principal=principal,
                 request_id=request_id,
                 region=self._region,
                 account_id=self._account_id,
             )
             answer = await service.call(request)
-            if isinstance(answer, EventStream):
-                return await _stream(send, receive, answer, request_id)
+            if not isinstance(answer, EventStream):
+                return answer
+            messages = _messages(service, request, answer)
         except Fault as fault:
-            answer = faults.render(fault, protocol, namespace, version, request_id)
+            return envelope.render(fault, request_id)
+        except Disconnected:
+            raise
         except Exception:
-            log.exception("internal error", request_id=request_id, target=headers.get("x-amz-target", ""))
-            internal = Fault("InternalFailure", f"An internal error occurred; request id {request_id}.", 500)
-            answer = faults.render(internal, protocol, namespace, version, request_id)
-        return await _respond(send, answer, request_id)
-
-    def _route(
-        self, scope: Scope, headers: dict[str, str], body: bytes, protocol: str
-    ) -> tuple[ServedService, str]:
-        """Service and operation of a request. Raises `Fault`."""
-        target = headers.get("x-amz-target")
-        if scope["method"] != "POST" or scope["path"] != "/":
-            raise Fault(
-                "UnknownOperationException", f"No operation at {scope['method']} {scope['path'][:100]}.", 404
+            log.exception(
+                "internal error", request_id=request_id, target=headers.get("x-amz-target", "")[:100]
             )
-        if target:
-            prefix, _, operation = target.rpartition(".")
-            service = self.by_target.get(prefix)
-            if service is None:
-                raise Fault(
-                    "UnknownOperationException", f"hutch does not serve {prefix[:100] or target[:100]!r}."
-                )
-            if headers.get("content-type", "").partition(";")[0].strip() not in _JSON_TYPES:
-                raise Fault(
-                    "SerializationException",
-                    f"The content type must be application/x-amz-json-{service.model.metadata.jsonVersion}.",
-                )
-            return service, operation
-        if protocol != "query":
-            raise Fault("UnknownOperationException", "The request has no X-Amz-Target header.")
-        try:
-            action = parse_fields(body).get("Action", "")
-            name = sigv4.parse_scope(scope["query_string"].decode("latin-1"), headers).service
-        except BadInput as problem:
-            raise Fault("MalformedInput", problem.message) from None
-        except SignatureRefused as refusal:
-            raise faults.signature_fault(refusal, protocol) from None
-        service = self.by_signing_name.get(name)
-        if service is None or service.protocol not in ("query", "ec2"):
-            raise Fault("InvalidAction", f"hutch does not serve {name[:100]!r}.")
-        return service, action
+            model = envelope.service.model if envelope.service else None
+            return envelope.render(faults.internal_fault(request_id, model), request_id)
+        await stream(send, receive, _EVENT_STREAM, messages, request_id)
+        return None
 
-    def _verify(self, scope: Scope, headers: dict[str, str], body: bytes, protocol: str) -> AccessKey:
-        digest = hashlib.sha256(body).hexdigest()
-        declared = headers.get("x-amz-content-sha256", digest)
+    async def _http_request(self, scope: Scope, receive: Receive, headers: dict[str, str]) -> HttpRequest:
         try:
-            if declared not in (digest, sigv4.UNSIGNED_PAYLOAD):
-                raise SignatureRefused(
-                    "Mismatch", "The body does not have the x-amz-content-sha256 it declares."
-                )
-            key, _ = self._identity.verify(
-                scope["method"], scope["raw_path"], scope["query_string"].decode("latin-1"), headers, declared
-            )
-        except SignatureRefused as refusal:
-            raise faults.signature_fault(refusal, protocol) from None
-        return key
-
-    async def _native_call(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        try:
-            answer = await self._native_answer(scope, receive, headers, request_id)
-            status, body = 200, msgspec.json.encode(answer)
-        except Fault as fault:
-            status, body = fault.status, _native_error(fault.code, fault.message, request_id)
+            body = await read_body(receive, headers, MAX_BODY_BYTES)
         except TooLarge:
-            status, body = 413, _native_error("TooLarge", "The request body is too large.", request_id)
-        except HutchError as error:
-            status = 404 if isinstance(error, NotFound) else 400 if isinstance(error, Rejected) else 503
-            body = _native_error(error.code or type(error).__name__, error.message, request_id)
-        except Exception:
-            log.exception("internal error", request_id=request_id, path=scope["path"])
-            status, body = 500, _native_error("InternalFailure", "An internal error occurred.", request_id)
-        await _respond(send, (status, [(b"content-type", b"application/json")], body), request_id)
-
-    async def _native_answer(
-        self, scope: Scope, receive: Receive, headers: dict[str, str], request_id: str
-    ) -> dict[str, Any]:
-        raw_path: bytes = scope["raw_path"]
-        found = match_route(self._native, scope["method"], unquote(raw_path.decode("latin-1")))
-        if found is None:
-            raise Fault("NotFound", f"No such route: {scope['method']} {scope['path'][:100]}", 404)
-        route, params = found
-        declared = headers.get("x-amz-content-sha256", sigv4.EMPTY_SHA256)
-        query = scope["query_string"].decode("latin-1")
-        try:
-            # Who it is comes before a byte of the body is kept; the body's digest is checked once it is here.
-            key, _ = self._identity.verify(scope["method"], raw_path, query, headers, declared)
-        except SignatureRefused as refusal:
-            raise faults.signature_fault(refusal, "json") from None
-        body: Any = None
-        file_path = ""
-        if route.takes_file:
-            file_path, digest = await self._spool(receive, route.max_body_bytes)
-        else:
-            data = await _read_body(receive, headers, route.max_body_bytes)
-            digest = hashlib.sha256(data).hexdigest()
-        if digest != declared:
-            if file_path:
-                os.unlink(file_path)
-            raise Fault("InvalidSignatureException", "The body does not have the digest it declares.", 403)
-        if not route.takes_file and data:
-            try:
-                body = msgspec.json.decode(data)
-            except msgspec.DecodeError as error:
-                raise Fault("SerializationException", f"The body is not valid JSON: {error}") from None
-        return await route.handler(
-            NativeRequest(
-                params=params,
-                query={k: v[-1] for k, v in parse_qs(query).items()},
-                body=body,
-                file_path=file_path,
-                principal=_principal(key, self._account_id),
-                request_id=request_id,
-            )
+            message = f"The request body can have at most {MAX_BODY_BYTES} bytes."
+            raise Fault("RequestEntityTooLargeException", message, 413) from None
+        return HttpRequest(
+            method=scope["method"],
+            raw_path=scope["raw_path"],
+            query=scope["query_string"],
+            headers=headers,
+            body=body,
         )
 
-    async def _spool(self, receive: Receive, limit: int) -> tuple[str, str]:
-        """The body in a file (mode 0600) and its SHA-256."""
-        digest, size = hashlib.sha256(), 0
+    def _authenticate(self, scope: Scope, http: HttpRequest, envelope: _Envelope) -> tuple[Principal, str]:
+        """Who signed the request, and for which service. Raises `Fault`."""
         try:
-            with tempfile.NamedTemporaryFile(dir=self._uploads, prefix="upload-", delete=False) as f:
-                try:
-                    async for chunk in _chunks(receive):
-                        size += len(chunk)
-                        if size > limit:
-                            raise TooLarge
-                        digest.update(chunk)
-                        f.write(chunk)
-                except BaseException:
-                    os.unlink(f.name)
-                    raise
-                return f.name, digest.hexdigest()
-        except OSError as error:
-            raise StorageFull(f"can't keep the upload in {self._uploads}: {error.strerror}") from None
+            signature = sigv4.parse_scope(http.query.decode("latin-1"), http.headers)
+            if signature.service == "ec2" and envelope.protocol == "query":
+                envelope.protocol = "ec2"
+            digest = hashlib.sha256(http.body).hexdigest()
+            if http.headers.get("x-amz-content-sha256", digest) != digest:
+                raise SignatureRefused(
+                    "Mismatch", "The body does not have the SHA-256 that x-amz-content-sha256 declares."
+                )
+            return self._verified(scope, signature, http.headers, digest), signature.service
+        except SignatureRefused as refusal:
+            raise faults.signature_fault(refusal, envelope.protocol) from None
+
+    def _verified(self, scope: Scope, signature: sigv4.Scope, headers: Any, payload_sha256: str) -> Principal:
+        """Who signed a request. Raises `SignatureRefused`."""
+        if signature.region != self._region and not (
+            signature.region == "us-east-1" and signature.service in GLOBAL_SERVICES
+        ):
+            raise SignatureRefused(
+                "Mismatch",
+                f"Credential should be scoped to a valid region: this is {self._region!r}, "
+                f"not {signature.region[:50]!r}.",
+            )
+        key = self._identity.verify(
+            signature,
+            scope["method"],
+            scope["raw_path"],
+            scope["query_string"].decode("latin-1"),
+            headers,
+            payload_sha256,
+        )
+        return Principal(
+            arn=key.principal_arn,
+            account_id=self._account_id,
+            user_id=key.user_id,
+            access_key_id=key.access_key_id,
+        )
+
+    def _route(self, http: HttpRequest, signing_name: str, envelope: _Envelope) -> tuple[ServedService, Call]:
+        """Service and operation of a request. Raises `Fault`."""
+        target = http.headers.get("x-amz-target")
+        if target is not None:
+            return self._route_json(http, target, signing_name, envelope)
+        services = self._directory.by_signing_name(signing_name)
+        if envelope.protocol in XML_PROTOCOLS:
+            service = next((s for s in services if s.protocol in XML_PROTOCOLS), None)
+            if service is None:
+                raise Fault("InvalidAction", f"hutch does not serve {signing_name[:100]!r} in this protocol.")
+            envelope.is_for(service)
+            in_query = envelope.content_type != _FORM_TYPE
+            return service, service.form_call(http.query if in_query else http.body, is_query_string=in_query)
+        for service in services:
+            if service.protocol == "rest-json":
+                envelope.is_for(service)
+                if call := service.rest_call(http.method, http.raw_path):
+                    return service, call
+        path = http.raw_path[:100].decode("latin-1")
+        raise Fault(
+            "UnknownOperationException",
+            f"hutch serves no operation of {signing_name[:100]!r} at {http.method} {path}.",
+            404,
+        )
+
+    def _route_json(
+        self, http: HttpRequest, target: str, signing_name: str, envelope: _Envelope
+    ) -> tuple[ServedService, Call]:
+        prefix, _, operation = target.rpartition(".")
+        service = self._directory.by_target(prefix)
+        if service is None or service.protocol != "json":
+            raise Fault(
+                "UnknownOperationException", f"hutch does not serve {prefix[:100] or target[:100]!r}."
+            )
+        envelope.is_for(service)
+        if service.model.signing_name != signing_name:
+            refusal = SignatureRefused(
+                "Mismatch", f"Credential should be scoped to correct service: {service.model.signing_name!r}."
+            )
+            raise faults.signature_fault(refusal, "json")
+        if http.method != "POST" or http.raw_path != b"/":
+            raise Fault("UnknownOperationException", "JSON requests are sent with POST to the path '/'.", 404)
+        if envelope.content_type not in _JSON_TYPES:
+            wanted = f"application/x-amz-json-{service.model.metadata.jsonVersion}"
+            raise Fault("SerializationException", f"The content type must be {wanted}.", 415)
+        return service, service.json_call(operation)
 
 
-def _native_error(code: str, message: str, request_id: str) -> bytes:
-    return msgspec.json.encode({"code": code, "message": message, "request_id": request_id})
+async def _messages(service: ServedService, request: Request, answer: EventStream) -> AsyncIterator[bytes]:
+    """The messages of an event stream. An error ends it with an error message, as AWS does."""
+    events = answer.events
+    try:
+        yield encode_event("initial-response", {})
+        async for name, event in events:
+            service.check_event(request.operation, name, event)
+            yield encode_event(name, event, exception=name.endswith("Exception"))
+    except HutchError as error:
+        fault = faults.domain_fault(error, service.faults_of(request.operation), service.model)
+        yield encode_error(fault.code, fault.message)
+    except Exception:
+        log.exception(
+            "internal error in a stream", request_id=request.request_id, operation=request.operation
+        )
+        fault = faults.internal_fault(request.request_id, service.model)
+        yield encode_error(fault.code, fault.message)
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
 
 
-def _principal(key: AccessKey, account_id: str) -> Principal:
-    return Principal(
-        arn=key.principal_arn, account_id=account_id, user_id=key.user_id, access_key_id=key.access_key_id
+def build_app(
+    services: Sequence[Service],
+    identity: Identity,
+    ids: IdSource,
+    clock: Clock,
+    region: str,
+    account_id: str,
+    native_routes: tuple[NativeRoute, ...] = (),
+    *,
+    upload_directory: Path | None = None,
+    strict: bool = False,
+) -> Gateway:
+    """The ASGI application that serves these services.
+
+    `upload_directory`: where bodies of routes that take a file are kept while their handlers run (default:
+    the system's temporary directory). `strict`: load every model at start, and treat an answer that the
+    service model does not describe as an internal error; for tests.
+    """
+    return Gateway(
+        services=services,
+        identity=identity,
+        ids=ids,
+        clock=clock,
+        region=region,
+        account_id=account_id,
+        native_routes=native_routes,
+        upload_directory=upload_directory,
+        strict=strict,
     )
-
-
-def _protocol_hint(headers: dict[str, str]) -> tuple[str, str, str]:
-    """The protocol family by which even a request without a known service is answered."""
-    if headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-        return "query", "", ""
-    return "json", "", "1.0" if headers.get("content-type", "").endswith("1.0") else "1.1"
-
-
-async def _chunks(receive: Receive) -> Any:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Fault("RequestTimeout", "The client closed the connection.", 400)
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body"):
-            return
-
-
-async def _read_body(receive: Receive, headers: dict[str, str], limit: int) -> bytes:
-    length = headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > limit:
-        raise TooLarge
-    parts, size = [], 0
-    async for chunk in _chunks(receive):
-        size += len(chunk)
-        if size > limit:
-            raise TooLarge
-        parts.append(chunk)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _respond(send: Send, response: Response, request_id: str) -> None:
-    status, headers, body = response
-    headers = [
-        *headers,
-        (b"content-length", str(len(body)).encode()),
-        (b"x-amzn-requestid", request_id.encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _stream(send: Send, receive: Receive, stream: EventStream, request_id: str) -> None:
-    """Send events as they come. A client that goes away ends the handler's iterator with the next event."""
-    headers = [
-        (b"content-type", b"application/vnd.amazon.eventstream"),
-        (b"x-amzn-requestid", request_id.encode()),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send(
-        {"type": "http.response.body", "body": encode_event("initial-response", {}), "more_body": True}
-    )
-    async for name, shape in stream.events:
-        exception = name.endswith("Exception")
-        body = encode_event(name, shape, exception=exception)
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})

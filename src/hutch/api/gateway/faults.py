@@ -1,21 +1,33 @@
 """From errors to AWS error codes and bodies: one place, for all protocols."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from hutch.api.gateway.form import error_xml
-from hutch.api.gateway.operation import Service
-from hutch.api.gateway.service_model import ServiceModel
-from hutch.base.errors import Conflict, HutchError, NotServed, Unavailable
+from hutch.api.gateway.service_model import XML_PROTOCOLS, ServiceModel
+from hutch.base.errors import (
+    AccessDenied,
+    AlreadyExists,
+    Conflict,
+    HutchError,
+    InUse,
+    Invalid,
+    LimitExceeded,
+    NotFound,
+    NotServed,
+    Unavailable,
+)
 from hutch.base.sigv4 import SignatureRefused
 
 Response = tuple[int, list[tuple[bytes, bytes]], bytes]
+FaultTable = Sequence[tuple[type[HutchError], str]]
 
 _JSON_SIGNATURE = {
-    "Missing": ("MissingAuthenticationTokenException", 400),
+    "Missing": ("MissingAuthenticationTokenException", 403),
     "Incomplete": ("IncompleteSignatureException", 400),
-    "Expired": ("InvalidSignatureException", 400),
+    "Expired": ("InvalidSignatureException", 403),
     "UnknownKey": ("UnrecognizedClientException", 400),
     "Mismatch": ("InvalidSignatureException", 403),
 }
@@ -27,18 +39,45 @@ _QUERY_SIGNATURE = {
     "Mismatch": ("SignatureDoesNotMatch", 403),
 }
 _EC2_SIGNATURE = {
-    "Missing": ("MissingParameter", 400),
+    "Missing": ("MissingAuthenticationToken", 403),
     "Incomplete": ("IncompleteSignature", 400),
     "Expired": ("RequestExpired", 400),
     "UnknownKey": ("AuthFailure", 401),
     "Mismatch": ("AuthFailure", 401),
 }
-_VALIDATION_CODES = {
-    "ecs": "InvalidParameterException",
-    "logs": "InvalidParameterException",
-    "ec2": "InvalidParameterValue",
-    "sts": "ValidationError",
+
+_USUAL_CODES: dict[str, FaultTable] = {
+    "json": (
+        (NotFound, "ResourceNotFoundException"),
+        (AlreadyExists, "ResourceAlreadyExistsException"),
+        (InUse, "ResourceInUseException"),
+        (LimitExceeded, "LimitExceededException"),
+        (Conflict, "ConflictException"),
+        (AccessDenied, "AccessDeniedException"),
+        (NotServed, "UnsupportedOperationException"),
+        (Unavailable, "ServiceUnavailableException"),
+        (HutchError, "ValidationException"),
+    ),
+    "query": (
+        (NotFound, "ResourceNotFound"),
+        (AlreadyExists, "AlreadyExists"),
+        (InUse, "ResourceInUse"),
+        (LimitExceeded, "LimitExceeded"),
+        (AccessDenied, "AccessDenied"),
+        (NotServed, "UnsupportedOperation"),
+        (Unavailable, "ServiceUnavailable"),
+        (HutchError, "ValidationError"),
+    ),
+    "ec2": (
+        (AccessDenied, "UnauthorizedOperation"),
+        (LimitExceeded, "ResourceLimitExceeded"),
+        (InUse, "DependencyViolation"),
+        (NotServed, "UnsupportedOperation"),
+        (Unavailable, "Unavailable"),
+        (HutchError, "InvalidParameterValue"),
+    ),
 }
+"""What a kind is called where the service says nothing else; most special first."""
 
 
 class Fault(Exception):
@@ -54,11 +93,19 @@ class Fault(Exception):
         self.extra = extra or {}
 
 
-def validation_code(service: str, *, serialization: bool) -> str:
-    """The code that a service answers malformed input with."""
-    if serialization and service not in ("ec2", "sts"):
-        return "SerializationException"
-    return _VALIDATION_CODES.get(service, "ValidationException")
+def usual_code(kind: type[HutchError], protocol: str, faults: FaultTable = ()) -> str:
+    """The AWS error code of a kind: the service's, else the protocol's usual one."""
+    usual = _USUAL_CODES.get(protocol, _USUAL_CODES["json"])
+    return next(code for listed, code in (*faults, *usual) if issubclass(kind, listed))
+
+
+def validation_fault(message: str, protocol: str, faults: FaultTable, *, serialization: bool) -> Fault:
+    """The answer to malformed input: of a wrong type (`serialization`), or against a constraint."""
+    if serialization and protocol == "query":
+        return Fault("MalformedInput", message)
+    if serialization and protocol != "ec2":
+        return Fault("SerializationException", message)
+    return Fault(usual_code(Invalid, protocol, faults), message)
 
 
 def signature_fault(refusal: SignatureRefused, protocol: str) -> Fault:
@@ -68,35 +115,48 @@ def signature_fault(refusal: SignatureRefused, protocol: str) -> Fault:
     return Fault(code, refusal.message, status)
 
 
-def domain_fault(error: HutchError, service: Service, model: ServiceModel) -> Fault:
+def domain_fault(error: HutchError, faults: FaultTable, model: ServiceModel) -> Fault:
     """An error of a use case in the service's words: its own code, else that of its kind."""
     code = error.code
-    if code is None and isinstance(error, NotServed):
-        code = "UnsupportedFeatureException" if model.exception("UnsupportedFeatureException") else None
+    if code is None and isinstance(error, NotServed) and model.exception("UnsupportedFeatureException"):
+        code = "UnsupportedFeatureException"
     if code is None:
-        code = next((c for kind, c in service.faults if isinstance(error, kind)), None)
-    if code is None:
-        code = "ServiceUnavailableException" if isinstance(error, Unavailable) else "ValidationException"
+        code = usual_code(type(error), model.protocol, faults)
     status = 503 if isinstance(error, Unavailable) else 400
     shape = model.exception(code)
     if shape and shape.error and shape.error.httpStatusCode:
         status = shape.error.httpStatusCode
+    elif shape and shape.fault:
+        status = 500
     extra: dict[str, Any] = {}
-    if isinstance(error, Conflict) and error.resource_ids:
+    if isinstance(error, Conflict) and error.resource_ids and shape and "resourceIds" in shape.members:
         extra["resourceIds"] = list(error.resource_ids)
+    if shape and shape.error and shape.error.code:
+        code = shape.error.code
     return Fault(code, error.message, status, extra)
+
+
+def internal_fault(request_id: str, model: ServiceModel | None) -> Fault:
+    """The answer to a bug of ours."""
+    message = f"hutch has an internal error; look for the request id {request_id} in its log."
+    code = "InternalFailure"
+    if model and model.exception("ServerException"):
+        code = "ServerException"
+    elif model and model.protocol == "ec2":
+        code = "InternalError"
+    return Fault(code, message, 500)
 
 
 def render(fault: Fault, protocol: str, namespace: str, json_version: str, request_id: str) -> Response:
     """An error answer in a protocol."""
-    if protocol in ("query", "ec2"):
+    if protocol in XML_PROTOCOLS:
         body = error_xml(
             protocol, namespace, fault.code, fault.message, request_id, sender=fault.status < 500
         )
         return fault.status, [(b"content-type", b"text/xml;charset=UTF-8")], body
-    body = msgspec.json.encode({"__type": fault.code, "message": fault.message, **fault.extra})
-    headers = [
-        (b"content-type", f"application/x-amz-json-{json_version or '1.1'}".encode()),
-        (b"x-amzn-errortype", fault.code.encode()),
-    ]
-    return fault.status, headers, body
+    kind = (
+        "application/json" if protocol == "rest-json" else f"application/x-amz-json-{json_version or '1.1'}"
+    )
+    headers = [(b"content-type", kind.encode()), (b"x-amzn-errortype", fault.code.encode())]
+    shown = {"__type": fault.code, "message": fault.message, **fault.extra}
+    return fault.status, headers, msgspec.json.encode(shown)

@@ -1,4 +1,4 @@
-"""The query and ec2 protocols: form bodies to structures, structures to XML. Derived from the service model."""
+"""The query and ec2 protocols: forms to structures, structures to XML. Derived from the service model."""
 
 import base64
 import re
@@ -133,7 +133,9 @@ class FormReader:
         result = {}
         for number, entry in _numbered(node, path):
             if not isinstance(entry, dict) or set(entry) != {key_name, value_name}:
-                raise BadInput(f"Parameter '{path[:100]}.{number}' must have a {key_name} and a {value_name}.")
+                raise BadInput(
+                    f"Parameter '{path[:100]}.{number}' must have a {key_name} and a {value_name}."
+                )
             key = self._value(shape.key.shape, entry[key_name], f"{path}.{number}.{key_name}")
             result[key] = self._value(shape.value.shape, entry[value_name], f"{path}.{number}.{value_name}")
         return result

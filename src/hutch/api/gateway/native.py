@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -17,13 +18,13 @@ class NativeRequest(msgspec.Struct, frozen=True, kw_only=True):
     body: Any
     """The decoded JSON body; None where there is none, or where the route takes a file."""
     file_path: str
-    """The uploaded file, for a route that takes one; it belongs to the handler."""
+    """The uploaded file, for a route that takes one; removed after the handler, unless that moved it."""
     principal: Principal
     request_id: str
 
 
 class NativeRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A route. `template`: `/hutch/v1/images/{name}`; a name may hold slashes if it is the last part (`{name*}`)."""
+    """A route. `template`: `/hutch/v1/images/{name}`; the last part may hold slashes (`{name*}`)."""
 
     method: str
     template: str
@@ -33,10 +34,10 @@ class NativeRoute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def match_route(
-    routes: tuple[NativeRoute, ...], method: str, path: str
+    routes: tuple[NativeRoute, ...], method: str, raw_path: str
 ) -> tuple[NativeRoute, dict[str, str]] | None:
-    """The route of a request and its parameters."""
-    parts = path.strip("/").split("/")
+    """The route of a request and its parameters, decoded. `raw_path` is as sent: `%2F` separates nothing."""
+    parts = raw_path.strip("/").split("/")
     for route in routes:
         wanted = route.template.strip("/").split("/")
         if route.method != method:
@@ -47,7 +48,7 @@ def match_route(
             given = parts
         else:
             continue
-        params = {w.strip("{}*"): g for w, g in zip(wanted, given, strict=True) if w.startswith("{")}
-        if all(w == g for w, g in zip(wanted, given, strict=True) if not w.startswith("{")):
-            return route, params
+        pairs = list(zip(wanted, given, strict=True))
+        if all(w == g for w, g in pairs if not w.startswith("{")) and all(g for _, g in pairs):
+            return route, {w.strip("{}*"): unquote(g) for w, g in pairs if w.startswith("{")}
     return None

@@ -1,12 +1,13 @@
 """What a service folder under `api/aws` hands to the gateway, and what its handlers get.
 
-A handler is `async def handler(request: Request, ctx: Ctx) -> dict`: shape in (validated against the service model:
-members by their model names; timestamps as float epoch seconds, blobs as bytes), one `control.ops` call, shape out.
-`ctx` is the service's own context object, given at composition (ops, store, clock...).
+A handler is `async def handler(request: Request) -> dict`: shape in (validated against the service model:
+members by their model names; timestamps as float epoch seconds, blobs as bytes), one `control.ops` call,
+shape out. What else it needs (ops, store, clock...) it is bound to at composition.
 
-Honesty is declared: a `Coverage` lists every member of the operation's input. A request that uses a member declared
-`refused` is answered with an error that says so; one that is in no list is refused the same way. So nothing is
-silently ignored: what is accepted without effect is in `inert`, with the reason, and appears in the coverage page.
+Honesty is declared: a `Coverage` lists every member of the operation's input. A request that uses a member
+declared `refused` is answered with an error that says so; one that is in no list is refused the same way. So
+nothing is silently ignored: what is accepted without effect is in `inert`, with the reason, and appears in
+the coverage page.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -48,7 +49,7 @@ Handler = Callable[[Request], Awaitable[dict[str, Any] | EventStream]]
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operation does with each member of its input, by dotted path (`overrides.cpu`; lists by their name).
+    """What an operation does with each member of its input, by dotted path (`overrides.cpu`; lists by name).
 
     A path covers all below it unless a longer path says otherwise.
     """
@@ -64,6 +65,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     handler: Handler
     coverage: Coverage
+    faults: tuple[tuple[type[HutchError], str], ...] = ()
+    """Where this operation's error codes differ from its service's; looked up first."""
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):

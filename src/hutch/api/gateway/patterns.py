@@ -1,8 +1,9 @@
 """Which of the models' regular expressions can be run on hostile input.
 
-The models' patterns are Java's and were written for an engine with limits. Python's engine backtracks without one, so
-a pattern is used only if its cost is bounded: no unbounded repeat inside another, and at most two in a row that could
-share characters (quadratic in a value whose length is bounded too). What is left out, the use cases check themselves.
+The models' patterns are Java's and were written for an engine with limits. Python's engine backtracks without
+one, so a pattern is used only if its cost is bounded: no unbounded repeat inside another, and at most two in
+a row that could share characters (quadratic in a value whose length is bounded too). What is left out, the use
+cases check themselves.
 """
 
 import re
@@ -89,10 +90,9 @@ def _flatten(parsed: Iterable[Any]) -> list[tuple[bool, Chars]]:
 def _repeat(low: int, high: int, inner: list[tuple[bool, Chars]]) -> list[tuple[bool, Chars]]:
     everything: Chars = frozenset().union(*(chars for _, chars in inner))
     if high is sre.MAXREPEAT or high > _SMALL_REPEAT:
-        if any(repeated for repeated, _ in inner) or (len(inner) > 1 and low != high):
-            # A repeat in a repeat; or a repeated group, whose parts could be split in many ways.
-            if any(repeated for repeated, _ in inner) or not _disjoint(inner):
-                raise _Unsafe
+        # A repeat in a repeat, or a repeated group whose parts could be told apart in many ways.
+        if any(repeated for repeated, _ in inner) or (low != high and not _disjoint(inner)):
+            raise _Unsafe
         return [(low != high, everything)]
     if any(repeated for repeated, _ in inner) and high > 1:
         return inner * high

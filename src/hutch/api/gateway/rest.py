@@ -1,4 +1,4 @@
-"""The rest-json protocol: the operation is in the method and path, its input in path, query, headers and body."""
+"""The rest-json protocol: method and path say the operation; path, query, headers and body its input."""
 
 import re
 from collections.abc import Mapping
@@ -88,7 +88,9 @@ class RestCodec:
         self._read_body(shape, in_body, body, result)
         return result
 
-    def _read_body(self, shape: Shape, in_body: Mapping[str, str], body: bytes, result: dict[str, Any]) -> None:
+    def _read_body(
+        self, shape: Shape, in_body: Mapping[str, str], body: bytes, result: dict[str, Any]
+    ) -> None:
         if shape.payload:
             ref = shape.members[shape.payload]
             kind = self._model.shape(ref.shape).type
@@ -105,7 +107,9 @@ class RestCodec:
                 raise BadInput(f"Unknown parameter '{wire[:100]}'")
             result[member] = self._renamed(shape.members[member], given)
 
-    def _take_query(self, result: dict[str, Any], member: str, ref: Ref, fields: dict[str, list[str]]) -> None:
+    def _take_query(
+        self, result: dict[str, Any], member: str, ref: Ref, fields: dict[str, list[str]]
+    ) -> None:
         shape = self._model.shape(ref.shape)
         if shape.type == "map":
             taken = {k: fields.pop(k) for k in list(fields)}
@@ -162,7 +166,9 @@ class RestCodec:
         if shape.type == "list" and shape.member and isinstance(value, list | tuple):
             return [self._rename(shape.member, v, to_wire=to_wire, depth=depth + 1) for v in value]
         if shape.type == "map" and shape.value and isinstance(value, Mapping):
-            return {k: self._rename(shape.value, v, to_wire=to_wire, depth=depth + 1) for k, v in value.items()}
+            return {
+                k: self._rename(shape.value, v, to_wire=to_wire, depth=depth + 1) for k, v in value.items()
+            }
         if to_wire and shape.type == "timestamp":
             iso = (ref.timestampFormat or shape.timestampFormat) == "iso8601"
             return datetime.fromtimestamp(value, UTC).isoformat() if iso else value
@@ -189,7 +195,9 @@ class RestCodec:
                 headers += [(f"{wire}{k}".lower().encode(), str(v).encode()) for k, v in given.items()]
             elif member == shape.payload:
                 renamed = self._rename(ref, given, to_wire=True, depth=0)
-                raw = given if isinstance(given, bytes) else given.encode() if isinstance(given, str) else None
+                raw = (
+                    given if isinstance(given, bytes) else given.encode() if isinstance(given, str) else None
+                )
                 return status, headers, raw if raw is not None else msgspec.json.encode(renamed)
             else:
                 in_body[wire] = self._rename(ref, given, to_wire=True, depth=0)

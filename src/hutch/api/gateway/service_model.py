@@ -1,7 +1,7 @@
 """botocore's service models as data: operations and shapes, read lazily and without importing botocore.
 
-A model file is decoded with raw members, so that of EC2's four megabytes only the shapes in use are ever parsed, and
-the rest is dropped. Documentation strings are never decoded. See ADR 0004.
+A model file is decoded with raw members, so that of EC2's four megabytes only the shapes in use are ever
+parsed, and the rest is dropped. Documentation strings are never decoded. See ADR 0004.
 """
 
 import gzip
@@ -122,7 +122,7 @@ class ServiceModel:
 
     @property
     def protocol(self) -> str:
-        """The protocol hutch answers in: json, query, ec2 or rest-json; JSON for services that moved on to CBOR."""
+        """The protocol hutch answers in: json, query, ec2 or rest-json; json for services with CBOR, too."""
         first = self.metadata.protocol
         if first == "smithy-rpc-v2-cbor" and "json" in self.metadata.protocols:
             return "json"
@@ -152,7 +152,7 @@ class ServiceModel:
     def _find_exceptions(self) -> dict[str, Shape]:
         found = {}
         for name, raw in self._shapes.items():
-            # Parsing every shape would cost what lazy reading saves; exceptions have this member, others do not.
+            # Parsing every shape would cost what lazy reading saves; only exceptions have this member.
             if b'"exception"' not in memoryview(raw).tobytes():
                 continue
             shape = self.shape(name)

@@ -1,8 +1,9 @@
 """Checks values against a service model's shapes. Validators are compiled once for each shape, as closures.
 
-Input that is wrong raises `BadInput`: `serialization` where the type is wrong (AWS: SerializationException, the
-first one found), else all that violates the model's constraints in one message, worded as AWS words it. Unlike AWS,
-unknown members are refused: nothing is ignored silently. What the model can't say is checked by the use cases.
+Input that is wrong raises `BadInput`: `serialization` where the type is wrong (AWS: SerializationException,
+the first one found), else all that violates the model's constraints in one message, worded as AWS words it.
+Unlike AWS, unknown members are refused: nothing is ignored silently. What the model can't say is checked by
+the use cases.
 """
 
 import base64
@@ -40,7 +41,7 @@ class WrongType(Exception):
 
 
 class Violations:
-    """What was found wrong so far, at most `MAX_REPORTED`: path, and the sentence before and after the path."""
+    """What was found wrong so far, at most `MAX_REPORTED`: path, and the sentence before and after it."""
 
     __slots__ = ("depth", "found")
 
@@ -101,7 +102,7 @@ def _wrong(value: Any, wanted: str) -> WrongType:
 
 
 class Validators:
-    """The compiled validators of one service. `text_scalars`: numbers and booleans come as text (query, ec2)."""
+    """The compiled validators of one service. `text_scalars`: numbers and booleans come as text (XML)."""
 
     def __init__(self, model: ServiceModel, *, text_scalars: bool = False) -> None:
         self._model = model
@@ -123,8 +124,8 @@ class Validators:
     def of(self, shape_name: str) -> Validator:
         """The validator of a shape."""
         if shape_name not in self._compiled:
-            # A shape may contain itself: while it is being compiled, it stands for itself by name, with its depth
-            # counted (a cycle can't be closed without passing here).
+            # A shape may contain itself: while it is being compiled, it stands for itself by name, with its
+            # depth counted (a cycle can't be closed without passing here).
             self._compiled[shape_name] = self._again(shape_name)
             self._compiled[shape_name] = self._compile(self._model.shape(shape_name))
         return self._compiled[shape_name]
@@ -339,9 +340,7 @@ def _string(shape: Shape) -> Validator:
             shown = ", ".join(sorted(allowed))
             violations.add(value, f"Member must satisfy enum value set: [{shown}]", shape)
         if pattern is not None and (len(value) > MAX_PATTERN_INPUT or not pattern.fullmatch(value)):
-            violations.add(
-                value, f"Member must satisfy regular expression pattern: {pattern.pattern}", shape
-            )
+            violations.add(value, f"Member must satisfy regular expression pattern: {shape.pattern}", shape)
         return value
 
     return check
@@ -408,7 +407,7 @@ _OUTPUT_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def undeclared_output(model: ServiceModel, shape_name: str, value: Any, path: str = "") -> list[str]:
-    """What in an answer the model does not have, or has as another type; empty for a good answer. For tests."""
+    """What in an answer the model does not have, or has as another type; empty if all is well."""
     shape = model.shape(shape_name)
     if shape.document:
         return []

@@ -1,0 +1,21 @@
+"""Fixtures of the API tests: a server with toy services, and one with STS."""
+
+from collections.abc import Iterator
+
+import pytest
+from tests.api.support.server import ApiServer
+from tests.api.support.toys import Toys
+
+from hutch.api.aws.sts.service import service as sts_service
+
+
+@pytest.fixture(scope="module")
+def toys() -> Toys:
+    return Toys()
+
+
+@pytest.fixture(scope="module")
+def server(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    running = ApiServer([*toys.services(), sts_service()], tmp_path_factory.mktemp("api"))
+    yield running
+    running.stop()
