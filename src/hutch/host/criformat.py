@@ -1,7 +1,7 @@
 """The format of container log files on a host: the CRI's, one record a line, as conmon writes it.
 
-    2026-01-02T03:04:05.123456789+00:00 stdout F the line
-    2026-01-02T03:04:05.123456789+00:00 stderr P the beginning of a longer line
+2026-01-02T03:04:05.123456789+00:00 stdout F the line
+2026-01-02T03:04:05.123456789+00:00 stderr P the beginning of a longer line
 """
 
 from datetime import UTC, datetime
@@ -21,33 +21,31 @@ class CriLine(msgspec.Struct, frozen=True, kw_only=True):
     text: bytes
 
 
-class CriEncoder:
-    """Bytes as a container writes them to records; remembers per stream what has no newline yet."""
+def encode_lines(time_ns: int, stream: int, data: bytes) -> bytes:
+    """Bytes as a container wrote them, as records: `F` ends a line, `P` is a piece that a later record goes
+    on with.
 
-    def __init__(self) -> None:
-        self._rest: dict[int, bytes] = {}
+    Nothing is held back, so what was encoded can be acknowledged. `stream` is 1 (stdout) or 2 (stderr).
+    """
+    head = _head(time_ns, stream)
+    *whole, rest = data.split(b"\n")
+    out = bytearray()
+    for line in whole:
+        *pieces, last = _pieces(line)
+        out += b"".join(b"%sP %s\n" % (head, piece) for piece in pieces)
+        out += b"%sF %s\n" % (head, last)
+    if rest:
+        out += b"".join(b"%sP %s\n" % (head, piece) for piece in _pieces(rest))
+    return bytes(out)
 
-    def encode(self, time_ns: int, stream: int, data: bytes) -> bytes:
-        """The records that these bytes complete. A line without an end is held back up to `MAX_LINE_BYTES`."""
-        out = bytearray()
-        head = _head(time_ns, stream)
-        *lines, rest = (self._rest.pop(stream, b"") + data).split(b"\n")
-        for line in lines:
-            for start in range(0, max(len(line) - 1, 0) // MAX_LINE_BYTES * MAX_LINE_BYTES, MAX_LINE_BYTES):
-                out += head + b"P " + line[start : start + MAX_LINE_BYTES] + b"\n"
-            tail = max(len(line) - 1, 0) // MAX_LINE_BYTES * MAX_LINE_BYTES
-            out += head + b"F " + line[tail:] + b"\n"
-        while len(rest) >= MAX_LINE_BYTES:
-            out += head + b"P " + rest[:MAX_LINE_BYTES] + b"\n"
-            rest = rest[MAX_LINE_BYTES:]
-        if rest:
-            self._rest[stream] = rest
-        return bytes(out)
 
-    def finish(self, time_ns: int) -> bytes:
-        """What was held back, as full records: the container has ended."""
-        rest, self._rest = self._rest, {}
-        return b"".join(_head(time_ns, stream) + b"F " + data + b"\n" for stream, data in rest.items())
+def _pieces(line: bytes) -> list[bytes]:
+    return [line[start : start + MAX_LINE_BYTES] for start in range(0, len(line) or 1, MAX_LINE_BYTES)]
+
+
+def end_of_line(time_ns: int, stream: int) -> bytes:
+    """The record that ends a line whose pieces were written before."""
+    return b"%sF \n" % _head(time_ns, stream)
 
 
 def _head(time_ns: int, stream: int) -> bytes:

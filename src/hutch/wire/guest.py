@@ -1,6 +1,7 @@
 """Frames of the guest protocol, version 1: the host's end. See docs/design/guest-protocol.md.
 
-A frame is COBS-encoded and ended by a zero byte, so that a reader that starts in the middle loses one frame at most.
+A frame is COBS-encoded and ended by a zero byte, so that a reader that starts in the middle loses one frame
+at most.
 """
 
 import struct

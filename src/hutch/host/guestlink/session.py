@@ -1,184 +1,252 @@
-"""A conversation with a guest agent: requests and answers, events, and container output into log files.
+"""One conversation with a guest agent over its byte channel: requests and answers, log frames, events.
 
-Everything that comes from the guest is hostile input: bounded by the frame decoder, checked here, never trusted with a
-path or a size. Log frames are acknowledged when they are in the host's file; events when they were handed on.
+Everything that comes in is hostile. Memory is bounded by what is read before it is handled (one read of 64
+KiB and one half frame); a guest that floods is read no faster than its frames are dealt with; what is
+malformed is counted and dropped; a guest that does not read gets nothing more than `MAX_UNSENT_BYTES`.
 """
 
 import asyncio
 import contextlib
-import secrets
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from hutch.base.clock import Clock
+from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
-from hutch.host.criformat import CriEncoder
-from hutch.host.drivers.contract import DriverError, SandboxGone
-from hutch.wire.guest import CONTROL, LOG, PROTOCOL_VERSION, FrameDecoder, encode_frame, parse_log
+from hutch.host.guestlink.logs import SandboxLogs
+from hutch.host.guestlink.unix import connect_unix
+from hutch.wire.guest import (
+    CONTROL,
+    LOG,
+    MAX_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Frame,
+    FrameDecoder,
+    LogRecord,
+    encode_frame,
+    parse_log,
+)
+from hutch.wire.guest_documents import (
+    AgentErrorEvent,
+    Answer,
+    ContainerExitedEvent,
+    HelloAnswer,
+    encode_request,
+    parse_answer,
+    parse_document,
+)
 
 log = get_logger(__name__)
+T = TypeVar("T")
+READ_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 4 * MAX_FRAME_BYTES
+MAX_REPORTED_DROPS = 10
+REQUEST_TIMEOUT_S = 30.0
 
-READ_BYTES = 256 * 1024
-MAX_LOG_BYTES = 64 * 1024 * 1024
-"""A log file that has grown to this is rotated to `.1`; so a container keeps at most twice this on the host."""
-HELLO_TIMEOUT_S = 60.0
-MAX_EVENTS = 10_000
+
+class GuestLinkError(HutchError):
+    """The conversation did not work."""
+
+
+class GuestGone(GuestLinkError):
+    """The channel is closed: the VM has ended, or the session was closed."""
+
+
+class GuestSilent(GuestLinkError):
+    """The guest did not answer in time, or does not read."""
+
+
+class GuestRefused(GuestLinkError):
+    """The guest answered that it could not. `kind` is its word for it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class GuestSession:
-    """One connection to one guest agent. `log_directory` gets `<container>.log` files (mode 0600)."""
+    """Made by `connect`; all verbs from one event loop. `closed` is set when the channel has ended."""
 
-    def __init__(self, socket_path: Path, log_directory: Path, clock: Clock) -> None:
-        self._socket_path = socket_path
-        self._logs = log_directory
-        self._clock = clock
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._next_id = 1
-        self._names: dict[int, str] = {}
-        self._encoders: dict[int, CriEncoder] = {}
-        self._log_seqs: dict[int, int] = {}
+    def __init__(
+        self,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        logs: SandboxLogs,
+        on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
+        first_id: int,
+    ) -> None:
+        self._reader, self._writer = streams
+        self._logs = logs
+        self._on_exit = on_exit
+        self._next_id = first_id
+        self._pending: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._last_event = 0
-        self.events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(MAX_EVENTS)
-        """Events of the guest, each once; None when the connection has ended."""
-        self.dropped_frames = 0
+        self._decoder = FrameDecoder()
+        self._malformed = 0
+        self._errors_told = 0
+        self.closed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def connect(self) -> dict[str, Any]:
-        """Connect and say hello; the guest's answer. Raises `SandboxGone` or `DriverError`."""
+    @classmethod
+    async def connect(
+        cls,
+        path: Path,
+        *,
+        logs: SandboxLogs,
+        on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
+        first_id: int,
+    ) -> "GuestSession":
+        """Connect to the channel's socket, and begin to listen. Raises `GuestGone`.
+
+        `on_exit` is awaited for each exit event, in order, after the output that came before it was written;
+        it must not wait for this session. `first_id` must be greater than the ids of all earlier sessions
+        with this guest, so that late answers to those are told apart.
+        """
         try:
-            reader, self._writer = await asyncio.open_unix_connection(str(self._socket_path), limit=READ_BYTES)
+            streams = await connect_unix(path, limit=READ_BYTES)
         except OSError as error:
-            raise SandboxGone("VmGone", f"the VM's agent channel can't be opened: {error.strerror}") from None
-        self._writer.write(b"\0")
-        self._reading = asyncio.create_task(self._read(reader))
+            raise GuestGone(f"the guest's channel can't be reached: {error.strerror}") from None
+        session = cls(streams, logs, on_exit, first_id)
+        # Ends whatever half frame an earlier host agent left in the channel.
+        session._writer.write(b"\0")
+        session._task = asyncio.create_task(session._listen(), name="guest-session")
+        return session
+
+    @property
+    def malformed_frames(self) -> int:
+        """Frames that were dropped because they were not what the protocol says."""
+        return self._decoder.dropped + self._malformed
+
+    async def hello(self, *, time_ns: int, entropy: bytes, timeout_s: float) -> HelloAnswer:
+        """Greet: sets the guest's clock, seeds its generator; it then tells again what was not
+        acknowledged."""
         answer = await self.request(
             "hello",
-            timeout_s=HELLO_TIMEOUT_S,
+            HelloAnswer,
+            timeout_s=timeout_s,
             version=PROTOCOL_VERSION,
-            time_ns=int(self._clock.now() * 1e9),
-            entropy=secrets.token_hex(64),
+            time_ns=time_ns,
+            entropy=entropy.hex(),
         )
-        for item in answer.get("containers", []):
-            self.register(int(item["number"]), str(item["name"]))
+        if answer.version != PROTOCOL_VERSION:
+            raise GuestRefused(
+                "VersionMismatch", f"the guest speaks version {answer.version}, not {PROTOCOL_VERSION}"
+            )
         return answer
 
-    def register(self, number: int, name: str) -> None:
-        """From now on log frames with this number are the container's of that name."""
-        self._names[number] = name
-
-    async def request(self, operation: str, *, timeout_s: float = 30.0, **members: Any) -> dict[str, Any]:
-        """Ask the guest; its answer. Raises `DriverError` with the guest's kind, `SandboxGone` if the link ends."""
-        if self._writer is None or self._writer.is_closing():
-            raise SandboxGone("VmGone", "the VM's agent channel is closed")
-        number, self._next_id = self._next_id, self._next_id + 1
-        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._pending[number] = future
+    async def request(
+        self, operation: str, answer_type: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S, **members: Any
+    ) -> T:
+        """Ask, and wait for the answer. Raises `GuestGone`, `GuestSilent`, `GuestRefused`; `ValueError` if
+        the request is longer than a frame."""
+        if self.closed.is_set():
+            raise GuestGone("the guest's channel is closed")
+        request_id = self._next_id
+        self._next_id += 1
+        frame = encode_frame(CONTROL, 0, encode_request(request_id, operation, members))
+        if self._unsent() > MAX_UNSENT_BYTES:
+            raise GuestSilent(f"the guest does not read what it is told ({operation})")
+        future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = future
         try:
-            self._send({"id": number, "op": operation, **members})
+            self._writer.write(frame)
             async with asyncio.timeout(timeout_s):
-                answer = await future
+                raw = await future
         except TimeoutError:
-            raise DriverError(
-                "GuestTimeout", f"the guest agent did not answer {operation} within {timeout_s:g} s"
-            ) from None
+            raise GuestSilent(f"the guest did not answer {operation} within {timeout_s:g} s") from None
         finally:
-            self._pending.pop(number, None)
-        error = answer.get("error")
-        if isinstance(error, dict):
-            raise DriverError(str(error.get("kind", "Failed"))[:64], str(error.get("message", ""))[:1000])
-        ok = answer.get("ok")
-        return ok if isinstance(ok, dict) else {}
+            del self._pending[request_id]
+        answer = parse_answer(raw, answer_type)
+        if answer is None:
+            raise GuestRefused(
+                "Malformed", f"the guest's answer to {operation} is not what the protocol says"
+            )
+        return answer
 
-    def acknowledge_event(self, event: dict[str, Any]) -> None:
-        """The event was taken care of: the guest may forget it."""
-        self._send({"op": "event_ack", "seq": event.get("seq", 0)})
+    def acknowledge_event(self, seq: int) -> None:
+        """The event, and all before it, need not be told again."""
+        self._tell("event_ack", seq=seq)
 
-    async def close(self) -> None:
-        """End the conversation; the guest keeps what was not acknowledged."""
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
+    def _tell(self, operation: str, **members: Any) -> None:
+        # Acknowledgements are cumulative: one that is not sent now is made good by the next.
+        if not self.closed.is_set() and self._unsent() <= MAX_UNSENT_BYTES:
+            self._writer.write(encode_frame(CONTROL, 0, encode_request(None, operation, members)))
 
-    def _send(self, document: dict[str, Any]) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(encode_frame(CONTROL, 0, msgspec.json.encode(document)))
+    def _unsent(self) -> int:
+        return self._writer.transport.get_write_buffer_size()
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        decoder = FrameDecoder()
+    async def _listen(self) -> None:
         try:
-            while data := await reader.read(READ_BYTES):
-                acks: dict[int, int] = {}
-                for frame in decoder.feed(data):
-                    if frame.kind == CONTROL:
-                        await self._take_control(frame.payload)
-                    elif frame.kind == LOG:
-                        self._take_log(frame.channel, frame.payload, acks)
-                self.dropped_frames = decoder.dropped
-                for number, seq in acks.items():
-                    self._send({"op": "log_ack", "number": number, "seq": seq})
-        except OSError as error:
-            log.info("guest channel ended", socket=str(self._socket_path), reason=str(error))
+            while data := await self._reader.read(READ_BYTES):
+                await self._take(self._decoder.feed(data))
+        except (ConnectionError, asyncio.IncompleteReadError):
+            log.debug("guest channel broke")
         finally:
+            self.closed.set()
             for future in self._pending.values():
                 if not future.done():
-                    future.set_exception(SandboxGone("VmGone", "the VM ended while it was asked something"))
-            with contextlib.suppress(asyncio.QueueFull):
-                self.events.put_nowait(None)
+                    future.set_exception(GuestGone("the guest's channel closed"))
+            self._writer.close()
 
-    async def _take_control(self, payload: bytes) -> None:
-        try:
-            document = msgspec.json.decode(payload, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
+    async def _take(self, frames: list[Frame]) -> None:
+        batch: list[tuple[int, LogRecord]] = []
+        for frame in frames:
+            if frame.kind == LOG:
+                record = parse_log(frame.payload)
+                if record is None:
+                    self._malformed += 1
+                else:
+                    batch.append((frame.channel, record))
+                continue
+            document = parse_document(frame.payload) if frame.kind == CONTROL else None
+            match document:
+                case None:
+                    self._malformed += 1
+                case Answer():
+                    self._answered(document)
+                case ContainerExitedEvent():
+                    await self._write_logs(batch)
+                    batch = []
+                    await self._exited(document)
+                case AgentErrorEvent():
+                    self._agent_error(document)
+        await self._write_logs(batch)
+
+    async def _write_logs(self, batch: list[tuple[int, LogRecord]]) -> None:
+        if batch:
+            for number, seq in (await self._logs.write(batch)).items():
+                self._tell("log_ack", number=number, seq=seq)
+
+    def _answered(self, answer: Answer) -> None:
+        future = self._pending.get(answer.id)
+        if future is None or future.done():
+            return  # too late, or to a session before this one
+        if answer.error is not None:
+            future.set_exception(GuestRefused(answer.error.kind, answer.error.message))
+        elif answer.ok is not None:
+            # Raw is a view into the frame's payload; a copy lets go of the frame.
+            future.set_result(answer.ok.copy())
+
+    async def _exited(self, event: ContainerExitedEvent) -> None:
+        if event.seq <= self._last_event:
             return
-        if "event" in document:
-            seq = document.get("seq", 0)
-            if isinstance(seq, int) and seq > self._last_event:
-                self._last_event = seq
-                await self.events.put(document)
-            return
-        number = document.get("id")
-        future = self._pending.get(number) if isinstance(number, int) else None
-        if future is not None and not future.done():
-            future.set_result(document)
+        self._last_event = event.seq
+        await self._logs.end_lines(event.number, event.time_ns)
+        await self._on_exit(event)
 
-    def _take_log(self, number: int, payload: bytes, acks: dict[int, int]) -> None:
-        record, name = parse_log(payload), self._names.get(number)
-        if record is None or name is None:
-            return
-        if record.seq <= self._log_seqs.get(number, 0):
-            acks[number] = self._log_seqs[number]
-            return
-        encoder = self._encoders.setdefault(number, CriEncoder())
-        self._append(name, encoder.encode(record.time_ns, record.stream, record.data))
-        self._log_seqs[number] = record.seq
-        acks[number] = record.seq
+    def _agent_error(self, event: AgentErrorEvent) -> None:
+        self._tell("event_ack", seq=event.seq)
+        self._errors_told += 1
+        if self._errors_told <= MAX_REPORTED_DROPS:
+            log.warning("guest agent reports an error", message=event.message[:500])
 
-    def finish_log(self, number: int) -> None:
-        """The container has ended: write what was a line without an end."""
-        encoder, name = self._encoders.pop(number, None), self._names.get(number)
-        if encoder is not None and name is not None:
-            self._append(name, encoder.finish(int(self._clock.now() * 1e9)))
-
-    def _append(self, name: str, data: bytes) -> None:
-        if data:
-            append_log(self._logs / f"{name}.log", data)
-
-
-def append_log(path: Path, data: bytes) -> None:
-    """Append records to a log file, rotating it when it is full. A full disk loses the records, not the task."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with path.open("ab") as f:
-            f.write(data)
-            size = f.tell()
-        if size > MAX_LOG_BYTES:
-            path.rename(path.with_name(path.name + ".1"))
-    except OSError as error:
-        log.error("container output lost", file=str(path), reason=error.strerror or "")
+    async def close(self) -> None:
+        """Hang up. The guest keeps what was not acknowledged for the next session."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()

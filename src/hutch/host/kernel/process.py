@@ -35,15 +35,19 @@ def is_alive(ref: ProcessRef) -> bool:
     return process_ref(ref.pid) == ref
 
 
-async def wait_gone(ref: ProcessRef) -> None:
-    """Return when the process has ended (pidfd, no polling). A child of ours is reaped."""
+async def wait_gone(ref: ProcessRef) -> int | None:
+    """Return when the process has ended (pidfd, no polling). A child of ours is reaped.
+
+    The result is its exit code, negative for a signal, as in `subprocess`; None if it was not our child, or
+    somebody else reaped it first.
+    """
     try:
         fd = os.pidfd_open(ref.pid)
     except ProcessLookupError:
-        return
+        return None
     try:
         if process_ref(ref.pid) != ref:
-            return
+            return _reap(ref.pid)
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
 
@@ -56,17 +60,64 @@ async def wait_gone(ref: ProcessRef) -> None:
             await ended
         finally:
             loop.remove_reader(fd)
+        return _reap(ref.pid)
     finally:
         os.close(fd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(ref.pid, os.WNOHANG)
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if reaped == pid else None
+
+
+class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process costs the host."""
+
+    cpu_ns: int
+    memory_bytes: int
+
+
+def process_use(ref: ProcessRef) -> ProcessUse | None:
+    """CPU time (user and system) and resident memory of a process; None if it is gone."""
+    try:
+        with open(f"/proc/{ref.pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    if int(fields[19]) != ref.start_ticks:
+        return None
+    ticks = int(fields[11]) + int(fields[12])
+    return ProcessUse(
+        cpu_ns=ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"),
+        memory_bytes=int(fields[21]) * os.sysconf("SC_PAGESIZE"),
+    )
+
+
+def find_processes(argument: str) -> tuple[ProcessRef, ...]:
+    """All processes that have this very argument on their command line: what a crash left behind, by its
+    name."""
+    wanted = argument.encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as f:
+                arguments = f.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if wanted in arguments and (ref := process_ref(int(entry))) is not None:
+            found.append(ref)
+    return tuple(found)
 
 
 async def kill_and_wait(ref: ProcessRef, *, term_timeout_s: float = 0.0) -> None:
     """End a process: SIGTERM and a grace time if one is given, then SIGKILL; returns when it is gone."""
     if not is_alive(ref):
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(ref.pid, os.WNOHANG)
+        _reap(ref.pid)
         return
     with contextlib.suppress(ProcessLookupError):
         if term_timeout_s > 0:

@@ -1,4 +1,5 @@
-"""The only file that starts processes. Argument lists only, a clean environment, no standard input unless given.
+"""The only file that starts processes. Argument lists only, a clean environment, no standard input unless
+given.
 
 A failure carries the command line as an operator can paste it, the exit code and the end of what it printed.
 """
@@ -59,7 +60,8 @@ async def run(
 ) -> bytes:
     """Run a program to its end; its standard output, at most `MAX_OUTPUT_BYTES` kept.
 
-    Raises `CommandFailed`. If the caller is cancelled or the time is up the whole process group is killed and reaped.
+    Raises `CommandFailed`. If the caller is cancelled or the time is up the whole process group is killed
+    and reaped.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -105,10 +107,14 @@ def spawn_daemon(
     environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     cwd: str | None = None,
+    user_id: int | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a program that outlives us: own session, output appended to a file (mode 0600), nothing else inherited.
+    """Start a program that outlives us: own session, output appended to a file (mode 0600), nothing else
+    inherited.
 
-    The caller reaps it while it lives (see `hutch.host.kernel.process`) and makes its pid durable.
+    The caller reaps it while it lives (see `hutch.host.kernel.process`) and makes its pid durable. With
+    `user_id` it runs as that user and the group of the same number, without supplementary groups (only root
+    may ask for this).
     """
     fd = os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -122,6 +128,9 @@ def spawn_daemon(
             pass_fds=pass_fds,
             start_new_session=True,
             close_fds=True,
+            user=user_id,
+            group=user_id,
+            extra_groups=None if user_id is None else [],
         )
     except FileNotFoundError:
         raise CommandFailed(argv, 127, b"", f"{argv[0]} is not installed".encode()) from None
@@ -136,7 +145,8 @@ async def spawn_child(
     pass_fds: Sequence[int] = (),
     output_fd: int | None = None,
 ) -> asyncio.subprocess.Process:
-    """Start a child that lives as long as we want it to; the caller waits for it. Output goes to ours, or to a fd."""
+    """Start a child that lives as long as we want it to; the caller waits for it. Output goes to ours, or to
+    a fd."""
     return await asyncio.create_subprocess_exec(
         *argv,
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,84 @@
+"""All log files of one sandbox: takes log frames by container number, says what may be acknowledged."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from hutch.base.log import get_logger
+from hutch.host.guestlink.logfile import DEFAULT_MAX_BYTES, LogFile
+from hutch.wire.guest import LogRecord
+
+log = get_logger(__name__)
+
+
+class SandboxLogs:
+    """Writes below `directory` (made if missing, mode 0700). Verbs are called from one event loop; the disk
+    is touched in a thread, one batch at a time, so a slow disk holds back the guest and not the loop."""
+
+    def __init__(self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._names: dict[int, str] = {}
+        self._files: dict[str, LogFile] = {}
+        self._busy = asyncio.Lock()
+        self.unknown_frames = 0
+
+    def register(self, number: int, name: str) -> None:
+        """From now on frames of `number` belong to container `name` (already checked to be a plain file
+        name)."""
+        self._names[number] = name
+
+    async def write(self, batch: Sequence[tuple[int, LogRecord]]) -> dict[int, int]:
+        """Write records, in order; for each number the highest sequence number that is done with.
+
+        Frames of numbers that were never registered are counted and acknowledged, so that the guest forgets
+        them.
+        """
+        by_number: dict[int, list[LogRecord]] = {}
+        for number, record in batch:
+            by_number.setdefault(number, []).append(record)
+        for number in [n for n in by_number if n not in self._names]:
+            self.unknown_frames += len(by_number[number])
+        known = {n: records for n, records in by_number.items() if n in self._names}
+        async with self._busy:
+            await asyncio.to_thread(self._append, known)
+        return {number: max(r.seq for r in records) for number, records in by_number.items()}
+
+    async def end_lines(self, number: int, time_ns: int) -> None:
+        """The process of this start has ended: complete the lines that it left unfinished."""
+        name = self._names.get(number)
+        if name in self._files:
+            async with self._busy:
+                await asyncio.to_thread(self._files[name].end_lines, number, time_ns)
+
+    def _append(self, by_number: dict[int, list[LogRecord]]) -> None:
+        for number, records in sorted(by_number.items()):
+            file = self._file(self._names[number])
+            if file is None:
+                continue
+            lost = file.lost_bytes
+            file.append(number, records)
+            if file.lost_bytes > lost:
+                log.warning(
+                    "container output lost: its log file can't be written",
+                    container=self._names[number],
+                    directory=str(self._directory),
+                    lost_bytes=file.lost_bytes,
+                )
+
+    def _file(self, name: str) -> LogFile | None:
+        if name not in self._files:
+            try:
+                self._files[name] = LogFile(self._directory / f"{name}.log", max_bytes=self._max_bytes)
+            except OSError as error:
+                log.warning("container log can't be opened", container=name, reason=str(error))
+                return None
+        return self._files[name]
+
+    async def close(self) -> None:
+        """Close the files, after the batch that is being written."""
+        async with self._busy:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
