@@ -1,0 +1,330 @@
+"""When the containers of a task start, stop and restart: events in, actions out. No clock, no I/O.
+
+Rules: reference B.3 and B.4 (dependsOn, essential, stop order, stopTimeout, restartPolicy, health checks). The caller
+carries actions out in order and feeds back what happens; `now` is epoch seconds.
+"""
+
+from typing import Any
+
+import msgspec
+
+from hutch.model.task import CauseLink
+
+PENDING, STARTING, RUNNING, STOPPED = "PENDING", "STARTING", "RUNNING", "STOPPED"
+ESSENTIAL_EXITED = "EssentialContainerExited"
+FAILED_TO_START = "TaskFailedToStart"
+FIRST_PROBE_AFTER_S = 1.0
+"""Until its first interval is over a container is asked more often, so that a quick one counts as healthy soon."""
+_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL",
+            11: "SIGSEGV", 13: "SIGPIPE", 15: "SIGTERM", 24: "SIGXCPU", 31: "SIGSYS"}  # fmt: skip
+
+
+class HealthRule(msgspec.Struct, frozen=True, kw_only=True):
+    interval_s: float
+    retries: int
+    start_period_s: float
+
+
+class ContainerRule(msgspec.Struct, frozen=True, kw_only=True):
+    """What matters of a container here. `depends_on`: (container, START | COMPLETE | SUCCESS | HEALTHY)."""
+
+    name: str
+    essential: bool = True
+    depends_on: tuple[tuple[str, str], ...] = ()
+    stop_timeout_s: float = 30.0
+    start_timeout_s: float | None = None
+    health: HealthRule | None = None
+    restart_ignored_codes: tuple[int, ...] = ()
+    restart_period_s: float | None = None
+    """None: no restart policy."""
+    memory_mib: int | None = None
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """How a container's process ended. `exit_code` is 128+n for signal n."""
+
+    exit_code: int
+    signal: int = 0
+    oom: bool = False
+    oom_process: str = ""
+    oom_rss_bytes: int = 0
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start the container."""
+
+    container: str
+
+
+class Terminate(msgspec.Struct, frozen=True):
+    """Send the container its stop signal, or (`kill`) SIGKILL."""
+
+    container: str
+    kill: bool = False
+
+
+class Arm(msgspec.Struct, frozen=True):
+    """Call `timer(key)` after so many seconds; a timer armed before under the same key is replaced."""
+
+    key: str
+    seconds: float
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Run the container's health check and feed back `probed`."""
+
+    container: str
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """All containers have ended: the sandbox can go."""
+
+
+Action = Start | Terminate | Arm | Probe | Finish
+
+
+class ContainerState(msgspec.Struct, kw_only=True):
+    """What is known of a container."""
+
+    rule: ContainerRule
+    status: str = PENDING
+    health: str = "UNKNOWN"
+    failures: int = 0
+    exit: Exit | None = None
+    reason: str = ""
+    restarts: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    signalled: bool = False
+
+
+class TaskMachine:
+    """One task's containers. `status` is ACTIVATING, RUNNING, STOPPING or STOPPED."""
+
+    def __init__(self, rules: tuple[ContainerRule, ...], task_memory_mib: int) -> None:
+        self.containers = {r.name: ContainerState(rule=r) for r in rules}
+        self._task_memory_mib = task_memory_mib
+        self.status = "ACTIVATING"
+        self.stop_code = ""
+        self.stopped_reason = ""
+        self.causes: list[CauseLink] = []
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.status in ("STOPPING", "STOPPED")
+
+    def begin(self, now: float) -> list[Action]:
+        """The sandbox is ready."""
+        return self._advance(now)
+
+    def started(self, name: str, now: float) -> list[Action]:
+        """The container's process runs."""
+        state = self.containers[name]
+        state.status, state.started_at, state.finished_at, state.exit = RUNNING, now, None, None
+        actions: list[Action] = []
+        if state.rule.health:
+            state.health, state.failures = "UNKNOWN", 0
+            actions.append(Arm(f"probe/{name}", min(FIRST_PROBE_AFTER_S, state.rule.health.interval_s)))
+        waited_for = any(
+            d == name and c != "START" for s in self.containers.values() for d, c in s.rule.depends_on
+        )
+        if state.rule.start_timeout_s is not None and waited_for:
+            actions.append(Arm(f"start/{name}", state.rule.start_timeout_s))
+        return actions + self._advance(now)
+
+    def start_failed(self, name: str, reason: str, cause: CauseLink, now: float) -> list[Action]:
+        """The container can't be run: the task ends. `reason` begins with AWS's word for it."""
+        state = self.containers[name]
+        state.status, state.finished_at, state.reason = STOPPED, now, reason
+        return self.stop(FAILED_TO_START, reason, (cause,), now)
+
+    def exited(self, name: str, how: Exit, now: float) -> list[Action]:
+        """The container's process ended."""
+        state = self.containers[name]
+        if state.status == STOPPED:
+            return []
+        ran_s = now - (state.started_at if state.started_at is not None else now)
+        state.exit, state.finished_at = how, now
+        if self._restarts(state, ran_s):
+            state.status, state.restarts = STARTING, state.restarts + 1
+            return [Start(name)]
+        state.status = STOPPED
+        if how.oom:
+            state.reason = "OutOfMemoryError: Container killed due to memory usage"
+        if not self.is_stopping and state.rule.essential:
+            return self.stop(ESSENTIAL_EXITED, "Essential container in task exited", self._exit_causes(state), now)
+        return self._advance(now)
+
+    def probed(self, name: str, healthy: bool, now: float) -> list[Action]:
+        """The container's health check was run."""
+        state = self.containers[name]
+        rule = state.rule.health
+        if state.status != RUNNING or rule is None or state.started_at is None:
+            return []
+        age = now - state.started_at
+        if healthy:
+            state.health, state.failures = "HEALTHY", 0
+        elif state.health == "HEALTHY" or age > max(rule.start_period_s, rule.interval_s):
+            state.failures += 1
+            if state.failures >= rule.retries:
+                state.health = "UNHEALTHY"
+        soon = state.health == "UNKNOWN" and age < rule.interval_s
+        again = Arm(f"probe/{name}", min(FIRST_PROBE_AFTER_S, rule.interval_s) if soon else rule.interval_s)
+        return [again, *self._advance(now)]
+
+    def timer(self, key: str, now: float) -> list[Action]:
+        """An armed timer fired. One that has become pointless does nothing."""
+        kind, _, name = key.partition("/")
+        state = self.containers[name]
+        if kind == "probe" and state.status == RUNNING and not self.is_stopping:
+            return [Probe(name)]
+        if kind == "kill" and state.status == RUNNING:
+            return [Terminate(name, kill=True)]
+        if kind == "start" and not self.is_stopping and self._is_waited_for(name):
+            limit = state.rule.start_timeout_s
+            text = f'container "{name}" did not reach what others wait for within its startTimeout of {limit:g} s'
+            state.reason = "TaskDependencyError: " + text
+            cause = CauseLink(
+                kind="StartTimeout",
+                text=text,
+                evidence={"health": state.health, "status": state.status},
+                fix="raise its startTimeout, or find out why it is slow in its log",
+            )
+            return self.stop(FAILED_TO_START, state.reason, (cause,), now)
+        return []
+
+    def stop(self, code: str, reason: str, causes: tuple[CauseLink, ...], now: float) -> list[Action]:
+        """End the task. Who asks first gives the reason."""
+        if self.is_stopping:
+            return []
+        self.status, self.stop_code, self.stopped_reason = "STOPPING", code, reason
+        self.causes += causes
+        for state in self.containers.values():
+            if state.status == PENDING:
+                state.status = STOPPED
+        return self._advance(now)
+
+    def sandbox_gone(self, reason: str, cause: CauseLink, now: float) -> list[Action]:
+        """The sandbox ended under the containers."""
+        for state in self.containers.values():
+            if state.status in (STARTING, RUNNING):
+                state.status, state.finished_at = STOPPED, now
+                state.reason = state.reason or reason
+        if not self.is_stopping:
+            code = ESSENTIAL_EXITED if self.status == "RUNNING" else FAILED_TO_START
+            self.status, self.stop_code, self.stopped_reason = "STOPPING", code, reason
+            self.causes.append(cause)
+            for state in self.containers.values():
+                state.status = STOPPED
+        return self._advance(now)
+
+    def _advance(self, now: float) -> list[Action]:
+        """Whatever follows from the state as it is."""
+        return self._advance_stop() if self.is_stopping else self._advance_start(now)
+
+    def _advance_start(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        for state in self.containers.values():
+            if state.status != PENDING:
+                continue
+            missing = self._unreachable(state)
+            if missing:
+                state.reason = f"TaskDependencyError: {missing}"
+                cause = CauseLink(kind="DependencyFailed", text=missing, fix="see the log of that container")
+                return self.stop(FAILED_TO_START, state.reason, (cause,), now)
+            if all(self._holds(d, c) for d, c in state.rule.depends_on):
+                state.status = STARTING
+                actions.append(Start(state.rule.name))
+        if self.status == "ACTIVATING" and all(
+            s.status in (RUNNING, STOPPED) for s in self.containers.values()
+        ):
+            self.status = "RUNNING"
+        if all(s.status == STOPPED for s in self.containers.values()):
+            actions += self.stop(ESSENTIAL_EXITED, "All containers in task exited", (), now)
+        return actions
+
+    def _advance_stop(self) -> list[Action]:
+        actions: list[Action] = []
+        for name, state in self.containers.items():
+            if state.status != RUNNING or state.signalled:
+                continue
+            dependents = [
+                s for s in self.containers.values() if any(d == name for d, _ in s.rule.depends_on)
+            ]
+            if all(s.status == STOPPED for s in dependents):
+                state.signalled = True
+                actions += [Terminate(name), Arm(f"kill/{name}", state.rule.stop_timeout_s)]
+        if self.status == "STOPPING" and all(s.status == STOPPED for s in self.containers.values()):
+            self.status = "STOPPED"
+            actions.append(Finish())
+        return actions
+
+    def _holds(self, name: str, condition: str) -> bool:
+        state = self.containers[name]
+        if condition == "START":
+            return state.started_at is not None
+        if condition == "HEALTHY":
+            return state.status == RUNNING and state.health == "HEALTHY"
+        ended = state.status == STOPPED and state.exit is not None
+        return ended and (condition == "COMPLETE" or (state.exit is not None and state.exit.exit_code == 0))
+
+    def _unreachable(self, state: ContainerState) -> str:
+        """Why a dependency can never be met any more; empty while it can."""
+        for name, condition in state.rule.depends_on:
+            other = self.containers[name]
+            if other.status != STOPPED or self._holds(name, condition):
+                continue
+            code = other.exit.exit_code if other.exit else None
+            return f'container "{name}" ended with exit code {code}, and "{state.rule.name}" waits for {condition}'
+        return ""
+
+    def _is_waited_for(self, name: str) -> bool:
+        return any(
+            s.status == PENDING and any(d == name and not self._holds(d, c) for d, c in s.rule.depends_on)
+            for s in self.containers.values()
+        )
+
+    def _restarts(self, state: ContainerState, ran_s: float) -> bool:
+        rule, how = state.rule, state.exit
+        return (
+            not self.is_stopping
+            and how is not None
+            and rule.restart_period_s is not None
+            and how.exit_code not in rule.restart_ignored_codes
+            and ran_s >= rule.restart_period_s
+        )
+
+    def _exit_causes(self, state: ContainerState) -> tuple[CauseLink, ...]:
+        how = state.exit
+        assert how is not None
+        name = state.rule.name
+        evidence: dict[str, Any] = {"container": name, "exit_code": how.exit_code}
+        if how.oom:
+            limit = state.rule.memory_mib or self._task_memory_mib
+            process = how.oom_process or name
+            at = f" at {how.oom_rss_bytes / 2**30:.2f} of {limit / 1024:.2f} GiB" if how.oom_rss_bytes else ""
+            evidence |= {"process": process, "rss_bytes": how.oom_rss_bytes, "limit_mib": limit}
+            return (
+                CauseLink(
+                    kind="OutOfMemory",
+                    text=f'"{process}" was killed by the kernel\'s OOM killer{at}',
+                    evidence=evidence,
+                    fix=f"set memory to {limit * 3 // 2}",
+                ),
+            )
+        if how.signal:
+            signal = _SIGNALS.get(how.signal, f"signal {how.signal}")
+            evidence["signal"] = signal
+            text = f'essential container "{name}" was ended by {signal}'
+        else:
+            text = f'essential container "{name}" exited with code {how.exit_code}'
+        return (CauseLink(kind="ContainerExited", text=text, evidence=evidence, fix=_exit_fix(how)),)
+
+
+def _exit_fix(how: Exit) -> str:
+    return {
+        126: "the command can't be executed: check its permissions",
+        127: "the command was not found: check command and PATH",
+        139: "the program crashed (segmentation fault): see its log",
+        134: "the program aborted itself: see its log",
+    }.get(how.exit_code, "" if how.exit_code == 0 else "see the container's last log lines: hutch logs")
