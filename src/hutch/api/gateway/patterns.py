@@ -1,9 +1,9 @@
 """Which of the models' regular expressions can be run on hostile input.
 
 The models' patterns are Java's and were written for an engine with limits. Python's engine backtracks without
-one, so a pattern is used only if its cost is bounded: no unbounded repeat inside another, and at most two in
-a row that could share characters (quadratic in a value whose length is bounded too). What is left out, the use
-cases check themselves.
+one, so a pattern is used only if its cost is bounded: no unbounded repeat inside another, at most two in a
+row that could share characters (quadratic in a value whose length is bounded too). The use cases check what
+is left out.
 """
 
 import re
