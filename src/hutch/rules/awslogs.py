@@ -69,7 +69,9 @@ def parse_options(options: Mapping[str, str]) -> AwslogsOptions:
         create_group=options.get("awslogs-create-group", "false").lower() == "true",
         start=start,
         blocking=options.get("mode", "non-blocking") == "blocking",
-        buffer_bytes=parse_size(options["max-buffer-size"]) if "max-buffer-size" in options else DEFAULT_BUFFER_BYTES,
+        buffer_bytes=parse_size(options["max-buffer-size"])
+        if "max-buffer-size" in options
+        else DEFAULT_BUFFER_BYTES,
     )
 
 

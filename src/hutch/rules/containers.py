@@ -152,7 +152,9 @@ class TaskMachine:
         if how.oom:
             state.reason = "OutOfMemoryError: Container killed due to memory usage"
         if not self.is_stopping and state.rule.essential:
-            return self.stop(ESSENTIAL_EXITED, "Essential container in task exited", self._exit_causes(state), now)
+            return self.stop(
+                ESSENTIAL_EXITED, "Essential container in task exited", self._exit_causes(state), now
+            )
         return self._advance(now)
 
     def probed(self, name: str, healthy: bool, now: float) -> list[Action]:
@@ -248,9 +250,7 @@ class TaskMachine:
         for name, state in self.containers.items():
             if state.status != RUNNING or state.signalled:
                 continue
-            dependents = [
-                s for s in self.containers.values() if any(d == name for d, _ in s.rule.depends_on)
-            ]
+            dependents = [s for s in self.containers.values() if any(d == name for d, _ in s.rule.depends_on)]
             if all(s.status == STOPPED for s in dependents):
                 state.signalled = True
                 actions += [Terminate(name), Arm(f"kill/{name}", state.rule.stop_timeout_s)]

@@ -151,7 +151,11 @@ class LogShipper:
             file.seek(waiting - self._options.buffer_bytes, os.SEEK_CUR)
             file.readline(MAX_RECORD_BYTES)
             self.dropped_bytes += waiting - self._options.buffer_bytes
-            log.warning("log driver buffer full, oldest output dropped", file=str(self._path), bytes=self.dropped_bytes)
+            log.warning(
+                "log driver buffer full, oldest output dropped",
+                file=str(self._path),
+                bytes=self.dropped_bytes,
+            )
 
     def _take(self, record: bytes) -> list[tuple[int, str]]:
         line = parse_line(record)

@@ -72,7 +72,9 @@ def load(directory: Path) -> TaskFile | None:
     try:
         content = msgspec.json.decode((directory / FILE_NAME).read_bytes(), type=TaskFile)
     except (OSError, msgspec.DecodeError) as error:
-        log.warning("task directory without a readable task file", directory=str(directory), reason=str(error))
+        log.warning(
+            "task directory without a readable task file", directory=str(directory), reason=str(error)
+        )
         return None
     if content.format > FORMAT:
         log.error("task file of a newer hutch", directory=str(directory), format=content.format)

@@ -1,0 +1,161 @@
+"""The host agent process: drivers, images, network and ingress, put together.
+
+Run by the supervisor as `python -m hutch.apps.host`; settings come in the environment. SIGTERM: let go of the tasks and
+end. SIGINT: stop all tasks, remove everything from the host, end.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from hutch.apps.paths import Paths, guest_dir
+from hutch.base.clock import SystemClock
+from hutch.base.errors import HutchError, Invalid
+from hutch.base.ids import RandomIds
+from hutch.base.log import configure_logging, get_logger
+from hutch.base.units import GIB
+from hutch.host.agent.agent import AgentContext, HostAgent
+from hutch.host.agent.runner import Ingress
+from hutch.host.drivers.contract import Driver
+from hutch.host.drivers.fake import FakeDriver, FakeImages, FakeNetwork
+from hutch.host.images.contract import ImageStore
+from hutch.host.images.store import DiskImageStore
+from hutch.host.lb.haproxy import HaproxyIngress
+from hutch.host.network.bridge import BridgeNetwork
+from hutch.host.network.contract import HostNetwork
+from hutch.settings import Settings, load_settings
+
+log = get_logger(__name__)
+
+
+def main() -> int:
+    """Run until a signal. Exit code 0 after an orderly end, 1 if it can't start."""
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    try:
+        asyncio.run(_run(settings))
+    except HutchError as error:
+        log.error("host agent can't go on", reason=error.message)
+        return 1
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    paths = Paths(settings)
+    paths.make()
+    agent, ingress = build_agent(settings, paths)
+    ended = asyncio.Event()
+    keep_tasks = True
+
+    def on_signal(keep: bool) -> None:
+        nonlocal keep_tasks
+        keep_tasks = keep
+        ended.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, on_signal, True)
+    loop.add_signal_handler(signal.SIGINT, on_signal, False)
+    await agent.start()
+    serving = asyncio.create_task(agent.serve())
+    waiting = asyncio.create_task(ended.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        waiting.cancel()
+        serving.result()
+    await agent.shut_down(keep_tasks=keep_tasks)
+    if isinstance(ingress, HaproxyIngress):
+        await (ingress.close() if keep_tasks else ingress.stop())
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
+    """The agent with the backends that the settings ask for."""
+    clock, ids = SystemClock(), RandomIds()
+    platform_id = platform_id_of(paths)
+    names = [n.strip() for n in settings.drivers.split(",") if n.strip()]
+    fake = names == ["fake"]
+    drivers = tuple(_driver(n, settings, paths, platform_id) for n in names)
+    images: ImageStore = FakeImages()
+    network: HostNetwork = FakeNetwork()
+    ingress: Ingress = _NoIngress()
+    if not fake:
+        images = DiskImageStore(
+            paths.images,
+            clock=clock,
+            cache_bytes=settings.image_cache_gib * GIB,
+            insecure_registries=tuple(r for r in settings.insecure_registries.split(",") if r),
+            auth_file=Path(settings.registry_auth_file) if settings.registry_auth_file else None,
+        )
+        network = BridgeNetwork(platform_id=platform_id, state_path=paths.host / "ip_forward")
+        ingress = HaproxyIngress(paths.run / "ingress", bind_address=settings.ingress_address)
+    context = AgentContext(
+        host_id=_host_id(paths, ids.hex(17)),
+        name=socket.gethostname(),
+        state_directory=paths.host,
+        drivers=drivers,
+        images=images,
+        network=network,
+        ingress=ingress,
+        clock=clock,
+        control_socket=paths.fleet_socket,
+    )
+    return HostAgent(context), ingress
+
+
+def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Driver:
+    clock, ids = SystemClock(), RandomIds()
+    if name == "fake":
+        return FakeDriver(clock, ids)
+    if name == "microvm":
+        from hutch.host.drivers.microvm.driver import MicrovmDriver
+
+        return MicrovmDriver(
+            platform_id=platform_id,
+            guest_dir=guest_dir(settings),
+            state_dir=paths.host,
+            accelerator=settings.accelerator,
+            clock=clock,
+        )
+    if name == "container":
+        from hutch.host.drivers.container.driver import ContainerDriver
+
+        return ContainerDriver(
+            platform_id=platform_id, run_dir=paths.run / "containers", clock=clock, ids=ids
+        )
+    raise Invalid(f"--drivers: {name!r} is not one of microvm, container, fake")
+
+
+class _NoIngress(Ingress):
+    """For platforms without a network."""
+
+    async def publish(self, task: object) -> None:
+        return None
+
+    async def withdraw(self, task_id: str) -> None:
+        return None
+
+
+def _host_id(paths: Paths, fresh: str) -> str:
+    """This host's id, made once."""
+    path = paths.host / "host-id"
+    if not path.exists():
+        path.write_text(f"i-{fresh}")
+    return path.read_text().strip()
+
+
+def platform_id_of(paths: Paths) -> str:
+    """The platform's id: it names everything that is made on the host."""
+    path = paths.host / "platform-id"
+    if not path.exists():
+        path.write_text(hashlib.sha256(f"{paths.data}\0{paths.data.stat().st_ino}".encode()).hexdigest()[:8])
+    return path.read_text().strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""The host agent: keeps this host's tasks as the control plane wants them, and tells it what happens to them.
+
+Tasks go on while the control plane, or this agent, is away. On start everything on disk is taken over; on each connect
+the whole list of assignments is reconciled.
+"""
+
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from hutch import __version__
+from hutch.base.clock import Clock
+from hutch.base.errors import HutchError, Invalid
+from hutch.base.log import get_logger
+from hutch.base.retry import backoff_seconds
+from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
+from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
+from hutch.host.agent.taskfile import TaskFile, load, save, without_secrets
+from hutch.host.criformat import parse_line
+from hutch.host.drivers.contract import Driver, HostFault
+from hutch.host.images.contract import ImageStore
+from hutch.host.network.contract import HostNetwork
+from hutch.rules.awslogs import parse_options
+from hutch.wire import fleet as wire
+from hutch.wire.codec import read_message, write_message
+
+log = get_logger(__name__)
+
+GARBAGE_AFTER_TASKS = 20
+MAX_LOG_READ_BYTES = 4 * MIB
+DOWN = wire.Stop(task_id="", stop_code="UserInitiated", reason="The platform was stopped (hutch down)")
+
+
+class AgentContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent is made of; its composition root gives all of it."""
+
+    host_id: str
+    name: str
+    state_directory: Path
+    drivers: tuple[Driver, ...]
+    images: ImageStore
+    network: HostNetwork
+    ingress: Ingress
+    clock: Clock
+    control_socket: Path
+
+
+class HostAgent:
+    """One per host and platform."""
+
+    def __init__(self, context: AgentContext) -> None:
+        self._context = context
+        self._tasks_directory = context.state_directory / "tasks"
+        self._runners: dict[str, TaskRunner] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._facts: dict[str, wire.DriverFactMsg] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._connected = asyncio.Event()
+        self._unacked: dict[int, wire.Report] = {}
+        self._seq = 0
+        self._batch = 0
+        self._log_waits: dict[int, asyncio.Future[str]] = {}
+        self._requests: set[asyncio.Task[None]] = set()
+        self._ended_since_collection = 0
+        self._closing = False
+        self._greeted = False
+        self._runner_context = RunnerContext(
+            images=context.images,
+            network=context.network,
+            ingress=context.ingress,
+            clock=context.clock,
+            report=self._report,
+            send_logs=self._send_logs,
+        )
+
+    async def start(self) -> None:
+        """Look at what the host can do, and take over the tasks that are on disk."""
+        self._tasks_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for driver in self._context.drivers:
+            self._facts[driver.name] = await driver.fingerprint()
+        known = []
+        for directory in sorted(self._tasks_directory.iterdir()):
+            content = load(directory)
+            if content is None:
+                await self._remove_unreadable(directory)
+            else:
+                known.append((directory, content))
+        await self._context.network.remove_strays(frozenset(c.spec.task_id for _, c in known))
+        for directory, content in known:
+            self._adopt(directory, content)
+
+    async def serve(self) -> None:
+        """Stay connected to the control plane, for ever."""
+        delays = backoff_seconds(0.05, 1.0, Random(self._context.host_id))
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(self._context.control_socket))
+            except OSError:
+                await asyncio.sleep(next(delays))
+                continue
+            try:
+                self._writer = writer
+                await self._converse(reader)
+            except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError, Invalid) as error:
+                log.info("control plane connection ended", reason=str(error) or type(error).__name__)
+            finally:
+                self._writer = None
+                self._connected.clear()
+                for wait in self._log_waits.values():
+                    wait.cancel()
+                self._log_waits.clear()
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+            delays = backoff_seconds(0.05, 1.0, Random(self._context.host_id))
+            await asyncio.sleep(next(delays))
+
+    async def shut_down(self, *, keep_tasks: bool) -> None:
+        """Let the tasks go on without us; or stop them all in order and remove what we made on the host."""
+        self._closing = True
+        if keep_tasks:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+        else:
+            for each in self._runners.values():
+                each.stop(DOWN)
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await self._wait_acknowledged(5.0)
+            await self._context.network.tear_down()
+        for driver in self._context.drivers:
+            await driver.close()
+
+    async def _wait_acknowledged(self, timeout_s: float) -> None:
+        """Give the control plane the time to hear of the last stops; it hears of them at the next start otherwise."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._unacked and self._writer is not None:
+                    await asyncio.sleep(0.02)
+
+    # -- the conversation
+
+    async def _converse(self, reader: asyncio.StreamReader) -> None:
+        self._send(
+            wire.Hello(
+                protocol=wire.PROTOCOL_VERSION,
+                host_id=self._context.host_id,
+                fingerprint=self._fingerprint(),
+                task_ids=tuple(self._runners),
+                local_images=self._context.images.local_images(),
+            )
+        )
+        welcome = await read_message(reader, wire.ToHost)
+        if not isinstance(welcome, wire.Welcome):
+            raise Invalid("the control plane did not say welcome")
+        if self._greeted:
+            self._acknowledged(welcome.acked_seq)
+        else:
+            self._renumber(welcome.acked_seq)
+        await self._context.network.set_up(welcome.vpc_cidr, welcome.subnets)
+        self._connected.set()
+        for report in self._unacked.values():
+            self._send(report)
+        while True:
+            await self._take(await read_message(reader, wire.ToHost))
+
+    async def _take(self, message: wire.ToHost) -> None:
+        if isinstance(message, wire.Assignments):
+            self._reconcile(message)
+        elif isinstance(message, wire.Assign):
+            self._assign(message.task)
+        elif isinstance(message, wire.Stop):
+            if (named := self._runners.get(message.task_id)) is not None:
+                named.stop(message)
+        elif isinstance(message, wire.Ack):
+            self._acknowledged(message.seq)
+        elif isinstance(message, wire.LogAck):
+            wait = self._log_waits.pop(message.batch, None)
+            if wait is not None and not wait.done():
+                wait.set_result(message.error)
+        elif isinstance(message, wire.Forget):
+            self._forget(message.task_id)
+        elif isinstance(message, wire.Request):
+            task = asyncio.create_task(self._answer(message))
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
+
+    def _renumber(self, acked_seq: int) -> None:
+        """The first welcome of this process's life: what an earlier one reported is known up to `acked_seq`, so all
+        that waits here is newer."""
+        self._greeted = True
+        waiting = [r.facts for r in self._unacked.values()]
+        self._unacked.clear()
+        self._seq = max(self._seq, acked_seq)
+        for facts in waiting:
+            self._seq += 1
+            self._unacked[self._seq] = wire.Report(seq=self._seq, facts=facts)
+
+    def _send(self, message: wire.FromHost) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            write_message(self._writer, message)
+
+    def _reconcile(self, wanted: wire.Assignments) -> None:
+        names = {t.task_id for t in wanted.tasks}
+        for task_id, runner in self._runners.items():
+            if task_id not in names:
+                runner.stop(
+                    wire.Stop(
+                        task_id=task_id,
+                        stop_code="TaskFailedToStart",
+                        reason="no longer assigned to this host",
+                    )
+                )
+        for task in wanted.tasks:
+            self._assign(task)
+        for stop in wanted.stop:
+            if (named := self._runners.get(stop.task_id)) is not None:
+                named.stop(stop)
+
+    def _assign(self, spec: wire.TaskSpec) -> None:
+        if spec.task_id in self._runners or self._closing:
+            return
+        directory = self._tasks_directory / spec.task_id
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = TaskFile(spec=spec)
+        save(directory, TaskFile(spec=without_secrets(spec)))
+        self._adopt(directory, content)
+
+    def _adopt(self, directory: Path, content: TaskFile) -> None:
+        task_id = content.spec.task_id
+        driver, refusal = self._choose(content)
+        runner = TaskRunner(self._runner_context, driver, refusal, directory, content)
+        self._runners[task_id] = runner
+        if content.facts is not None:
+            # Perhaps an earlier agent's last report never arrived.
+            self._report(content.facts)
+        if content.ended:
+            return
+        task = self._running[task_id] = asyncio.create_task(runner.run())
+        task.add_done_callback(lambda t: self._runner_ended(task_id, t))
+
+    def _choose(self, content: TaskFile) -> tuple[Driver | None, str]:
+        """The driver of a task: the one that has it, else the first healthy one for its launch type."""
+        reasons = []
+        for driver in self._context.drivers:
+            fact = self._facts[driver.name]
+            if content.driver:
+                if driver.name == content.driver:
+                    return driver, ""
+            elif content.spec.launch_type in driver.capabilities.launch_types:
+                if fact.healthy:
+                    return driver, ""
+                reasons.append(f"{driver.name}: {fact.reason}")
+        why = "; ".join(reasons) or "no driver offers it (see --drivers)"
+        return None, f"this host can't run launch type {content.spec.launch_type}: {why}"
+
+    def _runner_ended(self, task_id: str, task: asyncio.Task[None]) -> None:
+        self._running.pop(task_id, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task runner failed", task=task_id, reason=repr(error))
+        self._ended_since_collection += 1
+        if self._ended_since_collection >= GARBAGE_AFTER_TASKS and not self._closing:
+            self._ended_since_collection = 0
+            collecting = asyncio.create_task(self._collect())
+            self._requests.add(collecting)
+            collecting.add_done_callback(self._requests.discard)
+
+    async def _collect(self) -> None:
+        try:
+            await self._context.images.collect_garbage()
+        except HutchError as error:
+            log.warning("image cache not collected", reason=error.message)
+
+    def _forget(self, task_id: str) -> None:
+        runner = self._runners.get(task_id)
+        if runner is not None and task_id not in self._running:
+            del self._runners[task_id]
+            runner.forget()
+
+    async def _remove_unreadable(self, directory: Path) -> None:
+        """A directory without a task file: its set-up was cut off at the very start, or the file was damaged."""
+        for driver in self._context.drivers:
+            try:
+                await driver.destroy_leftovers(str(directory), directory.name)
+            except HostFault as fault:
+                log.error("leftovers not removed", directory=str(directory), reason=fault.message)
+        shutil.rmtree(directory, ignore_errors=True)
+
+    # -- reports and logs
+
+    def _report(self, facts: wire.TaskFacts) -> None:
+        self._seq += 1
+        # Facts are whole: an older report of the same task has nothing to add.
+        for seq in [s for s, r in self._unacked.items() if r.facts.task_id == facts.task_id]:
+            del self._unacked[seq]
+        report = wire.Report(seq=self._seq, facts=facts)
+        self._unacked[self._seq] = report
+        if self._connected.is_set():
+            self._send(report)
+
+    def _acknowledged(self, seq: int) -> None:
+        for number in [s for s in self._unacked if s <= seq]:
+            del self._unacked[number]
+
+    async def _send_logs(
+        self, task: wire.TaskSpec, container: wire.ContainerSpec, events: tuple[wire.LogEvent, ...]
+    ) -> str:
+        """Hand a batch over; returns when it is durable, however often the connection breaks meanwhile."""
+        options = parse_options(container.log.options)
+        while True:
+            await self._connected.wait()
+            self._batch += 1
+            wait: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            self._log_waits[self._batch] = wait
+            self._send(
+                wire.LogBatch(
+                    batch=self._batch,
+                    task_id=task.task_id,
+                    container=container.name,
+                    group=options.group,
+                    stream=container.log.stream,
+                    create_group=options.create_group,
+                    events=events,
+                )
+            )
+            try:
+                return await wait
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+
+    # -- requests
+
+    async def _answer(self, request: wire.Request) -> None:
+        try:
+            result = await self._serve_request(request.verb, request.arguments)
+            self._send(wire.Reply(request_id=request.request_id, result=result))
+        except HostFault as fault:
+            text = f"{fault.message}; {fault.fix}" if fault.fix else fault.message
+            self._send(wire.Reply(request_id=request.request_id, error_kind=fault.kind, error=text))
+        except (HutchError, OSError) as error:
+            self._send(wire.Reply(request_id=request.request_id, error_kind="Failed", error=str(error)))
+
+    async def _serve_request(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if verb == "image.import":
+            fact = await self._context.images.import_archive(arguments["path"], arguments.get("name") or None)
+            built: dict[str, Any] = msgspec.to_builtins(fact)
+            return built
+        if verb == "image.remove":
+            return {"removed": await self._context.images.remove(arguments["name"])}
+        if verb == "task.logs":
+            return self._read_logs(arguments["task_id"], arguments["container"], arguments["tail"])
+        if verb == "task.stats":
+            return await self._stats(arguments["task_id"])
+        raise Invalid(f"unknown request {verb!r}")
+
+    def _read_logs(self, task_id: str, container: str, tail: int) -> dict[str, Any]:
+        """The newest lines of a container's file."""
+        if task_id not in self._runners:
+            raise HostFault("NotFound", f"this host keeps nothing of task {task_id} any more")
+        path = self._tasks_directory / task_id / "logs" / f"{container}.log"
+        lines: list[dict[str, Any]] = []
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - MAX_LOG_READ_BYTES))
+            for raw in f.read().split(b"\n")[-tail - 1 :]:
+                if (line := parse_line(raw)) is not None:
+                    text = line.text.decode("utf-8", "replace")
+                    lines.append({"time": line.time_ns / 1e9, "stream": line.stream, "text": text})
+        return {"lines": lines[-tail:]}
+
+    async def _stats(self, task_id: str) -> dict[str, Any]:
+        runner = self._runners.get(task_id)
+        if runner is None or task_id not in self._running:
+            raise HostFault("NotFound", f"task {task_id} does not run on this host")
+        return await runner.stats()
+
+    # -- the host
+
+    def _fingerprint(self) -> wire.Fingerprint:
+        cpus = os.cpu_count() or 1
+        disk = os.statvfs(self._context.state_directory)
+        return wire.Fingerprint(
+            name=self._context.name,
+            agent_version=__version__,
+            architecture=platform.machine(),
+            cpu_units=cpus * CPU_UNITS_PER_VCPU,
+            memory_mib=total_memory_bytes() // MIB,
+            disk_gib=disk.f_bavail * disk.f_frsize // GIB,
+            drivers=tuple(self._facts.values()),
+            attributes={"hutch.drivers": ",".join(n for n, f in self._facts.items() if f.healthy)},
+        )
+
+
+def total_memory_bytes() -> int:
+    """What the kernel says this machine has."""
+    with open("/proc/meminfo") as f:
+        line = next(x for x in f if x.startswith("MemTotal:"))
+    return int(line.split()[1]) * KIB
