@@ -73,7 +73,7 @@ def _flatten(parsed: Iterable[Any]) -> list[tuple[bool, Chars]]:
     row: list[tuple[bool, Chars]] = []
     for op, av in parsed:
         if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
-            row += _repeat(av[0], av[1], _flatten(av[2]))
+            row += _repeat(av[0], av[1], av[2])
         elif op is sre.SUBPATTERN:
             row += _flatten(av[3])
         elif op is sre.BRANCH:
@@ -87,15 +87,20 @@ def _flatten(parsed: Iterable[Any]) -> list[tuple[bool, Chars]]:
     return row
 
 
-def _repeat(low: int, high: int, inner: list[tuple[bool, Chars]]) -> list[tuple[bool, Chars]]:
+def _repeat(low: int, high: int, body: Any) -> list[tuple[bool, Chars]]:
+    inner = _flatten(body)
     everything: Chars = frozenset().union(*(chars for _, chars in inner))
+    nested = any(repeated for repeated, _ in inner)
+    shortest, longest = body.getwidth()
+    if high > 1 and shortest != longest and (not shortest or len(inner) < 2 or not _disjoint(inner)):
+        # Rounds of different lengths that nothing tells apart: exponentially many ways to split a value.
+        raise _Unsafe
     if high is sre.MAXREPEAT or high > _SMALL_REPEAT:
-        # A repeat in a repeat, or a repeated group whose parts could be told apart in many ways.
-        if any(repeated for repeated, _ in inner) or (low != high and not _disjoint(inner)):
+        if nested or (low != high and not _disjoint(inner)):
             raise _Unsafe
         return [(low != high, everything)]
-    if any(repeated for repeated, _ in inner) and high > 1:
-        return inner * high
+    if nested and high > 1:
+        return inner * int(high)
     # What may be left out separates nothing: it counts as something that can match all around it.
     return inner if low else [(repeated, chars if repeated else _ALPHABET) for repeated, chars in inner]
 
