@@ -32,7 +32,7 @@ class Paging:
             if found != scope:
                 raise ValueError
         except (ValueError, binascii.Error, msgspec.DecodeError):
-            raise Invalid("Invalid token.", code="InvalidParameterException") from None
+            raise Invalid("Invalid token.") from None
         return tuple(key)
 
     def _tag(self, body: bytes) -> bytes:
