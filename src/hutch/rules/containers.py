@@ -1,7 +1,7 @@
 """When the containers of a task start, stop and restart: events in, actions out. No clock, no I/O.
 
-Rules: reference B.3 and B.4 (dependsOn, essential, stop order, stopTimeout, restartPolicy, health checks). The caller
-carries actions out in order and feeds back what happens; `now` is epoch seconds.
+Rules: reference B.3 and B.4 (dependsOn, essential, stop order, stopTimeout, restartPolicy, health checks).
+The caller carries actions out in order and feeds back what happens; `now` is epoch seconds.
 """
 
 from typing import Any
@@ -13,10 +13,25 @@ from hutch.model.task import CauseLink
 PENDING, STARTING, RUNNING, STOPPED = "PENDING", "STARTING", "RUNNING", "STOPPED"
 ESSENTIAL_EXITED = "EssentialContainerExited"
 FAILED_TO_START = "TaskFailedToStart"
+LOST_AFTER_S = 10.0
+"""A container that has not ended so long after SIGKILL is given up; the sandbox goes with it."""
 FIRST_PROBE_AFTER_S = 1.0
-"""Until its first interval is over a container is asked more often, so that a quick one counts as healthy soon."""
-_SIGNALS = {1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL",
-            11: "SIGSEGV", 13: "SIGPIPE", 15: "SIGTERM", 24: "SIGXCPU", 31: "SIGSYS"}  # fmt: skip
+"""Until its first interval is over a container is asked more often: a quick one counts as healthy soon."""
+_SIGNALS = {
+    1: "SIGHUP",
+    2: "SIGINT",
+    3: "SIGQUIT",
+    4: "SIGILL",
+    6: "SIGABRT",
+    7: "SIGBUS",
+    8: "SIGFPE",
+    9: "SIGKILL",
+    11: "SIGSEGV",
+    13: "SIGPIPE",
+    15: "SIGTERM",
+    24: "SIGXCPU",
+    31: "SIGSYS",
+}
 
 
 class HealthRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +135,8 @@ class TaskMachine:
     def started(self, name: str, now: float) -> list[Action]:
         """The container's process runs."""
         state = self.containers[name]
+        if state.status != STARTING:
+            return []
         state.status, state.started_at, state.finished_at, state.exit = RUNNING, now, None, None
         actions: list[Action] = []
         if state.rule.health:
@@ -136,12 +153,14 @@ class TaskMachine:
         """The container can't be run: the task ends. `reason` begins with AWS's word for it."""
         state = self.containers[name]
         state.status, state.finished_at, state.reason = STOPPED, now, reason
+        if self.is_stopping:
+            return self._advance(now)
         return self.stop(FAILED_TO_START, reason, (cause,), now)
 
     def exited(self, name: str, how: Exit, now: float) -> list[Action]:
-        """The container's process ended."""
+        """The container's process ended. To be fed after `started` of the same start."""
         state = self.containers[name]
-        if state.status == STOPPED:
+        if state.status != RUNNING:
             return []
         ran_s = now - (state.started_at if state.started_at is not None else now)
         state.exit, state.finished_at = how, now
@@ -181,10 +200,15 @@ class TaskMachine:
         if kind == "probe" and state.status == RUNNING and not self.is_stopping:
             return [Probe(name)]
         if kind == "kill" and state.status == RUNNING:
-            return [Terminate(name, kill=True)]
+            self.causes.append(_stop_timeout(state))
+            return [Terminate(name, kill=True), Arm(f"lost/{name}", LOST_AFTER_S)]
+        if kind == "lost" and state.status == RUNNING:
+            state.status, state.finished_at = STOPPED, now
+            state.reason = f"CannotStopContainerError: no end seen {LOST_AFTER_S:g} s after SIGKILL"
+            return self._advance(now)
         if kind == "start" and not self.is_stopping and self._is_waited_for(name):
             limit = state.rule.start_timeout_s
-            text = f'container "{name}" did not reach what others wait for within its startTimeout of {limit:g} s'
+            text = f'container "{name}" did not reach what others wait for in its startTimeout of {limit:g} s'
             state.reason = "TaskDependencyError: " + text
             cause = CauseLink(
                 kind="StartTimeout",
@@ -220,20 +244,32 @@ class TaskMachine:
                 state.status = STOPPED
         return self._advance(now)
 
+    def resume(self, now: float) -> list[Action]:
+        """After the states were restored from what another process saved: arm the timers again, and go on."""
+        actions: list[Action] = []
+        for name, state in self.containers.items():
+            if state.status != RUNNING or state.started_at is None:
+                continue
+            if state.rule.health and not self.is_stopping:
+                actions.append(Arm(f"probe/{name}", min(FIRST_PROBE_AFTER_S, state.rule.health.interval_s)))
+            if state.rule.start_timeout_s is not None and self._is_waited_for(name):
+                left_s = state.started_at + state.rule.start_timeout_s - now
+                actions.append(Arm(f"start/{name}", max(0.0, left_s)))
+        return actions + self._advance(now)
+
     def _advance(self, now: float) -> list[Action]:
         """Whatever follows from the state as it is."""
         return self._advance_stop() if self.is_stopping else self._advance_start(now)
 
     def _advance_start(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        for state in self.containers.values():
-            if state.status != PENDING:
-                continue
-            missing = self._unreachable(state)
-            if missing:
+        waiting = [s for s in self.containers.values() if s.status == PENDING]
+        for state in waiting:
+            if missing := self._unreachable(state):
                 state.reason = f"TaskDependencyError: {missing}"
                 cause = CauseLink(kind="DependencyFailed", text=missing, fix="see the log of that container")
                 return self.stop(FAILED_TO_START, state.reason, (cause,), now)
+        for state in waiting:
             if all(self._holds(d, c) for d, c in state.rule.depends_on):
                 state.status = STARTING
                 actions.append(Start(state.rule.name))
@@ -242,7 +278,10 @@ class TaskMachine:
         ):
             self.status = "RUNNING"
         if all(s.status == STOPPED for s in self.containers.values()):
-            actions += self.stop(ESSENTIAL_EXITED, "All containers in task exited", (), now)
+            codes = {n: s.exit.exit_code if s.exit else None for n, s in self.containers.items()}
+            text = "every container of the task has ended"
+            cause = CauseLink(kind="AllContainersExited", text=text, evidence={"exit_codes": codes})
+            actions += self.stop(ESSENTIAL_EXITED, "All containers in task exited", (cause,), now)
         return actions
 
     def _advance_stop(self) -> list[Action]:
@@ -272,10 +311,15 @@ class TaskMachine:
         """Why a dependency can never be met any more; empty while it can."""
         for name, condition in state.rule.depends_on:
             other = self.containers[name]
+            if condition == "HEALTHY" and other.status == RUNNING and other.health == "UNHEALTHY":
+                retries = other.rule.health.retries if other.rule.health else 0
+                why = f'container "{name}" is UNHEALTHY after {retries} failed checks'
+                return f'{why}, and "{state.rule.name}" waits for HEALTHY'
             if other.status != STOPPED or self._holds(name, condition):
                 continue
             code = other.exit.exit_code if other.exit else None
-            return f'container "{name}" ended with exit code {code}, and "{state.rule.name}" waits for {condition}'
+            ended = f'container "{name}" ended with exit code {code}'
+            return f'{ended}, and "{state.rule.name}" waits for {condition}'
         return ""
 
     def _is_waited_for(self, name: str) -> bool:
@@ -319,6 +363,16 @@ class TaskMachine:
         else:
             text = f'essential container "{name}" exited with code {how.exit_code}'
         return (CauseLink(kind="ContainerExited", text=text, evidence=evidence, fix=_exit_fix(how)),)
+
+
+def _stop_timeout(state: ContainerState) -> CauseLink:
+    name, limit_s = state.rule.name, state.rule.stop_timeout_s
+    return CauseLink(
+        kind="StopTimeout",
+        text=f'container "{name}" did not end within its stopTimeout of {limit_s:g} s and was killed',
+        evidence={"container": name, "stop_timeout_s": limit_s},
+        fix="let its first process handle the stop signal, or raise stopTimeout",
+    )
 
 
 def _exit_fix(how: Exit) -> str:
