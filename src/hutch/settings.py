@@ -183,16 +183,9 @@ SETTINGS: tuple[Setting, ...] = (
 
 _BY_NAME = {s.name: s for s in SETTINGS}
 
-Settings = msgspec.defstruct(
-    "Settings",
-    [(s.name, s.type, s.default) for s in SETTINGS],
-    frozen=True,
-    kw_only=True,
-    module=__name__,
-)
 if typing.TYPE_CHECKING:
 
-    class Settings(msgspec.Struct, frozen=True, kw_only=True):  # type: ignore[no-redef]
+    class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The parsed settings, frozen. Kept equal to `SETTINGS` by a test."""
 
         data_dir: str = ""
@@ -216,6 +209,15 @@ if typing.TYPE_CHECKING:
         insecure_registries: str = ""
         registry_auth_file: str = ""
         log_level: str = ""
+
+else:
+    Settings = msgspec.defstruct(
+        "Settings",
+        [(s.name, s.type, s.default) for s in SETTINGS],
+        frozen=True,
+        kw_only=True,
+        module=__name__,
+    )
 
 
 def load_settings(

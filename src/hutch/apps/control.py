@@ -15,19 +15,17 @@ from typing import Any
 
 import uvicorn
 
-from hutch.api.aws.ec2 import service as ec2_service
-from hutch.api.aws.ecs import service as ecs_service
-from hutch.api.aws.ecs.task_shapes import TaskShapes
-from hutch.api.aws.ecs.tasks import TaskHandlers
-from hutch.api.aws.logs import service as logs_service
-from hutch.api.aws.sts import service as sts_service
-from hutch.api.gateway.app import build_app
+from hutch.api.aws.ec2 import service as ec2
+from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.sts import service as sts
+from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
-from hutch.api.native import native_routes
+from hutch.api.native import NativeApi
 from hutch.apps.paths import Paths
-from hutch.base.clock import SystemClock
+from hutch.base.clock import Clock, SystemClock
 from hutch.base.errors import HutchError
-from hutch.base.ids import RandomIds
+from hutch.base.ids import IdSource, RandomIds
 from hutch.base.log import configure_logging, get_logger
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
 from hutch.control.fleet import Fleet, FleetContext
@@ -38,8 +36,10 @@ from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.tasks import TaskOps
+from hutch.host.network.bridge import networks_in_use
+from hutch.rules.netplan import pick_vpc_cidr
 from hutch.settings import Settings, load_settings
-from hutch.store.logs_sqlite import SqliteLogStore
+from hutch.store.logs import LogStore
 from hutch.store.sqlite import SqliteStore
 
 log = get_logger(__name__)
@@ -72,84 +72,99 @@ async def _run(settings: Settings, ready_fd: int) -> None:
     paths.make()
     clock, ids = SystemClock(), RandomIds()
     store = SqliteStore(paths.state)
-    log_store = SqliteLogStore(paths.logs)
+    log_store = LogStore(paths.logs)
     await store.open()
-    await log_store.open()
     try:
-        platform = await ensure_platform(store, clock, ids, settings)
-        identity = Identity(store, clock, ids, account_id=settings.account_id)
-        await identity.ensure_root_key(paths.credentials)
-        limits = placement_limits(settings)
-        hosts = HostOps(
-            store,
-            clock,
-            ids,
-            clusters=tuple(settings.host_clusters.split(",")),
-            default_zone=f"{settings.region}a",
-        )
-        await hosts.all_disconnected()
-        logs = LogOps(log_store, clock)
-        fleet = Fleet(
-            FleetContext(
-                store=store,
-                clock=clock,
-                ids=ids,
-                hosts=hosts,
-                logs=logs,
-                region=settings.region,
-                account_id=settings.account_id,
-                platform_id=platform.identity.platform_id,
-                vpc_cidr=platform.vpc_cidr,
-            )
-        )
-        tasks = TaskOps(
-            store,
-            clock,
-            ids,
-            limits=limits,
-            wait_for_placement=settings.placement == "wait",
-            strict_aws=settings.strict_aws,
-        )
-        paging = Paging(platform.identity.token_key)
-        shapes = TaskShapes(settings.region, settings.account_id)
-        handlers = TaskHandlers(tasks, shapes, paging)
-        app = build_app(
-            services=[
-                ecs_service(
-                    store,
-                    clock,
-                    ids,
-                    paging,
-                    region=settings.region,
-                    account_id=settings.account_id,
-                    strict_aws=settings.strict_aws,
-                    more=handlers.operations(),
-                ),
-                logs_service(logs, paging, region=settings.region, account_id=settings.account_id),
-                sts_service(),
-                ec2_service(store, paging, region=settings.region, account_id=settings.account_id),
-            ],
-            identity=identity,
-            ids=ids,
-            clock=clock,
-            region=settings.region,
-            account_id=settings.account_id,
-            native_routes=native_routes(
-                tasks, ImageOps(store, fleet, paths.uploads), fleet, shapes, platform.identity
-            ),
-        )
-        loops: list[Coroutine[Any, Any, None]] = [
-            PlacementLoop(store, clock, ids, limits).run(),
-            RetentionLoop(
-                store, logs, clock, ids, stopped_task_retention_s=settings.stopped_task_retention_s
-            ).run(),
-            MembershipLoop(store, hosts).run(),
-            fleet.dispatch_changes(),
-        ]
-        await _serve(settings, paths, app, fleet, loops, ready_fd)
+        await log_store.open()
+        await _compose(settings, paths, store, log_store, clock, ids, ready_fd)
     finally:
         await log_store.close()
         await store.close()
+
+
+async def _compose(
+    settings: Settings,
+    paths: Paths,
+    store: SqliteStore,
+    log_store: LogStore,
+    clock: Clock,
+    ids: IdSource,
+    ready_fd: int,
+) -> None:
+    """Put the control plane together and serve."""
+    region, account_id = settings.region, settings.account_id
+    cidr = settings.vpc_cidr
+    platform = await ensure_platform(
+        store,
+        clock,
+        ids,
+        region=region,
+        account_id=account_id,
+        vpc_cidr=pick_vpc_cidr(await networks_in_use()) if cidr == "auto" else cidr,
+    )
+    identity = Identity(store, clock, ids, account_id=account_id)
+    await identity.ensure_root_key(paths.credentials)
+    limits = placement_limits(settings)
+    hosts = HostOps(
+        store, clock, ids, clusters=tuple(settings.host_clusters.split(",")), default_zone=f"{region}a"
+    )
+    await hosts.all_disconnected()
+    logs = LogOps(log_store, clock)
+    fleet = Fleet(
+        FleetContext(
+            store=store,
+            clock=clock,
+            ids=ids,
+            hosts=hosts,
+            logs=logs,
+            region=region,
+            account_id=account_id,
+            platform_id=platform.identity.platform_id,
+            vpc_cidr=platform.vpc_cidr,
+        )
+    )
+    tasks = TaskOps(
+        store,
+        clock,
+        ids,
+        limits=limits,
+        wait_for_placement=settings.placement == "wait",
+        strict_aws=settings.strict_aws,
+    )
+    paging = Paging(platform.identity.token_key)
+    app = Gateway(
+        services=[
+            ecs.service(
+                store,
+                clock,
+                tasks,
+                paging,
+                region=region,
+                account_id=account_id,
+                strict_aws=settings.strict_aws,
+            ),
+            logs_api.service(logs, paging, clock, ids, region=region, account_id=account_id),
+            sts.service(),
+            ec2.service(store, paging, region=region, account_id=account_id),
+        ],
+        identity=identity,
+        ids=ids,
+        clock=clock,
+        region=region,
+        account_id=account_id,
+        native_routes=NativeApi(tasks, ImageOps(store, fleet), fleet).routes(),
+        upload_directory=paths.uploads,
+    )
+    retention = RetentionLoop(
+        store, logs, clock, ids, stopped_task_retention_s=settings.stopped_task_retention_s
+    )
+    loops: list[Coroutine[Any, Any, None]] = [
+        PlacementLoop(store, clock, ids, limits).run(),
+        retention.run(),
+        MembershipLoop(store, hosts).run(),
+        fleet.dispatch_changes(),
+    ]
+    await _serve(settings, paths, app, fleet, loops, ready_fd)
 
 
 async def _serve(
@@ -184,9 +199,9 @@ async def _serve(
         paths.fleet_socket.unlink()
     await fleet.listen(str(paths.fleet_socket))
     sockets = [config.bind_socket()]
-    running = [asyncio.create_task(c) for c in loops]
-    api = asyncio.create_task(server._serve(sockets))
-    stopper = asyncio.create_task(stop.wait())
+    running: list[asyncio.Task[Any]] = [asyncio.create_task(c) for c in loops]
+    api: asyncio.Task[Any] = asyncio.create_task(server._serve(sockets))
+    stopper: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     gc.collect()
     gc.freeze()
     _tell_ready(ready_fd, settings)

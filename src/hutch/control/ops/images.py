@@ -1,6 +1,5 @@
 """Use cases of local images: the host does the work, the record says what it holds."""
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +33,7 @@ class ImageOps:
         try:
             result = await self._fleet.request("", "image.import", {"path": str(archive), "name": name})
         finally:
-            os.unlink(archive)
+            archive.unlink(missing_ok=True)
         host_id = self._fleet.connected_host_ids[0]
         fact = ImageFact(**{k: result[k] for k in ImageFact.__struct_fields__})
         return await self._store.write(cause, lambda tx: put_image(tx, host_id, fact))

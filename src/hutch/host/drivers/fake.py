@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hutch.base.clock import Clock
 from hutch.base.ids import IdSource
-from hutch.host.criformat import CriEncoder
+from hutch.host.criformat import encode_lines
 from hutch.host.drivers.contract import (
     Attachment,
     Capabilities,
@@ -165,7 +165,7 @@ class FakeDriver:
         path = Path(sandbox.spec.directory) / "logs" / f"{name}.log"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("ab") as f:
-            f.write(CriEncoder().encode(int(self._clock.now() * 1e9), 1, line.encode() + b"\n"))
+            f.write(encode_lines(int(self._clock.now() * 1e9), 1, line.encode() + b"\n"))
 
     def _sandbox(self, handle: Handle) -> _Sandbox:
         sandbox = self._world.sandboxes.get(handle.task_id)

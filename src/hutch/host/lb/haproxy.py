@@ -140,7 +140,7 @@ class HaproxyIngress:
             try:
                 probe.bind((self._bind_address, port))
             except OSError as error:
-                raise self._port_fault(port, error.strerror) from None
+                raise self._port_fault(port, error.strerror or str(error)) from None
 
     def _port_fault(self, port: int, why: str) -> HostFault:
         return HostFault(
