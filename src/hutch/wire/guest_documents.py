@@ -105,7 +105,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer to the request `id`: either `ok` or `error`."""
 
     id: Count
-    ok: msgspec.Raw | None = None
+    ok: msgspec.Raw = msgspec.Raw()
+    """Not parsed yet; empty if there is none."""
     error: GuestFailure | None = None
 
 
@@ -121,7 +122,7 @@ def parse_document(payload: bytes) -> Answer | GuestEvent | None:
     except _PROBLEMS:
         pass
     else:
-        return answer if (answer.ok is None) != (answer.error is None) else None
+        return answer if bool(answer.ok) == (answer.error is None) else None
     try:
         return _event_decoder.decode(payload)
     except _PROBLEMS:

@@ -33,7 +33,16 @@ _MASKED = (
     "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
 )  # fmt: skip
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-_DEVICES = (("c", 1, 3), ("c", 1, 5), ("c", 1, 7), ("c", 1, 8), ("c", 1, 9), ("c", 5, 0), ("c", 5, 2), ("c", 136, None))
+_DEVICES = (
+    ("c", 1, 3),
+    ("c", 1, 5),
+    ("c", 1, 7),
+    ("c", 1, 8),
+    ("c", 1, 9),
+    ("c", 5, 0),
+    ("c", 5, 2),
+    ("c", 136, None),
+)
 
 
 class OciContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +192,8 @@ def _rlimits(container: ContainerSpec, hard_nofile: int) -> list[dict[str, Any]]
     limits = {"nofile": (DEFAULT_NOFILE, DEFAULT_NOFILE), **container.ulimits}
     limits["nofile"] = (min(limits["nofile"][0], hard_nofile), min(limits["nofile"][1], hard_nofile))
     return [
-        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard} for name, (soft, hard) in limits.items()
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+        for name, (soft, hard) in limits.items()
     ]
 
 
@@ -210,7 +220,12 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
             "source": "shm",
             "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={container.shm_mib}m"],
         },
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]},
+        {
+            "destination": "/dev/mqueue",
+            "type": "mqueue",
+            "source": "mqueue",
+            "options": ["nosuid", "noexec", "nodev"],
+        },
         {
             "destination": "/sys/fs/cgroup",
             "type": "cgroup",
@@ -220,7 +235,12 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
     ]
     for path, options in container.tmpfs.items():
         mounts.append(
-            {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", *options]}
+            {
+                "destination": path,
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "nodev", *options],
+            }
         )
     for mount in container.mounts:
         options = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]

@@ -224,7 +224,7 @@ class GuestSession:
             return  # too late, or to a session before this one
         if answer.error is not None:
             future.set_exception(GuestRefused(answer.error.kind, answer.error.message))
-        elif answer.ok is not None:
+        else:
             # Raw is a view into the frame's payload; a copy lets go of the frame.
             future.set_result(answer.ok.copy())
 

@@ -1,0 +1,387 @@
+"""The microVM driver: every task in a VM of its own, its containers run by the guest agent. See
+docs/design/microvm.md."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.base.errors import HutchError
+from hutch.base.log import get_logger
+from hutch.host.drivers.contract import (
+    Attachment,
+    Capabilities,
+    ContainerStats,
+    DriverError,
+    Handle,
+    ObservedContainer,
+    ProbeResult,
+    SandboxEvent,
+    SandboxGone,
+    SandboxSpec,
+    SandboxStats,
+    StartedContainer,
+)
+from hutch.host.drivers.microvm import plan
+from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
+from hutch.host.drivers.microvm.sandbox import Sandbox, Started
+from hutch.host.drivers.microvm.vm import (
+    GuestImage,
+    VmFiles,
+    VmRequest,
+    bound_qemu_log,
+    launch,
+    load_guest_image,
+    remove_vm,
+    vm_name,
+)
+from hutch.host.drivers.oci_config import build_process
+from hutch.host.kernel.ext4 import make_ext4
+from hutch.host.kernel.process import ProcessRef, process_use
+from hutch.host.kernel.run import CommandFailed
+from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
+from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
+
+log = get_logger(__name__)
+HANDLE_FORMAT = 1
+BOOT_TIMEOUT_S = 120.0
+ADOPT_TIMEOUT_S = 30.0
+SET_UP_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
+PROBE_GRACE_S = 10.0
+ENTROPY_BYTES = 64
+_PROBE_MEMORY_MIB = 64
+
+_START_FAULTS = {
+    "ExecNotFound": "check command and entryPoint against what the image holds",
+    "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
+    "UserNotFound": "use a user of the image, or a numeric uid",
+}
+
+
+class _Empty(msgspec.Struct):
+    """An answer without members."""
+
+
+class MicrovmDriver:
+    """Implements `hutch.host.drivers.contract.Driver` with QEMU."""
+
+    name = "microvm"
+    capabilities = Capabilities(
+        launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True
+    )
+
+    def __init__(
+        self, *, platform_id: str, guest_dir: Path, state_dir: Path, accelerator: str, clock: Clock
+    ) -> None:
+        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed)."""
+        self._platform_id = platform_id
+        self._guest_dir = guest_dir
+        self._state_dir = state_dir
+        self._clock = clock
+        self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
+        self._sandboxes: dict[str, Sandbox] = {}
+
+    async def fingerprint(self) -> DriverFactMsg:
+        """Whether a guest boots here, and how fast; the answer is remembered."""
+        try:
+            version = await qemu_version()
+            image = await asyncio.to_thread(load_guest_image, self._guest_dir)
+            accelerator, verdict = await self._choice.choose(_probe_key(version, image))
+        except DriverError as error:
+            reason = f"{error.message}; {error.fix}" if error.fix else error.message
+            return DriverFactMsg(
+                name=self.name, launch_types=self.capabilities.launch_types, healthy=False, reason=reason
+            )
+        return DriverFactMsg(
+            name=self.name,
+            launch_types=self.capabilities.launch_types,
+            healthy=True,
+            details={
+                "accelerator": accelerator,
+                "qemu": version,
+                "guest_kernel": image.kernel_version,
+                "boot_ms": str(round(verdict.boot_s * 1000)),
+            },
+        )
+
+    async def _boot_probe_guest(self, accelerator: str, limit_s: float) -> float:
+        """Boot an empty guest under an accelerator; seconds until it answered. Raises `DriverError`."""
+        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
+        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="probe-", dir=self._state_dir) as directory:
+            task = TaskSpec(
+                task_id=f"probe{os.getpid()}",
+                cluster="",
+                arn="",
+                family="",
+                revision=0,
+                launch_type="FARGATE",
+                cpu_units=1024,
+                memory_mib=_PROBE_MEMORY_MIB,
+                ephemeral_gib=1,
+                network_mode="none",
+                containers=(),
+            )
+            spec = SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())
+            begun = self._clock.monotonic()
+            sandbox: Sandbox | None = None
+            try:
+                sandbox = await self._boot(spec, image, accelerator, limit_s)
+                return self._clock.monotonic() - begun
+            finally:
+                if sandbox is not None:
+                    await sandbox.release()
+                await remove_vm(self._vm_name(task.task_id), VmFiles(directory))
+
+    async def create(self, spec: SandboxSpec) -> Handle:
+        """Boot the task's VM, mount its disks, set up its network. On failure nothing is left but the
+        directory."""
+        task_id = spec.task.task_id
+        if task_id in self._sandboxes:
+            raise DriverError("SandboxExists", f"task {task_id} has a VM already")
+        plan.check_task(spec)
+        begun = self._clock.monotonic()
+        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
+        accelerator, _ = await self._accelerator(image)
+        sandbox: Sandbox | None = None
+        ready = False
+        try:
+            sandbox = await self._boot(spec, image, accelerator, BOOT_TIMEOUT_S)
+            booted = self._clock.monotonic()
+            await sandbox.while_alive(_set_up(sandbox), "set itself up")
+            ready = True
+        finally:
+            if not ready:
+                if sandbox is not None:
+                    await sandbox.release()
+                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory))
+        self._sandboxes[task_id] = sandbox
+        boot_ms, set_up_ms = round((booted - begun) * 1000), round((self._clock.monotonic() - booted) * 1000)
+        log.info("microVM ready", task=task_id, accelerator=accelerator, boot_ms=boot_ms, set_up_ms=set_up_ms)
+        return Handle(
+            driver=self.name,
+            format=HANDLE_FORMAT,
+            task_id=task_id,
+            state={
+                "directory": spec.directory,
+                "pid": sandbox.ref.pid,
+                "start_ticks": sandbox.ref.start_ticks,
+                "accelerator": accelerator,
+                "boot_ms": boot_ms,
+                "set_up_ms": set_up_ms,
+            },
+        )
+
+    async def _accelerator(self, image: GuestImage) -> tuple[str, Verdict]:
+        return await self._choice.choose(_probe_key(await qemu_version(), image))
+
+    async def _boot(self, spec: SandboxSpec, image: GuestImage, accelerator: str, limit_s: float) -> Sandbox:
+        """Make disks, start QEMU, wait for the guest's greeting. Raises `DriverError`; leaves files and
+        process to its caller to remove."""
+        files, task = VmFiles(spec.directory), spec.task
+        try:
+            files.vm.mkdir(mode=0o700, exist_ok=True)
+            await make_ext4(files.scratch, plan.scratch_bytes(task))
+        except (OSError, CommandFailed) as error:
+            raise DriverError(
+                "ScratchDiskFailed",
+                f"the task's disk can't be made: {error}",
+                aws_prefix="ResourceInitializationError",
+            ) from None
+        images = {d.serial: d.erofs_path for d in plan.image_disks(spec.images).values()}
+        request = VmRequest(
+            name=self._vm_name(task.task_id),
+            accelerator=accelerator,
+            vcpus=vm_vcpus(task.cpu_units),
+            memory_mib=vm_memory_mib(task.memory_mib),
+            disks=(
+                *((serial, path, True) for serial, path in sorted(images.items())),
+                (plan.SCRATCH_SERIAL, str(files.scratch), False),
+            ),
+            tap=spec.attachment.tap,
+            mac=task.interface.mac.lower() if task.interface is not None else "",
+        )
+        ref = await asyncio.to_thread(launch, request, files, image)
+        sandbox = Sandbox(spec, files, ref, self._clock)
+        try:
+            await sandbox.attach(entropy=secrets.token_bytes(ENTROPY_BYTES), hello_timeout_s=limit_s)
+        except BaseException:
+            await sandbox.release()
+            raise
+        return sandbox
+
+    async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
+        """Connect to a VM that an earlier agent started. `SandboxGone` says how it ended, if it did."""
+        if handle.format != HANDLE_FORMAT:
+            raise DriverError("UnknownHandle", f"handle format {handle.format} is not known here")
+        ref = _process_of(handle)
+        sandbox = Sandbox(spec, VmFiles(handle.state["directory"]), ref, self._clock)
+        try:
+            answer = await sandbox.attach(
+                entropy=secrets.token_bytes(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S
+            )
+            sandbox.take_over(answer.containers)
+        except BaseException:
+            await sandbox.release()
+            raise
+        self._sandboxes[handle.task_id] = sandbox
+        return tuple(
+            ObservedContainer(
+                name=s.container.name, runtime_id=s.runtime_id, running=s.running, started_at=s.started_at
+            )
+            for s in sandbox.started.values()
+        )
+
+    async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
+        """Start a container, or start it again after its exit."""
+        sandbox = self._sandbox(handle)
+        started = sandbox.begin_start(container)
+        ok = False
+        try:
+            await sandbox.while_alive(_start(sandbox, started), f"start container {container.name}")
+            ok = True
+        except SandboxGone:
+            raise
+        except DriverError as error:
+            raise _start_fault(container, error) from None
+        finally:
+            sandbox.settle_start(started, ok=ok)
+        started.started_at = self._clock.now()
+        return StartedContainer(runtime_id=started.runtime_id, started_at=started.started_at)
+
+    async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
+        """Send a signal to the container's first process."""
+        sandbox = self._sandbox(handle)
+        request = sandbox.session.request("kill", _Empty, name=container, signal=signal)
+        await sandbox.while_alive(request, "signal a container")
+
+    async def probe(
+        self, handle: Handle, container: str, command: tuple[str, ...], timeout_s: float
+    ) -> ProbeResult:
+        """Run a health check's command in the container."""
+        sandbox = self._sandbox(handle)
+        started = sandbox.started.get(container)
+        if started is None or not started.running:
+            raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
+        spec = msgspec.structs.replace(started.container, entry_point=command, command=None)
+        context = plan.oci_context(sandbox.spec, spec, started.number)
+        process = build_process(spec, sandbox.spec.images[container], context)
+        request = sandbox.session.request(
+            "exec",
+            ProbeAnswer,
+            timeout_s=timeout_s + PROBE_GRACE_S,
+            name=container,
+            process=process,
+            timeout_ms=round(timeout_s * 1000),
+        )
+        answer = await sandbox.while_alive(request, "run a health check")
+        output = answer.output.encode()[:4096].decode("utf-8", "ignore")
+        return ProbeResult(exit_code=answer.exit_code, timed_out=answer.timed_out, output=output)
+
+    def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
+        """The sandbox's events; see the contract."""
+        return self._sandbox(handle).events()
+
+    async def stats(self, handle: Handle) -> SandboxStats:
+        """What the containers use in the guest, and what QEMU costs the host."""
+        sandbox = self._sandbox(handle)
+        answer = await sandbox.while_alive(sandbox.session.request("stats", StatsAnswer), "tell its use")
+        use = await asyncio.to_thread(process_use, sandbox.ref)
+        if use is None:
+            raise sandbox.gone()
+        await asyncio.to_thread(bound_qemu_log, sandbox.files)
+        known = {c.name for c in sandbox.spec.task.containers}
+        return SandboxStats(
+            host_cpu_ns=use.cpu_ns,
+            host_memory_bytes=use.memory_bytes,
+            containers={
+                name: ContainerStats(cpu_ns=s.cpu_ns, memory_bytes=s.memory_bytes, pids=s.pids)
+                for name, s in answer.containers.items()
+                if name in known
+            },
+        )
+
+    async def destroy(self, handle: Handle) -> None:
+        """End the VM at once; its files go, logs and console stay for the directory's owner."""
+        await self._destroy(handle.task_id, str(handle.state["directory"]))
+
+    async def destroy_leftovers(self, directory: str, task_id: str) -> None:
+        """As `destroy`, from names alone: the VM's process is found by the name on its command line."""
+        await self._destroy(task_id, directory)
+
+    async def _destroy(self, task_id: str, directory: str) -> None:
+        sandbox = self._sandboxes.pop(task_id, None)
+        if sandbox is not None:
+            with contextlib.suppress(HutchError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await sandbox.save_console()
+            await sandbox.release()
+        await remove_vm(self._vm_name(task_id), VmFiles(directory))
+
+    async def close(self) -> None:
+        """Let go of all VMs without touching them."""
+        sandboxes, self._sandboxes = self._sandboxes, {}
+        for sandbox in sandboxes.values():
+            await sandbox.release()
+
+    def _vm_name(self, task_id: str) -> str:
+        return vm_name(self._platform_id, task_id)
+
+    def _sandbox(self, handle: Handle) -> Sandbox:
+        sandbox = self._sandboxes.get(handle.task_id)
+        if sandbox is None:
+            raise DriverError(
+                "SandboxUnknown", f"task {handle.task_id} has no VM that was created or adopted here"
+            )
+        return sandbox
+
+
+async def _set_up(sandbox: Sandbox) -> None:
+    await asyncio.gather(
+        sandbox.session.request(
+            "configure", _Empty, timeout_s=SET_UP_TIMEOUT_S, **plan.configure_members(sandbox.spec)
+        ),
+        sandbox.session.request(
+            "disks", _Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
+        ),
+    )
+
+
+async def _start(sandbox: Sandbox, started: Started) -> None:
+    members = plan.start_members(sandbox.spec, started.container, started.number)
+    try:
+        await sandbox.session.request("start", _Empty, timeout_s=START_TIMEOUT_S, **members)
+    except ValueError:
+        raise DriverError(
+            "ContainerTooLarge",
+            f'command, environment and settings of container "{started.container.name}" are longer than '
+            "64 KiB",
+            fix="pass less in the environment",
+        ) from None
+
+
+def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
+    return DriverError(
+        error.kind,
+        f'container "{container.name}" can\'t be started: {error.message}',
+        fix=error.fix or _START_FAULTS.get(error.kind, ""),
+        aws_prefix=error.aws_prefix or "CannotStartContainerError",
+        evidence=error.evidence,
+        retryable=error.retryable,
+    )
+
+
+def _process_of(handle: Handle) -> ProcessRef:
+    return ProcessRef(pid=int(handle.state["pid"]), start_ticks=int(handle.state["start_ticks"]))
+
+
+def _probe_key(version: str, image: GuestImage) -> str:
+    return f"{os.uname().release} {version} {image.key}"

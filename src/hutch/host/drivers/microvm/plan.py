@@ -1,0 +1,181 @@
+"""What a task needs of its VM, as data: disks, set-up documents, places in the guest. Pure."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from hutch.base.units import GIB, MIB
+from hutch.host.drivers.contract import DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.microvm.qemu import MAX_DISKS
+from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
+from hutch.wire.fleet import ContainerSpec, TaskSpec
+
+SCRATCH_SERIAL = "scratch"
+SCRATCH = "/disk/scratch"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+_EXTRA_MODULE_CAPABILITIES = frozenset({"SYS_ADMIN", "NET_ADMIN", "ALL"})
+
+
+class ImageDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A root disk, shared by the containers that have the same image."""
+
+    serial: str
+    erofs_path: str
+    mount_path: str
+
+
+def check_task(spec: SandboxSpec) -> None:
+    """Refuse what a microVM can't do. Raises `DriverError`."""
+    task = spec.task
+    names = [c.name for c in task.containers] + [v.name for v in task.volumes]
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
+    if task.architecture != "x86_64":
+        raise DriverError(
+            "WrongArchitecture",
+            f"this host's microVMs are x86_64, the task asks for {task.architecture}",
+            fix="set runtimePlatform.cpuArchitecture to X86_64",
+        )
+    if spec.attachment.host_network or spec.attachment.netns_path:
+        raise DriverError(
+            "HostNetworkNotPossible",
+            "a microVM has a network interface of its own and can't use the host's",
+            fix='use networkMode "awsvpc", or launch type EC2',
+        )
+    if any(v.source_path for v in task.volumes):
+        raise DriverError(
+            "HostVolumeNotPossible",
+            "a microVM can't mount a directory of the host",
+            fix="leave out host.sourcePath, or use launch type EC2",
+        )
+    if task.memory_mib <= 0 or task.ephemeral_gib <= 0:
+        raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
+
+
+def image_disks(images: Mapping[str, RootImage]) -> dict[str, ImageDisk]:
+    """By container name, the disk with its root. One disk for each distinct image. Raises `DriverError`."""
+    digests = sorted({image.digest for image in images.values()})
+    if len(digests) > MAX_DISKS - 1:
+        raise DriverError("TooManyImages", f"a microVM has room for {MAX_DISKS - 1} different images")
+    disks = {}
+    for name, image in images.items():
+        if not image.erofs_path:
+            raise DriverError("NoRootDisk", f"image {image.reference} was not prepared as a root disk")
+        index = digests.index(image.digest)
+        disks[name] = ImageDisk(
+            serial=f"image{index}", erofs_path=image.erofs_path, mount_path=f"/disk/image{index}"
+        )
+    return disks
+
+
+def scratch_bytes(task: TaskSpec) -> int:
+    """Size of the writable disk."""
+    return task.ephemeral_gib * GIB
+
+
+def hostname(task: TaskSpec) -> str:
+    """The VM's host name, from its address as EC2 does."""
+    if task.interface is None:
+        return task.task_id[:12]
+    return f"ip-{task.interface.address.replace('.', '-')}"
+
+
+def configure_members(spec: SandboxSpec) -> dict[str, Any]:
+    """Members of the `configure` request."""
+    task, link = spec.task, spec.task.interface
+    interfaces = []
+    if link is not None and spec.attachment.tap:
+        interfaces.append(
+            {
+                "mac": link.mac.lower(),
+                "address": link.address,
+                "prefix": link.prefix_length,
+                "gateway": link.gateway,
+                "mtu": link.mtu,
+            }
+        )
+    return {
+        "hostname": hostname(task),
+        "machine_id": hashlib.sha256(f"machine {task.task_id}".encode()).hexdigest()[:32],
+        "memory_bytes": task.memory_mib * MIB,
+        "interfaces": interfaces,
+        "nameservers": list(spec.attachment.nameservers),
+        "search": list(spec.attachment.search),
+        "extra_modules": any(_wants_extra_modules(c) for c in task.containers),
+    }
+
+
+def _wants_extra_modules(container: ContainerSpec) -> bool:
+    added = {c.upper().removeprefix("CAP_") for c in container.capabilities_add}
+    return container.privileged or bool(added & _EXTRA_MODULE_CAPABILITIES)
+
+
+def disk_mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
+    """`mounts` of the `disks` request."""
+    images = {d.serial: d for d in image_disks(spec.images).values()}
+    mounts: list[dict[str, Any]] = [
+        {"serial": d.serial, "path": d.mount_path, "fs": "erofs", "read_only": True}
+        for _, d in sorted(images.items())
+    ]
+    return [*mounts, {"serial": SCRATCH_SERIAL, "path": SCRATCH, "fs": "ext4", "read_only": False}]
+
+
+def runtime_id(task_id: str, name: str, number: int) -> str:
+    """64 hex digits that name one start of a container; derived, so that it is the same after a restart of
+    ours."""
+    return hashlib.sha256(f"{task_id}/{name}/{number}".encode()).hexdigest()
+
+
+def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int) -> OciContext:
+    """Where a start of a container finds its things in the guest."""
+    task = spec.task
+    namespaces = [
+        {"type": "mount"},
+        {"type": "uts"},
+        {"type": "cgroup"},
+        # The VM's own: joining it by its path lets the runtime set network sysctls.
+        {"type": "network", "path": "/proc/1/ns/net"},
+    ]
+    if task.pid_mode != "task":
+        namespaces.append({"type": "pid"})
+    if task.ipc_mode != "task":
+        namespaces.append({"type": "ipc"})
+    etc = f"{SCRATCH}/etc/{container.name}"
+    return OciContext(
+        cgroup_path=f"/hutch/c{number}",
+        hostname=container.hostname or hostname(task),
+        namespaces=tuple(namespaces),
+        files={path: f"{etc}/{path.rpartition('/')[2]}" for path in _etc(spec, container)},
+        volumes={v.name: f"{SCRATCH}/volumes/{v.name}" for v in task.volumes},
+        owns_kernel=True,
+    )
+
+
+def _etc(spec: SandboxSpec, container: ContainerSpec) -> dict[str, str]:
+    link = spec.task.interface
+    return etc_files(
+        container,
+        container.hostname or hostname(spec.task),
+        link.address if link is not None else "",
+        spec.attachment.nameservers,
+        spec.attachment.search,
+    )
+
+
+def start_members(spec: SandboxSpec, container: ContainerSpec, number: int) -> dict[str, Any]:
+    """Members of the `start` request. Raises `DriverError` for what the image or the specification lacks."""
+    image = spec.images[container.name]
+    context = oci_context(spec, container, number)
+    return {
+        "name": container.name,
+        "number": number,
+        "image": image_disks(spec.images)[container.name].mount_path,
+        "scratch": f"{SCRATCH}/containers/{container.name}",
+        "config": build_oci_config(container, image, context),
+        "directories": sorted(context.volumes.values()),
+        "files": {context.files[path]: text for path, text in _etc(spec, container).items()},
+    }

@@ -1,0 +1,307 @@
+"""A running microVM as this host agent sees it: its process, its monitor, its guest, and what to tell of
+them.
+
+A VM that ends by itself (power-off, panic) is held, paused, by QEMU until its console was read; only then is
+the process ended. So the last words are there even if no host agent was when it happened.
+"""
+
+import asyncio
+import base64
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.base.log import get_logger
+from hutch.host.drivers.contract import (
+    ContainerExited,
+    DriverError,
+    ExitStatus,
+    SandboxEvent,
+    SandboxExited,
+    SandboxGone,
+    SandboxSpec,
+)
+from hutch.host.drivers.microvm.ending import Traces, explain
+from hutch.host.drivers.microvm.plan import runtime_id
+from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
+from hutch.host.drivers.microvm.qmp import Qmp, QmpError
+from hutch.host.drivers.microvm.vm import VmFiles, tail, write_console
+from hutch.host.guestlink.logs import SandboxLogs
+from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused, GuestSession
+from hutch.host.kernel.kmsg import oom_kill_record
+from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
+from hutch.wire.fleet import ContainerSpec
+from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer
+
+log = get_logger(__name__)
+T = TypeVar("T")
+EXPLAIN_TIMEOUT_S = 5.0
+_ENDED_STATES = ("shutdown", "guest-panicked", "internal-error", "io-error")
+
+
+class Started(msgspec.Struct, kw_only=True):
+    """One start of a container."""
+
+    container: ContainerSpec
+    number: int
+    runtime_id: str
+    running: bool = True
+    started_at: float | None = None
+    settled: asyncio.Event | None = None
+    """Set when the caller of the start has its answer: only then is an exit told."""
+
+
+class Sandbox:
+    """One VM. Made by the driver with `attach`; all verbs from one event loop."""
+
+    def __init__(self, spec: SandboxSpec, files: VmFiles, ref: ProcessRef, clock: Clock) -> None:
+        self.spec = spec
+        self.files = files
+        self.ref = ref
+        self.started: dict[str, Started] = {}
+        self.next_number = 1
+        self.ended: SandboxExited | None = None
+        self._clock = clock
+        self._logs = SandboxLogs(files.logs)
+        self._session: GuestSession | None = None
+        self._qmp: Qmp | None = None
+        self._shutdown_reason = ""
+        self._queue: deque[tuple[SandboxEvent, int]] = deque()
+        self._news = asyncio.Event()
+        self._over = asyncio.Event()
+        self._released = False
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def session(self) -> GuestSession:
+        """The conversation with the guest; there is one from `attach` on."""
+        if self._session is None:
+            raise SandboxGone("VmNotAttached", "the VM's guest was never reached")
+        return self._session
+
+    async def attach(self, *, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
+        """Connect to monitor and guest, greet it, and watch the process. Raises `DriverError`,
+        `SandboxGone`."""
+        self._run(self._watch_process())
+        return await self.while_alive(self._attach(entropy, hello_timeout_s), "come up")
+
+    async def _attach(self, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
+        try:
+            self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
+            status = await self._qmp.execute("query-status")
+        except QmpError as error:
+            raise DriverError("VmMonitorFailed", error.message) from None
+        if status.get("status") in _ENDED_STATES:
+            self._shut_down(self._shutdown_reason)
+            await self._over.wait()
+        self._session = await GuestSession.connect(
+            self.files.agent_socket,
+            logs=self._logs,
+            on_exit=self._exited,
+            first_id=int(self._clock.now() * 1000) * 1000,
+        )
+        return await self._session.hello(
+            time_ns=int(self._clock.now() * 1e9), entropy=entropy, timeout_s=hello_timeout_s
+        )
+
+    def take_over(self, containers: tuple[GuestContainer, ...]) -> None:
+        """Learn from the guest what an earlier host agent started; exits among it become events."""
+        specs = {c.name: c for c in self.spec.task.containers}
+        for found in sorted(containers, key=lambda c: c.number):
+            self.next_number = max(self.next_number, found.number + 1)
+            if found.name not in specs:
+                continue
+            self._logs.register(found.number, found.name)
+            known = self.started.get(found.name)
+            if known is not None and known.number > found.number:
+                continue
+            self.started[found.name] = Started(
+                container=specs[found.name],
+                number=found.number,
+                runtime_id=runtime_id(self.spec.task.task_id, found.name, found.number),
+                running=found.status != "exited",
+                started_at=found.started_ns / 1e9 if found.started_ns else None,
+            )
+        for found in containers:
+            current = self.started.get(found.name)
+            if current is not None and current.number == found.number and found.status == "exited":
+                status = ExitStatus(exit_code=found.exit_code, signal=found.signal, oom=found.oom)
+                self._tell(_exit_event(current, status, found.finished_ns / 1e9), 0)
+
+    def begin_start(self, container: ContainerSpec) -> Started:
+        """A number and id for a new start. Raises `DriverError` if the container runs already."""
+        known = self.started.get(container.name)
+        if known is not None and known.running:
+            raise DriverError("ContainerRunning", f'container "{container.name}" runs already')
+        number = self.next_number
+        self.next_number += 1
+        started = Started(
+            container=container,
+            number=number,
+            runtime_id=runtime_id(self.spec.task.task_id, container.name, number),
+            settled=asyncio.Event(),
+        )
+        self.started[container.name] = started
+        self._logs.register(number, container.name)
+        return started
+
+    def settle_start(self, started: Started, *, ok: bool) -> None:
+        """The start has succeeded or failed, and its caller is about to know."""
+        if not ok and self.started.get(started.container.name) is started:
+            started.running = False
+        if started.settled is not None:
+            started.settled.set()
+            self._news.set()
+
+    async def _exited(self, event: ContainerExitedEvent) -> None:
+        started = self.started.get(event.name)
+        if started is None or started.number != event.number or not started.running:
+            # Told before (by the state at `adopt`), or of a start that is long over.
+            self.session.acknowledge_event(event.seq)
+            return
+        started.running = False
+        status = ExitStatus(
+            exit_code=event.exit_code,
+            signal=event.signal,
+            oom=event.oom,
+            oom_process=event.oom_process,
+            oom_rss_bytes=event.oom_rss_bytes,
+        )
+        self._tell(_exit_event(started, status, event.time_ns / 1e9), event.seq)
+
+    def _tell(self, event: SandboxEvent, seq: int) -> None:
+        self._queue.append((event, seq))
+        self._news.set()
+
+    async def events(self) -> AsyncIterator[SandboxEvent]:
+        """Events in order; an exit is acknowledged to the guest when the caller comes for the next event."""
+        while not self._released:
+            self._news.clear()
+            while self._queue:
+                event, seq = self._queue[0]
+                if isinstance(event, ContainerExited) and not self._is_settled(event):
+                    break
+                self._queue.popleft()
+                yield event
+                if isinstance(event, SandboxExited):
+                    return
+                if seq and self._session is not None:
+                    self._session.acknowledge_event(seq)
+            if self._queue or not self._released:
+                await self._news.wait()
+
+    def _is_settled(self, event: ContainerExited) -> bool:
+        started = self.started.get(event.container)
+        if started is None or started.runtime_id != event.runtime_id:
+            return True
+        return started.settled is None or started.settled.is_set() or self.ended is not None
+
+    async def while_alive(self, work: Coroutine[Any, Any, T], purpose: str) -> T:
+        """Do something with the guest, for as long as the VM lives. Raises `SandboxGone` with how it ended,
+        and `DriverError` for whatever the guest could not do."""
+        task = asyncio.ensure_future(work)
+        over = asyncio.ensure_future(self._over.wait())
+        try:
+            await asyncio.wait({task, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self.gone()
+            return task.result()
+        except GuestRefused as error:
+            raise DriverError(error.kind, error.message[:1000]) from None
+        except GuestGone as error:
+            # The channel closes a moment before the process has ended and the reason is known.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
+                    await self._over.wait()
+            raise self.gone() if self.ended else SandboxGone("VmGone", error.message) from None
+        except GuestLinkError as error:
+            raise DriverError(
+                "GuestTimeout", f"the VM did not {purpose}: {error.message}", retryable=True
+            ) from None
+        finally:
+            for each in (task, over):
+                each.cancel()
+            await asyncio.gather(task, over, return_exceptions=True)
+
+    def gone(self) -> SandboxGone:
+        """The end of the VM as an error."""
+        if self.ended is None:
+            return SandboxGone("VmReleased", "the sandbox was destroyed or let go of")
+        return SandboxGone(self.ended.kind, self.ended.text, fix=self.ended.fix, evidence=self.ended.evidence)
+
+    def _shut_down(self, reason: str) -> None:
+        self._shutdown_reason = reason or "ended"
+        self._run(self._end_paused_vm())
+
+    async def _end_paused_vm(self) -> None:
+        with contextlib.suppress(QmpError):
+            await self.save_console()
+        if is_alive(self.ref):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.ref.pid, signal.SIGKILL)
+
+    async def save_console(self) -> None:
+        """Write the end of the guest's console to `console.log`. Raises `QmpError`."""
+        if self._qmp is None:
+            return
+        encoded = await self._qmp.execute(
+            "ringbuf-read", device="console", size=CONSOLE_BYTES, format="base64"
+        )
+        try:
+            data = base64.b64decode(str(encoded))
+        except ValueError:
+            raise QmpError("QEMU's console ring can't be read") from None
+        await asyncio.to_thread(write_console, self.files, data)
+
+    async def _watch_process(self) -> None:
+        exit_code = await wait_gone(self.ref)
+        traces = await asyncio.to_thread(self._traces, exit_code)
+        self.ended = explain(traces, at=self._clock.now(), memory_mib=self.spec.task.memory_mib)
+        log.info("microVM ended", task=self.spec.task.task_id, kind=self.ended.kind, text=self.ended.text)
+        if self._session is not None:
+            # What it sent before it ended is still to be read: exits come before the end.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
+                    await self._session.closed.wait()
+        self._tell(self.ended, 0)
+        self._over.set()
+
+    def _traces(self, exit_code: int | None) -> Traces:
+        return Traces(
+            shutdown_reason=self._shutdown_reason,
+            exit_code=exit_code,
+            console=tail(self.files.console, CONSOLE_BYTES),
+            qemu_output=tail(self.files.qemu_log),
+            oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
+        )
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def release(self) -> None:
+        """Let go of the VM without touching it; iterators of events end."""
+        self._released = True
+        self._over.set()
+        self._news.set()
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+        if self._qmp is not None:
+            await self._qmp.close()
+        await self._logs.close()
+
+
+def _exit_event(started: Started, status: ExitStatus, at: float) -> ContainerExited:
+    return ContainerExited(
+        container=started.container.name, runtime_id=started.runtime_id, status=status, at=at
+    )

@@ -1,0 +1,188 @@
+"""The VM's process: started with everything it needs as open descriptors, found again by its name, ended,
+cleaned up.
+
+Files below the sandbox's directory: `vm/agent.sock`, `vm/qmp.sock`, `vm/scratch.img`, `vm/qemu.log`, and
+`console.log`, the end of the guest's console, which stays when the VM is gone.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import zlib
+from pathlib import Path
+
+import msgspec
+
+from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.microvm.qemu import Disk, VmSpec, inherited_fds, qemu_argv
+from hutch.host.guestlink.unix import listen_unix
+from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, process_ref
+from hutch.host.kernel.run import CommandFailed, spawn_daemon
+from hutch.host.kernel.tap import open_tap
+
+_FIRST_USER_ID = 1_879_048_192
+_USER_IDS = 1 << 24
+MAX_QEMU_LOG_BYTES = 1024 * 1024
+
+
+class GuestImage(msgspec.Struct, frozen=True, kw_only=True):
+    """What every VM boots: kernel, initial root, and what they were made from."""
+
+    kernel: Path
+    initrd: Path
+    key: str
+    kernel_version: str
+
+
+class VmFiles:
+    """Places below a sandbox's directory."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.root = Path(directory)
+        self.vm = self.root / "vm"
+        self.agent_socket = self.vm / "agent.sock"
+        self.qmp_socket = self.vm / "qmp.sock"
+        self.scratch = self.vm / "scratch.img"
+        self.qemu_log = self.vm / "qemu.log"
+        self.console = self.root / "console.log"
+        self.logs = self.root / "logs"
+
+
+class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM to be launched. `disks`: (serial, path, read-only)."""
+
+    name: str
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+    disks: tuple[tuple[str, str, bool], ...] = ()
+    tap: str = ""
+    mac: str = ""
+
+
+def load_guest_image(directory: Path) -> GuestImage:
+    """The guest image in a directory. Raises `DriverError` if it is missing or damaged."""
+    fix = "build it with `make setup`, or say where it is with --guest-dir"
+    try:
+        document = msgspec.json.decode((directory / "manifest.json").read_bytes(), type=dict[str, str | int])
+        key, version = str(document["key"]), str(document.get("kernel_version", ""))
+    except (OSError, msgspec.MsgspecError, KeyError) as error:
+        raise DriverError(
+            "NoGuestImage", f"there is no guest image in {directory}: {error}", fix=fix
+        ) from None
+    image = GuestImage(
+        kernel=directory / "vmlinuz", initrd=directory / "initrd.img", key=key, kernel_version=version
+    )
+    for path in (image.kernel, image.initrd):
+        if not path.is_file():
+            raise DriverError("NoGuestImage", f"the guest image lacks {path}", fix=fix)
+    return image
+
+
+def vm_name(platform_id: str, task_id: str) -> str:
+    """The name on QEMU's command line by which it is found again."""
+    return f"hutch-{platform_id}-{task_id}"
+
+
+def _user_id(name: str) -> int | None:
+    """A user of the VM's own, with no rights to anything: QEMU gets all it needs as open descriptors."""
+    if os.geteuid() != 0:
+        return None
+    return _FIRST_USER_ID + zlib.crc32(name.encode()) % _USER_IDS
+
+
+def launch(request: VmRequest, files: VmFiles, image: GuestImage) -> ProcessRef:
+    """Start QEMU; its sockets can be connected to at once. Blocks for some milliseconds: call it in a thread.
+
+    Raises `DriverError`. Nothing is left open here; the files are removed by `remove_vm`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            spec = _open_all(request, files, image, stack)
+        except OSError as error:
+            raise DriverError(
+                "VmFilesUnavailable", f"can't open what the VM needs: {error.filename or ''} {error.strerror}"
+            ) from None
+        try:
+            process = spawn_daemon(
+                qemu_argv(spec),
+                output_path=str(files.qemu_log),
+                pass_fds=inherited_fds(spec),
+                cwd="/",
+                user_id=_user_id(request.name),
+            )
+        except (CommandFailed, OSError) as error:
+            raise DriverError(
+                "VmMonitorMissing", f"QEMU can't be started: {error}", fix="install qemu-system-x86"
+            ) from None
+    ref = process_ref(process.pid)
+    # It is reaped through its pidfd (`wait_gone`), as a VM that an earlier agent started is.
+    process.returncode = 0
+    if ref is None:
+        raise DriverError("VmFailed", f"QEMU ended at once: {tail(files.qemu_log)}")
+    return ref
+
+
+def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: contextlib.ExitStack) -> VmSpec:
+    def opened(path: Path | str, flags: int = os.O_RDONLY) -> int:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        return fd
+
+    disks = tuple(
+        Disk(serial=serial, fd=opened(path, os.O_RDONLY if read_only else os.O_RDWR), read_only=read_only)
+        for serial, path, read_only in request.disks
+    )
+    tap_fd = None
+    if request.tap:
+        tap_fd = open_tap(request.tap)
+        stack.callback(os.close, tap_fd)
+    return VmSpec(
+        name=request.name,
+        accelerator=request.accelerator,
+        vcpus=request.vcpus,
+        memory_mib=request.memory_mib,
+        kernel_fd=opened(image.kernel),
+        initrd_fd=opened(image.initrd),
+        agent_fd=stack.enter_context(listen_unix(files.agent_socket)).fileno(),
+        qmp_fd=stack.enter_context(listen_unix(files.qmp_socket)).fileno(),
+        disks=disks,
+        tap_fd=tap_fd,
+        mac=request.mac,
+    )
+
+
+async def remove_vm(name: str, files: VmFiles) -> None:
+    """End every process of that name and remove the VM's files; logs and console stay. Idempotent."""
+    for ref in await asyncio.to_thread(find_processes, name):
+        await kill_and_wait(ref)
+    await asyncio.to_thread(shutil.rmtree, files.vm, True)
+
+
+def tail(path: Path, count: int = 4000) -> str:
+    """The end of a file as text; "" if there is none."""
+    try:
+        with path.open("rb") as f:
+            f.seek(0, os.SEEK_END)
+            f.seek(max(0, f.tell() - count))
+            return f.read(count).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def bound_qemu_log(files: VmFiles) -> None:
+    """A guest can make QEMU complain without end: keep what it says within `MAX_QEMU_LOG_BYTES`."""
+    with contextlib.suppress(OSError):
+        if files.qemu_log.stat().st_size > MAX_QEMU_LOG_BYTES:
+            os.truncate(files.qemu_log, 0)
+
+
+def write_console(files: VmFiles, data: bytes) -> None:
+    """Keep the end of the guest's console (bounded by QEMU's ring) for people, mode 0600."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(files.console, flags, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)

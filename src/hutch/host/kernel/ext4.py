@@ -1,0 +1,24 @@
+"""Writable disks: sparse files with an ext4 file system in them."""
+
+import os
+from pathlib import Path
+
+from hutch.host.kernel.run import run
+
+MKFS_TIMEOUT_S = 60.0
+
+
+async def make_ext4(path: Path, size_bytes: int) -> None:
+    """Make a new, sparse file of `size_bytes` with an empty ext4 in it (20 GiB: about 10 ms, 4 MiB on disk).
+
+    No journal: the disk lives no longer than its VM. Raises `OSError`, `CommandFailed`.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+    finally:
+        os.close(fd)
+    # A new file reads as zeros, so the inode tables need not be written, neither now nor by the guest.
+    extended = "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard"
+    argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", extended, str(path)]
+    await run(argv, timeout_s=MKFS_TIMEOUT_S)

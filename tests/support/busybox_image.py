@@ -1,0 +1,40 @@
+"""A root disk with nothing but a static busybox: what tests of real VMs run."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from hutch.host.drivers.contract import RootImage
+
+APPLETS = (
+    "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "kill", "mkdir", "touch", "hostname", "ip", "mount",
+    "yes", "head", "dd", "env", "stat", "grep", "ps", "test", "wc", "seq", "date", "mknod", "ping", "tail", "df", "rm",
+)  # fmt: skip
+
+
+def make_busybox_image(directory: Path, *, name: str = "busybox", **config: object) -> RootImage:
+    """Builds `<directory>/<name>.erofs`; `config` is the image configuration (Entrypoint, Cmd, Env, User...)."""
+    tree = directory / f"{name}.root"
+    for part in ("bin", "etc", "tmp", "dev", "proc", "sys", "home/app"):
+        (tree / part).mkdir(parents=True, exist_ok=True)
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    shutil.copy(busybox, tree / "bin/busybox")
+    for applet in APPLETS:
+        (tree / "bin" / applet).symlink_to("busybox")
+    passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
+    group = "root:x:0:\napp:x:1000:\nextra:x:2000:app\n"
+    (tree / "etc/passwd").write_text(passwd)
+    (tree / "etc/group").write_text(group)
+    (tree / "tmp").chmod(0o1777)
+    path = directory / f"{name}.erofs"
+    subprocess.run(["mkfs.erofs", str(path), str(tree)], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    return RootImage(
+        reference=f"{name}:test",
+        digest=f"sha256:{name}",
+        config=dict(config),
+        erofs_path=str(path),
+        passwd=passwd,
+        group=group,
+    )
