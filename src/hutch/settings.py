@@ -245,7 +245,7 @@ def load_settings(
 
 def _parse(setting: Setting, value: Any, source: str) -> Any:
     try:
-        parsed = msgspec.convert(value, setting.type, strict=False)
+        parsed: Any = msgspec.convert(value, setting.type, strict=False)
     except msgspec.ValidationError:
         raise Invalid(f"{source}: {value!r} is not a {setting.type.__name__}") from None
     if setting.check and (problem := setting.check(parsed)):

@@ -16,6 +16,7 @@ from hutch.rules.image_reference import normalise_name
 
 MAX_ARCHIVE_BYTES = 64 * 1024**3
 MAX_LOG_LINES = 10_000
+MAX_WAIT_S = 50.0
 
 
 class NativeApi:
@@ -38,6 +39,7 @@ class NativeApi:
             ),
             NativeRoute(method="DELETE", template="/hutch/v1/images/{name*}", handler=self.remove_image),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/why", handler=self.why),
+            NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/wait", handler=self.wait),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/logs", handler=self.logs),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/stats", handler=self.stats),
         )
@@ -59,6 +61,11 @@ class NativeApi:
     async def why(self, request: NativeRequest) -> dict[str, Any]:
         """The cause chain and the launch waterfall of a task."""
         return _why(self._tasks.find_anywhere(request.params["task"]))
+
+    async def wait(self, request: NativeRequest) -> dict[str, Any]:
+        """As `why`, as soon as the task has one of the statuses in `until` (comma separated), or after 50 s."""
+        until = frozenset(request.query.get("until", "RUNNING,STOPPED").split(","))
+        return _why(await self._tasks.wait(request.params["task"], until, MAX_WAIT_S))
 
     async def logs(self, request: NativeRequest) -> dict[str, Any]:
         """The newest lines that the host kept of a container (query: container, tail)."""
@@ -110,6 +117,8 @@ def _why(task: Task) -> dict[str, Any]:
             {"name": p.name, "started_at": p.started_at, "ended_at": p.ended_at, "detail": p.detail}
             for p in task.phases
         ],
+        "address": task.network.private_ipv4 if task.network else "",
+        "endpoints": [f"http://{e.name}.localhost:{e.host_port}/" for e in task.endpoints],
         "containers": [
             {
                 "name": c.name,

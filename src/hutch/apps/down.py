@@ -36,7 +36,7 @@ def main() -> int:
 
 async def _down(settings: Settings, keep_tasks: bool) -> int:
     paths = Paths(settings)
-    running = running_platform(paths.run)
+    running = running_platform(paths.platform)
     if running is not None:
         os.kill(running.supervisor.pid, signal.SIGTERM if keep_tasks else signal.SIGINT)
         await wait_gone(running.supervisor)

@@ -28,6 +28,7 @@ from hutch.host.lb.haproxy import HaproxyIngress
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.host.network.contract import HostNetwork
 from hutch.settings import Settings, load_settings
+from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
 
@@ -131,10 +132,10 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
     raise Invalid(f"--drivers: {name!r} is not one of microvm, container, fake")
 
 
-class _NoIngress(Ingress):
+class _NoIngress:
     """For platforms without a network."""
 
-    async def publish(self, task: object) -> None:
+    async def publish(self, task: TaskSpec) -> None:
         return None
 
     async def withdraw(self, task_id: str) -> None:

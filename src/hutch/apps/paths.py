@@ -21,7 +21,7 @@ class Paths:
         self.images = self.data / "images"
         self.uploads = self.data / "uploads"
         self.credentials = self.data / "credentials.json"
-        self.platform = self.run / "platform.json"
+        self.platform = self.data / "platform.json"
         self.lock = self.data / "platform.lock"
         self.fleet_socket = self.run / "fleet.sock"
         self.output = self.data / "hutch.log"

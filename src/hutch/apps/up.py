@@ -36,7 +36,7 @@ CONTROL_STOP_TIMEOUT_S = 20.0
 
 
 class RunningPlatform(msgspec.Struct, frozen=True, kw_only=True):
-    """`platform.json` in the run directory: how to find a running platform."""
+    """`platform.json` in the data directory: how to find a running platform."""
 
     supervisor: ProcessRef
     endpoint: str
@@ -211,10 +211,10 @@ class Supervisor:
         await child.wait()
 
 
-def running_platform(run_directory: Path) -> RunningPlatform | None:
-    """The platform that runs with this run directory, or None."""
+def running_platform(platform_file: Path) -> RunningPlatform | None:
+    """The platform that this file tells of, if it runs."""
     try:
-        found = msgspec.json.decode((run_directory / "platform.json").read_bytes(), type=RunningPlatform)
+        found = msgspec.json.decode(platform_file.read_bytes(), type=RunningPlatform)
     except (OSError, msgspec.DecodeError):
         return None
     return found if process_ref(found.supervisor.pid) == found.supervisor else None

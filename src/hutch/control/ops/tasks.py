@@ -1,5 +1,6 @@
 """Use cases of tasks: run, start, stop, describe, list. The only writers of task records besides the fleet."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,6 +256,20 @@ class TaskOps:
                 if len(batch) < 500:
                     return page, False
                 after = (name, wanted.desired_status, name, batch[-1].task_id)
+
+    async def wait(self, task: str, statuses: frozenset[str], timeout_s: float) -> Task:
+        """The task as soon as it has one of these statuses, or as it is after the time."""
+        found = self.find_anywhere(task)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while found.last_status not in statuses:
+                    seen = self._store.last_seq()
+                    found = self.find_anywhere(found.task_id)
+                    if found.last_status not in statuses:
+                        await self._store.wait_for_change(seen)
+        except TimeoutError:
+            pass  # the caller sees by the status that the time was up
+        return found
 
     def find_anywhere(self, task: str) -> Task:
         """A task by id or a unique prefix of its id, in any cluster; for hutch's own tools. Raises `NotFound`."""

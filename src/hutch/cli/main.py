@@ -1,0 +1,38 @@
+"""The `hutch` command."""
+
+import typer
+
+from hutch import __version__
+from hutch.cli import images, platform, tasks
+
+app = typer.Typer(
+    help="A serverless container platform that you own: bring an image, walk away with an endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)(platform.up)
+app.command()(platform.down)
+app.command()(platform.env)
+app.command()(platform.configure)
+app.command()(platform.doctor)
+app.command(context_settings={"allow_interspersed_args": False})(tasks.run)
+app.command()(tasks.ps)
+app.command()(tasks.logs)
+app.command()(tasks.stop)
+app.command()(tasks.why)
+app.add_typer(images.app, name="image")
+
+
+@app.command()
+def version() -> None:
+    """Print hutch's version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()

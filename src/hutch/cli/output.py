@@ -1,0 +1,73 @@
+"""What commands print: tables and panels for people, JSON for scripts; and how commands end.
+
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 hutch is not running (or, for `up`, runs already).
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hutch.base.errors import HutchError
+from hutch.client.errors import AwsError, ClientError, Unreachable
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; text from outside is shown as it is, never read as markup."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def ago(moment: float | None, now: float) -> str:
+    """How long ago, in the largest unit: "12 s", "3 min", "2 h", "5 d"."""
+    if moment is None:
+        return ""
+    seconds = max(0.0, now - moment)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def clock_time(moment: float | None) -> str:
+    """A time as ISO 8601 in UTC, to the millisecond."""
+    if moment is None:
+        return ""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Every expected failure becomes one line on standard error and an exit code."""
+    try:
+        yield
+    except Unreachable as error:
+        errors.print(Text(f"hutch: {error}"))
+        raise typer.Exit(3) from None
+    except AwsError as error:
+        errors.print(Text(f"hutch: {error.message} ({error.code})"))
+        raise typer.Exit(1) from None
+    except (ClientError, HutchError) as error:
+        errors.print(Text(f"hutch: {error}"))
+        raise typer.Exit(1) from None
+    except BrokenPipeError:
+        raise typer.Exit(0) from None

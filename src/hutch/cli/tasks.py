@@ -1,0 +1,301 @@
+"""Commands about tasks: run, ps, logs, stop, why."""
+
+import re
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from hutch.cli.connection import AsJson, DataDir, connect
+from hutch.cli.output import ago, clock_time, console, errors, print_json, print_table, reporting_errors
+from hutch.client.client import HutchClient
+from hutch.client.errors import AwsError, ClientError
+
+_BAR_WIDTH = 40
+
+
+def run(
+    image: Annotated[str, typer.Argument(help="Image reference, or the name of a local image.")],
+    command: Annotated[list[str] | None, typer.Argument(help="Command instead of the image's.")] = None,
+    publish: Annotated[
+        list[str] | None, typer.Option("-p", "--publish", help="Container port, or HOSTPORT:PORT.")
+    ] = None,
+    cpu: Annotated[str, typer.Option(help="CPU units (1024 = one vCPU).")] = "256",
+    memory: Annotated[str, typer.Option(help="Memory in MiB, or such as 1GB.")] = "512",
+    environment: Annotated[list[str] | None, typer.Option("-e", "--env", help="NAME=VALUE.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the task and its endpoint.")] = None,
+    cluster: Annotated[str, typer.Option(help="Cluster.")] = "default",
+    launch_type: Annotated[str, typer.Option(help="FARGATE (a microVM), EC2 or EXTERNAL.")] = "FARGATE",
+    wait: Annotated[bool, typer.Option(help="Wait until the task runs.")] = True,
+    data_dir: DataDir = None,
+    json_output: AsJson = False,
+) -> None:
+    """Run an image as a task and print the endpoint that answers on this host."""
+    with reporting_errors(), connect(data_dir) as client:
+        label = name or re.sub(
+            r"[^a-z0-9-]+", "-", image.rpartition("/")[2].split(":")[0].split("@")[0]
+        ).strip("-")
+        ports = [_container_port(p) for p in publish or ()]
+        container: dict[str, Any] = {
+            "name": label,
+            "image": image,
+            "essential": True,
+            "portMappings": [{"containerPort": p} for p in dict.fromkeys(ports)],
+            "environment": [_pair(e) for e in environment or ()],
+            "logConfiguration": {
+                "logDriver": "awslogs",
+                "options": {
+                    "awslogs-group": f"/hutch/{label}",
+                    "awslogs-region": client_region(client, cluster),
+                    "awslogs-stream-prefix": "run",
+                    "awslogs-create-group": "true",
+                },
+            },
+        }
+        if command:
+            container["command"] = command
+        definition = client.call(
+            "ecs",
+            "RegisterTaskDefinition",
+            {
+                "family": label,
+                "networkMode": "awsvpc" if launch_type == "FARGATE" else "bridge",
+                "requiresCompatibilities": [launch_type],
+                "cpu": cpu,
+                "memory": memory,
+                "containerDefinitions": [container],
+            },
+        )["taskDefinition"]
+        tags = [{"key": "hutch:endpoint", "value": label}]
+        if publish:
+            tags.append({"key": "hutch:publish", "value": " ".join(publish)})
+        answer = client.call(
+            "ecs",
+            "RunTask",
+            {
+                "cluster": cluster,
+                "taskDefinition": definition["taskDefinitionArn"],
+                "launchType": launch_type,
+                "startedBy": "hutch run",
+                "tags": tags,
+            },
+        )
+        for failure in answer.get("failures", ()):
+            raise ClientError(f"not placed: {failure.get('reason')}: {failure.get('detail', '')}")
+        task_id = answer["tasks"][0]["taskArn"].rpartition("/")[2]
+        seen = _wait_running(client, task_id) if wait else client.native("GET", f"/tasks/{task_id}/why")
+    if json_output:
+        print_json({"task_id": task_id, **seen})
+    else:
+        console.print(Text(f"task {task_id} is {seen['last_status']}"))
+        for url in seen["endpoints"]:
+            console.print(Text(url, style="bold"))
+    if wait and seen["last_status"] == "STOPPED" and any(c["exit_code"] != 0 for c in seen["containers"]):
+        errors.print(Text(f"hutch: {seen['stopped_reason']}; `hutch why {task_id[:12]}` says more"))
+        raise typer.Exit(1)
+
+
+def client_region(client: HutchClient, cluster: str) -> str:
+    """The platform's region, out of the cluster's ARN. Raises if there is no such cluster."""
+    answer = client.call("ecs", "DescribeClusters", {"clusters": [cluster]})
+    if not answer["clusters"]:
+        raise ClientError(f"there is no cluster {cluster}: aws ecs create-cluster --cluster-name {cluster}")
+    return str(answer["clusters"][0]["clusterArn"].split(":")[3])
+
+
+def _container_port(text: str) -> int:
+    port = text.rpartition(":")[2]
+    if not port.isdecimal():
+        raise typer.BadParameter(f"{text!r} is not PORT or HOSTPORT:PORT")
+    return int(port)
+
+
+def _pair(text: str) -> dict[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE")
+    return {"name": name, "value": value}
+
+
+def _wait_running(client: HutchClient, task_id: str) -> dict[str, Any]:
+    with errors.status("starting") as status:
+        while True:
+            seen = client.native("GET", f"/tasks/{task_id}/wait", {"until": "RUNNING,STOPPED"})
+            if seen["last_status"] in ("RUNNING", "STOPPED"):
+                return seen
+            status.update(Text(f"{seen['last_status']} {seen['waiting_reason']}"))
+
+
+def ps(
+    show_all: Annotated[bool, typer.Option("--all", "-a", help="Stopped tasks too.")] = False,
+    data_dir: DataDir = None,
+    json_output: AsJson = False,
+) -> None:
+    """List tasks of all clusters."""
+    with reporting_errors(), connect(data_dir) as client:
+        tasks: list[dict[str, Any]] = []
+        for cluster in client.paginate("ecs", "ListClusters", {}, "clusterArns"):
+            for status in ("RUNNING", "STOPPED") if show_all else ("RUNNING",):
+                arns = list(
+                    client.paginate(
+                        "ecs", "ListTasks", {"cluster": cluster, "desiredStatus": status}, "taskArns"
+                    )
+                )
+                for start in range(0, len(arns), 100):
+                    page = arns[start : start + 100]
+                    tasks += client.call("ecs", "DescribeTasks", {"cluster": cluster, "tasks": page})["tasks"]
+    tasks.sort(key=lambda t: t["createdAt"], reverse=True)
+    if json_output:
+        print_json(tasks)
+        return
+    now = time.time()
+    print_table(
+        ("TASK", "DEFINITION", "CLUSTER", "TYPE", "STATUS", "AGE", "ADDRESS", "ENDPOINTS"),
+        [
+            (
+                t["taskArn"].rpartition("/")[2][:12],
+                t["taskDefinitionArn"].rpartition("/")[2],
+                t["clusterArn"].rpartition("/")[2],
+                t["launchType"],
+                t["lastStatus"] + (f" ({t['stopCode']})" if t.get("stopCode") else ""),
+                ago(t["createdAt"], now),
+                _detail(t, "ElasticNetworkInterface", "privateIPv4Address"),
+                _detail(t, "HutchEndpoint", "url"),
+            )
+            for t in tasks
+        ],
+    )
+
+
+def _detail(task: dict[str, Any], kind: str, name: str) -> str:
+    return " ".join(
+        d["value"]
+        for a in task.get("attachments", ())
+        if a["type"] == kind
+        for d in a["details"]
+        if d["name"] == name
+    )
+
+
+def logs(
+    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
+    tail: Annotated[int, typer.Option(help="How many of the newest lines.")] = 100,
+    container: Annotated[str | None, typer.Option(help="Container; the first one if not given.")] = None,
+    data_dir: DataDir = None,
+    json_output: AsJson = False,
+) -> None:
+    """Show a task's output."""
+    with reporting_errors(), connect(data_dir) as client:
+        query = {"tail": str(tail)} | ({"container": container} if container else {})
+        if not follow:
+            lines = client.native("GET", f"/tasks/{task}/logs", query)["lines"]
+            if json_output:
+                print_json(lines)
+            else:
+                for line in lines:
+                    console.out(line["text"], highlight=False)
+            return
+        _follow(client, task, container, tail)
+
+
+def _follow(client: HutchClient, task: str, container: str | None, tail: int) -> None:
+    """The last events of the task's CloudWatch Logs stream, then live tail."""
+    seen = client.native("GET", f"/tasks/{task}/why")
+    definition = client.call("ecs", "DescribeTaskDefinition", {"taskDefinition": seen["definition"]})
+    found = definition["taskDefinition"]["containerDefinitions"]
+    chosen = next((c for c in found if container in (None, c["name"])), None)
+    options = (chosen or {}).get("logConfiguration", {}).get("options", {})
+    if chosen is None or "awslogs-group" not in options:
+        raise ClientError(
+            "only containers with the awslogs driver can be followed; without -f all can be shown"
+        )
+    prefix = options.get("awslogs-stream-prefix", "")
+    stream = "/".join(p for p in (prefix, chosen["name"], seen["task_id"]) if p)
+    group = options["awslogs-group"]
+    try:
+        page = client.call(
+            "logs", "GetLogEvents", {"logGroupName": group, "logStreamName": stream, "limit": tail}
+        )
+        for event in page["events"]:
+            console.out(event["message"], highlight=False)
+    except AwsError as error:
+        if error.code != "ResourceNotFoundException":
+            raise
+    wanted = {"logGroupIdentifiers": [group], "logStreamNames": [stream]}
+    try:
+        for name, event in client.stream("logs", "StartLiveTail", wanted):
+            if name == "sessionUpdate":
+                for result in event["sessionResults"]:
+                    console.out(result["message"], highlight=False)
+    except KeyboardInterrupt:
+        return
+
+
+def stop(
+    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    reason: Annotated[str, typer.Option(help="Kept with the task.")] = "",
+    wait: Annotated[bool, typer.Option(help="Wait until it is stopped.")] = True,
+    data_dir: DataDir = None,
+    json_output: AsJson = False,
+) -> None:
+    """Stop a task in order."""
+    with reporting_errors(), connect(data_dir) as client:
+        seen = client.native("GET", f"/tasks/{task}/why")
+        given = {"cluster": seen["cluster"], "task": seen["task_id"]}
+        client.call("ecs", "StopTask", {**given, "reason": reason} if reason else given)
+        while wait and seen["last_status"] != "STOPPED":
+            seen = client.native("GET", f"/tasks/{seen['task_id']}/wait", {"until": "STOPPED"})
+    if json_output:
+        print_json(seen)
+    else:
+        console.print(Text(f"task {seen['task_id']} is {seen['last_status']}"))
+
+
+def why(
+    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    data_dir: DataDir = None,
+    json_output: AsJson = False,
+) -> None:
+    """Say why a task is as it is: the chain of causes, and what its launch spent its time on."""
+    with reporting_errors(), connect(data_dir) as client:
+        seen = client.native("GET", f"/tasks/{task}/why")
+    if json_output:
+        print_json(seen)
+        return
+    console.print(
+        Text(f"task {seen['task_id']} ({seen['definition']}, {seen['launch_type']}): {seen['last_status']}")
+    )
+    if seen["waiting_reason"]:
+        console.print(Text(f"waits: {seen['waiting_reason']}"))
+    if seen["stopped_reason"]:
+        console.print(Text(f"{seen['stop_code']}: {seen['stopped_reason']}"))
+    for depth, cause in enumerate(seen["causes"]):
+        console.print(Text(f"{'  ' * depth}because {cause['text']}"))
+        for name, value in cause["evidence"].items():
+            console.print(Text(f"{'  ' * depth}  {name}: {value}", style="dim"))
+        if cause["fix"]:
+            console.print(Text(f"{'  ' * depth}  fix: {cause['fix']}", style="bold"))
+    for container in seen["containers"]:
+        code = "" if container["exit_code"] is None else f", exit code {container['exit_code']}"
+        note = f" ({container['reason']})" if container["reason"] else ""
+        console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
+    print_waterfall(seen)
+
+
+def print_waterfall(seen: dict[str, Any]) -> None:
+    """The phases of a launch as bars on one scale."""
+    phases = [p for p in seen["phases"] if p["ended_at"] is not None]
+    if not phases:
+        return
+    first = min(p["started_at"] for p in phases)
+    span = max(0.001, max(p["ended_at"] for p in phases) - first)
+    console.print(Text(f"launched {clock_time(seen['created_at'])}"))
+    for phase in sorted(phases, key=lambda p: (p["started_at"], p["ended_at"])):
+        start = int((phase["started_at"] - first) / span * _BAR_WIDTH)
+        length = max(1, round((phase["ended_at"] - phase["started_at"]) / span * _BAR_WIDTH))
+        bar = " " * min(start, _BAR_WIDTH - 1) + "█" * length
+        took = f"{phase['ended_at'] - phase['started_at']:7.3f} s"
+        name = f"{phase['name']} {phase['detail']}".strip()
+        console.print(Text(f"  {name[:34]:34} {took}  {bar}"))
