@@ -1,0 +1,114 @@
+"""What goes with the fake driver: images, a network and an ingress that exist only in memory.
+
+An image reference with one of these words as a part of its path can't be had: `not-found`, `denied`,
+`wrong-arch`, `unreachable` (which another try might mend).
+"""
+
+import hashlib
+import re
+
+from hutch.host.drivers.contract import Attachment, RootImage
+from hutch.host.images.contract import ImageFault
+from hutch.wire.fleet import ImageFact, TaskSpec
+
+_FAULTS = {
+    "not-found": ("ImageNotFound", "there is no such image"),
+    "denied": ("ImageAccessDenied", "the registry denies access"),
+    "wrong-arch": ("ImageWrongArchitecture", "the image is not for this architecture"),
+    "unreachable": ("RegistryUnreachable", "the registry can't be reached"),
+}
+
+
+class FakeImages:
+    """Implements `hutch.host.images.contract.ImageStore`: every image is there, and empty."""
+
+    def __init__(self) -> None:
+        self.used: dict[str, set[str]] = {}
+        """Task ids to the digests that they use."""
+        self._local: dict[str, ImageFact] = {}
+
+    async def prepare(
+        self,
+        reference: str,
+        *,
+        architecture: str,
+        root_format: str,
+        credentials: tuple[str, str] | None = None,
+        max_bytes: int,
+    ) -> RootImage:
+        """At once, or the fault that the reference names."""
+        for part in re.split(r"[/:@]", reference):
+            if part in _FAULTS:
+                kind, text = _FAULTS[part]
+                raise ImageFault(
+                    kind,
+                    f"{reference}: {text}",
+                    fix="use another image",
+                    aws_prefix="CannotPullContainerError",
+                    retryable=part == "unreachable",
+                )
+        digest = f"sha256:{hashlib.sha256(reference.encode()).hexdigest()}"
+        return RootImage(reference=reference, digest=digest, config={}, directory="/")
+
+    def acquire(self, digest: str, task_id: str) -> None:
+        self.used.setdefault(task_id, set()).add(digest)
+
+    def release(self, task_id: str) -> None:
+        self.used.pop(task_id, None)
+
+    async def import_archive(self, path: str, name: str | None) -> ImageFact:
+        """Take the name for the image; the archive is not looked at."""
+        name = name or path.rpartition("/")[2]
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        fact = ImageFact(name=name, digest=digest, size_bytes=0, architecture="x86_64", imported_at=0.0)
+        self._local[name] = fact
+        return fact
+
+    def local_images(self) -> tuple[ImageFact, ...]:
+        return tuple(self._local.values())
+
+    async def remove(self, name: str) -> bool:
+        return self._local.pop(name, None) is not None
+
+    async def collect_garbage(self) -> int:
+        return 0
+
+
+class FakeNetwork:
+    """Implements `hutch.host.network.contract.HostNetwork`: remembers which tasks have a port."""
+
+    def __init__(self) -> None:
+        self.ports: set[str] = set()
+        self.is_up = False
+
+    async def set_up(self, vpc_cidr: str, subnets: tuple[tuple[str, str], ...]) -> None:
+        self.is_up = True
+
+    async def attach(self, task: TaskSpec, kind: str) -> Attachment:
+        if task.network_mode == "host":
+            return Attachment(host_network=True)
+        self.ports.add(task.task_id)
+        return Attachment(tap=f"fake{task.task_id[:8]}")
+
+    async def detach(self, task: TaskSpec) -> None:
+        self.ports.discard(task.task_id)
+
+    async def remove_strays(self, task_ids: frozenset[str]) -> None:
+        self.ports &= task_ids
+
+    async def tear_down(self) -> None:
+        self.ports.clear()
+        self.is_up = False
+
+
+class FakeIngress:
+    """Implements `hutch.host.agent.runner.Ingress`: remembers what is published."""
+
+    def __init__(self) -> None:
+        self.published: dict[str, TaskSpec] = {}
+
+    async def publish(self, task: TaskSpec) -> None:
+        self.published[task.task_id] = task
+
+    async def withdraw(self, task_id: str) -> None:
+        self.published.pop(task_id, None)
