@@ -26,6 +26,7 @@ from hutch.host.agent.taskfile import TaskFile, load, save, without_secrets
 from hutch.host.criformat import parse_line
 from hutch.host.drivers.contract import Driver, HostFault
 from hutch.host.images.contract import ImageStore
+from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
 from hutch.rules.awslogs import parse_options
 from hutch.wire import fleet as wire
@@ -76,6 +77,7 @@ class HostAgent:
             network=context.network,
             ingress=context.ingress,
             clock=context.clock,
+            watcher=FileWatcher(),
             report=self._report,
             send_logs=self._send_logs,
         )

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
 )
 from hutch.host.images.contract import ImageStore
+from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
@@ -56,16 +57,16 @@ _SIGNAL_NUMBERS = {"SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGKILL": 9, "SIGUSR
                    "SIGWINCH": 28}  # fmt: skip
 
 
-class Ingress:
+class Ingress(Protocol):
     """What publishes host ports; `hutch.host.lb` implements it."""
 
     async def publish(self, task: TaskSpec) -> None:
         """Make the task's published ports reachable. Raises `HostFault`."""
-        raise NotImplementedError
+        ...
 
     async def withdraw(self, task_id: str) -> None:
         """Take them back; also if they never were."""
-        raise NotImplementedError
+        ...
 
 
 class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +76,7 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     network: HostNetwork
     ingress: Ingress
     clock: Clock
+    watcher: FileWatcher
     report: Callable[[TaskFacts], None]
     send_logs: Callable[[TaskSpec, ContainerSpec, tuple[LogEvent, ...]], Awaitable[str]]
 
@@ -427,7 +429,7 @@ class TaskRunner:
         async def send(events: tuple[LogEvent, ...]) -> str:
             return await self._context.send_logs(self.spec, container, events)
 
-        shipper = LogShipper(self._directory / "logs" / f"{name}.log", options, send)
+        shipper = LogShipper(self._directory / "logs" / f"{name}.log", options, send, self._context.watcher)
         self._shippers[name] = (shipper, asyncio.create_task(shipper.run()))
 
     def _end_logs(self, name: str) -> None:
