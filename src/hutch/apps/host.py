@@ -21,7 +21,8 @@ from hutch.base.units import GIB
 from hutch.host.agent.agent import AgentContext, HostAgent
 from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
-from hutch.host.drivers.fake import FakeDriver, FakeImages, FakeNetwork
+from hutch.host.drivers.fake import FakeDriver
+from hutch.host.drivers.fake_host import FakeImages, FakeNetwork
 from hutch.host.images.contract import ImageStore
 from hutch.host.images.store import DiskImageStore
 from hutch.host.lb.haproxy import HaproxyIngress
@@ -112,7 +113,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
 def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Driver:
     clock, ids = SystemClock(), RandomIds()
     if name == "fake":
-        return FakeDriver(clock, ids)
+        return FakeDriver(clock=clock)
     if name == "microvm":
         from hutch.host.drivers.microvm.driver import MicrovmDriver
 

@@ -16,11 +16,17 @@ class PublishedEndpoint(msgspec.Struct, frozen=True, kw_only=True, order=True):
     address: str
 
 
-def configuration(endpoints: Sequence[PublishedEndpoint], *, bind_address: str, stats_socket: str) -> str:
+def configuration(
+    endpoints: Sequence[PublishedEndpoint],
+    *,
+    bind_address: str,
+    stats_socket: str,
+    max_connections: int = MAX_CONNECTIONS,
+) -> str:
     """A whole configuration: one TCP listener for each endpoint, so that any protocol passes through untouched."""
     lines = [
         "global",
-        f"    maxconn {MAX_CONNECTIONS}",
+        f"    maxconn {max_connections}",
         f"    stats socket {stats_socket} mode 600 level admin expose-fd listeners",
         "    hard-stop-after 30s",
         "    log stderr format raw daemon warning",

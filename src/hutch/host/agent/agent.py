@@ -36,6 +36,7 @@ log = get_logger(__name__)
 
 GARBAGE_AFTER_TASKS = 20
 MAX_LOG_READ_BYTES = 4 * MIB
+MAX_KEPT_LOGS = 1000
 DOWN = wire.Stop(task_id="", stop_code="UserInitiated", reason="The platform was stopped (hutch down)")
 
 
@@ -59,6 +60,7 @@ class HostAgent:
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         self._tasks_directory = context.state_directory / "tasks"
+        self._kept_logs = context.state_directory / "stopped-task-logs"
         self._runners: dict[str, TaskRunner] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._facts: dict[str, wire.DriverFactMsg] = {}
@@ -85,6 +87,7 @@ class HostAgent:
     async def start(self) -> None:
         """Look at what the host can do, and take over the tasks that are on disk."""
         self._tasks_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._kept_logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         for driver in self._context.drivers:
             self._facts[driver.name] = await driver.fingerprint()
         known = []
@@ -284,7 +287,8 @@ class HostAgent:
         runner = self._runners.get(task_id)
         if runner is not None and task_id not in self._running:
             del self._runners[task_id]
-            runner.forget()
+            runner.forget(self._kept_logs)
+            self._drop_old_logs()
 
     async def _remove_unreadable(self, directory: Path) -> None:
         """A directory without a task file: its set-up was cut off at the very start, or the file was damaged."""
@@ -366,9 +370,12 @@ class HostAgent:
 
     def _read_logs(self, task_id: str, container: str, tail: int) -> dict[str, Any]:
         """The newest lines of a container's file."""
-        if task_id not in self._runners:
+        directory = self._kept_logs / task_id
+        if task_id in self._runners:
+            directory = self._tasks_directory / task_id / "logs"
+        elif not directory.exists():
             raise HostFault("NotFound", f"this host keeps nothing of task {task_id} any more")
-        path = self._tasks_directory / task_id / "logs" / f"{container}.log"
+        path = directory / f"{container}.log"
         lines: list[dict[str, Any]] = []
         with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
             f.seek(max(0, os.fstat(f.fileno()).st_size - MAX_LOG_READ_BYTES))
@@ -377,6 +384,12 @@ class HostAgent:
                     text = line.text.decode("utf-8", "replace")
                     lines.append({"time": line.time_ns / 1e9, "stream": line.stream, "text": text})
         return {"lines": lines[-tail:]}
+
+    def _drop_old_logs(self) -> None:
+        """Keep the output of the tasks that stopped last."""
+        kept = sorted(self._kept_logs.iterdir(), key=lambda p: p.stat().st_mtime)
+        for directory in kept[:-MAX_KEPT_LOGS]:
+            shutil.rmtree(directory, ignore_errors=True)
 
     async def _stats(self, task_id: str) -> dict[str, Any]:
         runner = self._runners.get(task_id)

@@ -518,8 +518,12 @@ class TaskRunner:
         built: dict[str, Any] = msgspec.to_builtins(await self._driver.stats(self._file.handle))
         return built
 
-    def forget(self) -> None:
-        """Drop the task's directory: the control plane has all."""
+    def forget(self, keep_logs_in: Path) -> None:
+        """Drop the task's directory: the control plane has all but the containers' output, which is kept."""
+        logs = self._directory / "logs"
+        if logs.exists():
+            with contextlib.suppress(OSError):
+                logs.rename(keep_logs_in / self.spec.task_id)
         shutil.rmtree(self._directory, ignore_errors=True)
 
     # -- what is known

@@ -5,6 +5,7 @@ A change is a new configuration and a hitless reload: the new process takes the 
 """
 
 import asyncio
+import resource
 import socket
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hutch.host.drivers.contract import HostFault
 from hutch.host.images.archives import write_atomically
 from hutch.host.kernel.process import ProcessRef, is_alive, kill_and_wait, process_ref, wait_gone
 from hutch.host.kernel.run import CommandFailed, run
-from hutch.rules.lbplan import PublishedEndpoint, configuration
+from hutch.rules.lbplan import MAX_CONNECTIONS, PublishedEndpoint, configuration
 from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
@@ -87,7 +88,12 @@ class HaproxyIngress:
             if not endpoints:
                 await self.stop()
                 return
-            text = configuration(endpoints, bind_address=self._bind_address, stats_socket=str(self._socket))
+            text = configuration(
+                endpoints,
+                bind_address=self._bind_address,
+                stats_socket=str(self._socket),
+                max_connections=_max_connections(),
+            )
             old = self._running()
             if text == self._applied and old is not None:
                 return
@@ -162,3 +168,13 @@ class HaproxyIngress:
             fix="install haproxy 2.4 or newer" if failure.returncode == 127 else "",
             aws_prefix="ResourceInitializationError",
         )
+
+
+def _max_connections() -> int:
+    """As many as this process's hard limit of open files allows: each takes two, and not every host lets it be raised."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        MAX_CONNECTIONS
+        if hard == resource.RLIM_INFINITY
+        else min(MAX_CONNECTIONS, max(100, (hard - 500) // 3))
+    )
