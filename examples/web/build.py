@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 SUITE = "bookworm"
 NAME = "localhost/web:latest"
 CONFIG = {
-    "Cmd": ["/usr/sbin/nginx", "-g", "daemon off; error_log /dev/stderr; pid /run/nginx.pid;"],
+    "Cmd": ["/usr/sbin/nginx", "-g", "daemon off;"],
     "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
     "ExposedPorts": {"80/tcp": {}},
     "StopSignal": "SIGQUIT",
