@@ -34,6 +34,7 @@ log = get_logger(__name__)
 
 MAX_REPORTS_PER_WRITE = 256
 REQUEST_TIMEOUT_S = 900.0
+HOST_ARRIVAL_S = 10.0
 
 
 class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class Fleet:
         self._context = context
         self._sessions: dict[str, HostSession] = {}
         self._server: asyncio.Server | None = None
+        self._arrived = asyncio.Event()
 
     async def listen(self, socket_path: str) -> None:
         """Serve host agents on a unix socket (mode 0600: only our own uid can connect)."""
@@ -77,9 +79,13 @@ class Fleet:
 
     async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Ask a host to do something; its result. Raises what the host answered, or `Unavailable`."""
-        session = self._sessions.get(host_id) or (
-            next(iter(self._sessions.values()), None) if not host_id else None
-        )
+        with contextlib.suppress(TimeoutError):
+            # A platform that has just been started: its host is about to connect.
+            async with asyncio.timeout(HOST_ARRIVAL_S):
+                while not (host_id in self._sessions or (not host_id and self._sessions)):
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        session = self._sessions.get(host_id) if host_id else next(iter(self._sessions.values()), None)
         if session is None:
             raise Unavailable(f"host {host_id or '(any)'} is not connected; `hutch doctor` says why")
         return await session.request(verb, arguments)
@@ -102,8 +108,9 @@ class Fleet:
                 with store.read() as reader:
                     tasks = [reader.get(tables.TASKS, *key) for key in keys]
                     for task in tasks:
-                        if task and task.host_id and (session := self._sessions.get(task.host_id)):
-                            session.send_task(reader, task)
+                        owner = self._sessions.get(task.host_id) if task and task.host_id else None
+                        if task and owner:
+                            owner.send_task(reader, task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session: HostSession | None = None
@@ -117,6 +124,7 @@ class Fleet:
                 old.close()
             await session.welcome()
             self._sessions[hello.host_id] = session
+            self._arrived.set()
             session.send_all()
             await session.run()
         except (

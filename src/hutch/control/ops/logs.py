@@ -1,5 +1,6 @@
 """Use cases of CloudWatch Logs. Limits and messages: the service model and reference I."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 
@@ -132,10 +133,9 @@ class LogOps:
                 raise NotFound(
                     f"log group {group} does not exist: create it, or set awslogs-create-group to true"
                 ) from None
-            try:
+            # Somebody else may have made it meanwhile, which is what we want.
+            with contextlib.suppress(AlreadyExists):
                 await self.create_group(group, "STANDARD", {})
-            except AlreadyExists:
-                pass  # somebody else made it meanwhile, which is what we want
             await self._store.write_events(group, stream, pairs, self._now_ms(), create_stream=True)
 
     def get(
