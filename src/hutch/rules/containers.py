@@ -32,6 +32,15 @@ _SIGNALS = {
     24: "SIGXCPU",
     31: "SIGSYS",
 }
+_SIGNAL_NUMBERS = {name: number for number, name in _SIGNALS.items()} | {
+    "SIGUSR1": 10,
+    "SIGUSR2": 12,
+    "SIGCONT": 18,
+    "SIGSTOP": 19,
+    "SIGTSTP": 20,
+    "SIGWINCH": 28,
+    "SIGPWR": 30,
+}
 
 
 class HealthRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -363,6 +372,18 @@ class TaskMachine:
         else:
             text = f'essential container "{name}" exited with code {how.exit_code}'
         return (CauseLink(kind="ContainerExited", text=text, evidence=evidence, fix=_exit_fix(how)),)
+
+
+def stop_signal(name: str) -> int:
+    """The number of an image's STOPSIGNAL ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"); SIGTERM for none or nonsense."""
+    name = name.upper()
+    if name.isascii() and name.isdecimal():
+        return int(name) if 0 < int(name) <= 64 else 15
+    name = name if name.startswith("SIG") else f"SIG{name}"
+    base, _, offset = name.partition("+")
+    if base == "SIGRTMIN" and (not offset or (offset.isdecimal() and int(offset) <= 30)):
+        return 34 + int(offset or 0)
+    return _SIGNAL_NUMBERS.get(name, 15)
 
 
 def _stop_timeout(state: ContainerState) -> CauseLink:

@@ -1,5 +1,5 @@
-"""What is known of one task on this host: from the state machine and the clock to the facts that are reported, and
-back again from a task's file."""
+"""What is known of one task on this host: from the state machine and the clock to the facts that are reported,
+and back again from a task's file."""
 
 import msgspec
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ _TIMES = ("network_ready_at", "pull_started_at", "pull_stopped_at", "started_at"
 
 
 class Observation:
-    """The machine that decides, and everything around it that is worth telling. `status` is as in `TaskFacts`."""
+    """The machine that decides, and all around it that is worth telling. `status` is as in `TaskFacts`."""
 
     def __init__(self, content: TaskFile) -> None:
         spec = content.spec

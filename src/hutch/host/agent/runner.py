@@ -1,32 +1,35 @@
-"""One task's life on this host: set up, run, stop, clean up; each step measured, each fact reported.
+"""One task's life on this host: set up, run, stop, clean up; each step measured, each fact made durable, then
+reported.
 
 Set-up is a row of named steps, clean-up another that works alone: every clean-up step runs even if an earlier one
 fails, and does no harm if the set-up never came to it.
 """
 
 import asyncio
-import contextlib
-import shutil
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from hutch.base.clock import Clock
-from hutch.base.errors import HutchError, Invalid
+from hutch.base.errors import HutchError, StorageFull
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import GIB
-from hutch.host.agent.logship import LogShipper
-from hutch.host.agent.taskfile import SavedContainer, TaskFile, save, without_secrets
+from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
+from hutch.host.agent.taskfile import TaskFile, save, without_secrets
+from hutch.host.agent.tasklogs import SendLogs, TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
     Attachment,
     ContainerExited,
     Driver,
+    Handle,
     HostFault,
+    ObservedContainer,
     RootImage,
     SandboxExited,
     SandboxGone,
@@ -37,24 +40,19 @@ from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
-from hutch.rules.awslogs import parse_options
-from hutch.wire.fleet import (
-    CauseFact,
-    ContainerFact,
-    ContainerSpec,
-    LogEvent,
-    PhaseFact,
-    Stop,
-    TaskFacts,
-    TaskSpec,
-)
+from hutch.rules.containers import stop_signal
+from hutch.wire.fleet import ContainerSpec, Stop, TaskFacts, TaskSpec
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
 RETRY_FOR_S = 15.0
+START_LIMIT_S = 300.0
+DESTROY_LIMIT_S = 120.0
+WITHDRAW_LIMIT_S = 10.0
 LOG_DRAIN_S = 5.0
-_SIGNAL_NUMBERS = {"SIGHUP": 1, "SIGINT": 2, "SIGQUIT": 3, "SIGKILL": 9, "SIGUSR1": 10, "SIGUSR2": 12, "SIGTERM": 15,
-                   "SIGWINCH": 28}  # fmt: skip
+LAST_LOG_DRAIN_S = 30.0
+CLEAN_UP_TRIES = 3
 
 
 class Ingress(Protocol):
@@ -78,7 +76,11 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     watcher: FileWatcher
     report: Callable[[TaskFacts], None]
-    send_logs: Callable[[TaskSpec, ContainerSpec, tuple[LogEvent, ...]], Awaitable[str]]
+    send_logs: SendLogs
+
+
+class _StoppedEarly(Exception):
+    """The task was to be stopped before its set-up was over."""
 
 
 class TaskRunner:
@@ -87,220 +89,258 @@ class TaskRunner:
     def __init__(
         self, context: RunnerContext, driver: Driver | None, refusal: str, directory: Path, content: TaskFile
     ) -> None:
+        """`driver` None: this host can't run it, `refusal` says why."""
+        self.spec = content.spec
         self._context = context
         self._driver = driver
         self._refusal = refusal
         self._directory = directory
         self._file = content
-        self.spec = content.spec
+        self._saved: TaskFile | None = None
+        self._safe_spec = without_secrets(content.spec)
+        self._seen = Observation(content)
+        self._machine = self._seen.machine
         self._now = context.clock.now
-        self._machine = rules.TaskMachine(
-            tuple(_rule(c) for c in content.spec.containers), content.spec.memory_mib
-        )
-        self._runtime_ids: dict[str, str] = {}
-        self._digests = {n: i.digest for n, i in content.images.items()}
-        self._phases: list[PhaseFact] = list(content.phases)
-        self._times: dict[str, float] = {}
         self._events: asyncio.Queue[Callable[[], list[rules.Action]]] = asyncio.Queue()
+        self._stop_requested = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._saving = asyncio.Lock()
+        self._starting = asyncio.Lock()
+        self._early_exits: dict[str, ContainerExited] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._shippers: dict[str, tuple[LogShipper, asyncio.Task[None]]] = {}
-        self._status = "ACTIVATING"
+        self._logs = TaskLogs(content.spec, directory / "logs", context.send_logs, context.watcher)
         self._finished = False
+        if content.stop is not None:
+            self._stop_requested.set()
 
     # -- from outside
 
-    def stop(self, stop: Stop) -> None:
-        """End the task in order; the first request counts."""
+    def stop(self, stop: Stop, cause: CauseLink | None = None) -> None:
+        """End the task in order; the first request counts. `cause`: for a stop that this host decided."""
         if self._file.stop is not None:
             return
-        self._save(stop=stop)
-        self._events.put_nowait(lambda: self._machine.stop(stop.stop_code, stop.reason, (), self._now()))
+        self._file = replace(self._file, stop=stop)
+        self._stop_requested.set()
+        causes = (cause,) if cause is not None else ()
+        self._events.put_nowait(lambda: self._machine.stop(stop.stop_code, stop.reason, causes, self._now()))
+        self._changed.set()
 
     async def run(self) -> None:
-        """From wherever the task's file says it is to its end."""
+        """From wherever the task's file says it is to its end. Cancelled: let go of it, touch nothing."""
         if self._file.ended:
+            for container in self.spec.containers:
+                self._logs.begin(container)
+            await self._logs.drain(LOG_DRAIN_S)
             return
+        saver = asyncio.create_task(self._save_changes())
         try:
             try:
-                if self._file.handle is not None:
-                    await self._adopt()
-                else:
-                    await self._launch()
-                await self._loop()
+                await self._live()
             except HostFault as fault:
                 self._failed(fault)
             except HutchError as error:
-                self._failed(HostFault("HostFault", error.message, aws_prefix="ResourceInitializationError"))
+                self._failed(HostFault("HostFault", error.message))
+            except Exception as bug:
+                log.exception("task runner failed", task=self.spec.task_id)
+                self._failed(HostFault("InternalError", f"hutch failed: {bug!r}"))
+            await self._clean_up()
         except asyncio.CancelledError:
-            await self._let_go()
+            await self._logs.let_go()
             raise
-        await self._clean_up()
+        finally:
+            saver.cancel()
+            await asyncio.gather(saver, return_exceptions=True)
+            await self._let_go()
+
+    async def discard(self) -> None:
+        """Remove what a set-up that was cut off has left; the task itself is to be started anew."""
+        await self._clean_up_steps()
+
+    async def stats(self) -> dict[str, Any]:
+        """What the sandbox uses now. Raises `HostFault`."""
+        if self._driver is None or self._file.handle is None:
+            raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
+        built: dict[str, Any] = msgspec.to_builtins(await self._driver.stats(self._file.handle))
+        return built
+
+    async def forget(self, kept_logs: Path) -> None:
+        """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""
+        await self._logs.drain(LAST_LOG_DRAIN_S)
+        await self._logs.let_go()
+        await asyncio.to_thread(keep_logs, self._directory, kept_logs)
+
+    async def close(self) -> None:
+        """The agent ends: nothing of this task goes on in this process."""
+        await self._logs.let_go()
 
     # -- set-up
 
-    async def _launch(self) -> None:
-        spec = self.spec
-        driver = self._driver
-        if self._file.stop is not None:
-            self._machine.stop(self._file.stop.stop_code, self._file.stop.reason, (), self._now())
-        if driver is None:
-            raise HostFault("NoDriver", self._refusal, aws_prefix="ResourceInitializationError")
-        self._report("ACTIVATING")
-        await driver.destroy_leftovers(str(self._directory), spec.task_id)
-        setting_up = asyncio.gather(
-            self._step("network", "", self._context.network.attach(spec, driver.capabilities.network)),
-            self._pull_all(driver),
-            self._step("publish", "", self._context.ingress.publish(spec)) if spec.publish else _nothing(),
-        )
-        attachment, images, _ = await self._unless_stopped(setting_up)
-        self._times["network_ready_at"] = self._now()
-        self._save(attachment=attachment, images=images, driver=driver.name)
-        handle = await self._unless_stopped(
-            self._step("boot" if driver.capabilities.owns_kernel else "sandbox", driver.name,
-                       driver.create(self._sandbox(attachment, images)))
-        )  # fmt: skip
-        self._save(handle=handle)
-        self._listen()
-        self._do(self._machine.begin(self._now()))
-
-    async def _unless_stopped(self, work: Awaitable[Any]) -> Any:
-        """Wait for a step of the set-up, or give it up when the task is to be stopped meanwhile."""
-        step = asyncio.ensure_future(work)
-        while not self._machine.is_stopping:
-            request = asyncio.ensure_future(self._events.get())
+    async def _live(self) -> None:
+        if self._file.handle is not None:
+            await self._adopt(self._file.handle)
+        else:
             try:
-                await asyncio.wait({step, request}, return_when=asyncio.FIRST_COMPLETED)
-            except asyncio.CancelledError:
-                step.cancel()
-                request.cancel()
-                await asyncio.gather(step, return_exceptions=True)
-                raise
-            if request.done():
-                self._do(request.result()())
-            else:
-                request.cancel()
-            if step.done():
-                return step.result()
-        step.cancel()
-        await asyncio.gather(step, return_exceptions=True)
-        raise HostFault("Stopped", self._machine.stopped_reason)
+                await self._unless_stopped(self._set_up())
+            except _StoppedEarly:
+                stop = self._file.stop
+                assert stop is not None
+                self._machine.stop(stop.stop_code, stop.reason, (), self._now())
+                return
+            self._listen()
+            await self._carry_out(self._machine.begin(self._now()))
+        while not self._finished:
+            event = await self._events.get()
+            await self._carry_out(event())
 
-    async def _pull_all(self, driver: Driver) -> dict[str, RootImage]:
-        self._times["pull_started_at"] = self._now()
+    async def _set_up(self) -> None:
+        if self._driver is None:
+            raise HostFault("NoDriver", self._refusal)
+        self._changed.set()
+        works: list[Awaitable[Any]] = [self._make_sandbox(self._driver), self._save_now(strict=True)]
+        if self.spec.publish:
+            works.append(self._step("publish", "", partial(self._context.ingress.publish, self.spec)))
+        await _all_of(works)
+
+    async def _make_sandbox(self, driver: Driver) -> None:
+        images = self._context.images
+        self._seen.note("pull_started_at", self._now())
+        attachment, *pulled = await _all_of(
+            [self._attach(driver), *(self._pull(driver, c) for c in self.spec.containers)]
+        )
+        self._seen.note("pull_stopped_at", self._now())
+        for image in pulled:
+            images.acquire(image.digest, self.spec.task_id)
         names = [c.name for c in self.spec.containers]
-        pulled = await asyncio.gather(*(self._pull(driver, c) for c in self.spec.containers))
-        self._times["pull_stopped_at"] = self._now()
-        return dict(zip(names, pulled, strict=True))
+        prepared: dict[str, RootImage] = dict(zip(names, pulled, strict=True))
+        self._file = replace(self._file, attachment=attachment, images=prepared, driver=driver.name)
+        self._changed.set()
+        name = "boot" if driver.capabilities.owns_kernel else "sandbox"
+        create = partial(driver.create, self._sandbox(attachment, prepared))
+        handle = await self._step(name, driver.name, create)
+        self._file = replace(self._file, handle=handle)
+        # Not waited for: until it is durable the sandbox is found by its names (`destroy_leftovers`), and nothing
+        # is reported before it is.
+        self._changed.set()
+
+    async def _attach(self, driver: Driver) -> Attachment:
+        attach = partial(self._context.network.attach, self.spec, driver.capabilities.network)
+        attachment = await self._step("network", "", attach)
+        self._seen.note("network_ready_at", self._now())
+        return attachment
 
     async def _pull(self, driver: Driver, container: ContainerSpec) -> RootImage:
-        delays = backoff_seconds(0.2, 4.0, Random(container.container_id))
-        give_up_at = self._context.clock.monotonic() + RETRY_FOR_S
-        while True:
-            try:
-                image: RootImage = await self._step(
-                    "pull",
-                    container.image,
-                    self._context.images.prepare(
-                        container.image,
-                        architecture=self.spec.architecture,
-                        root_format=driver.capabilities.root_format,
-                        credentials=container.registry_credentials,
-                        max_bytes=self.spec.ephemeral_gib * GIB,
-                    ),
-                )
-                break
-            except HostFault as fault:
-                delay = next(delays)
-                if not fault.retryable or self._context.clock.monotonic() + delay > give_up_at:
-                    raise
-                await asyncio.sleep(delay)
-        self._context.images.acquire(image.digest, self.spec.task_id)
-        self._digests[container.name] = image.digest
+        prepare = partial(
+            self._context.images.prepare,
+            container.image,
+            architecture=self.spec.architecture,
+            root_format=driver.capabilities.root_format,
+            credentials=container.registry_credentials,
+            max_bytes=self.spec.ephemeral_gib * GIB,
+        )
+        try:
+            image = await self._step("pull", container.image, prepare)
+        except HostFault as fault:
+            fault.aws_prefix = fault.aws_prefix or "CannotPullContainerError"
+            self._machine.containers[container.name].reason = reason_of(fault, "")
+            raise
+        self._seen.digests[container.name] = image.digest
         return image
 
-    async def _step(self, name: str, detail: str, work: Awaitable[Any]) -> Any:
-        """Run a step and measure it."""
+    async def _step(self, name: str, detail: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Run a step of the set-up and measure it; a fault that may pass is tried again for a while."""
         started_at = self._now()
+        delays = backoff_seconds(0.2, 4.0, Random(self.spec.task_id))
+        give_up_at = self._context.clock.monotonic() + RETRY_FOR_S
         try:
-            return await work
+            while True:
+                try:
+                    return await work()
+                except HostFault as fault:
+                    delay = next(delays)
+                    if not fault.retryable or self._context.clock.monotonic() + delay > give_up_at:
+                        raise
+                    log.info("step is tried again", task=self.spec.task_id, step=name, reason=fault.message)
+                await asyncio.sleep(delay)
         finally:
-            self._phases.append(
-                PhaseFact(name=name, started_at=started_at, ended_at=self._now(), detail=detail)
-            )
+            self._seen.measured(name, detail, started_at, self._now())
+            self._changed.set()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for the set-up, or give it up when the task is to be stopped. Raises `_StoppedEarly`."""
+        step = asyncio.ensure_future(work)
+        request = asyncio.ensure_future(self._stop_requested.wait())
+        try:
+            await asyncio.wait({step, request}, return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                return step.result()
+        finally:
+            for task in (step, request):
+                task.cancel()
+            await asyncio.gather(step, request, return_exceptions=True)
+        raise _StoppedEarly
 
     def _sandbox(self, attachment: Attachment, images: dict[str, RootImage]) -> SandboxSpec:
         return SandboxSpec(
             task=self.spec, directory=str(self._directory), images=images, attachment=attachment
         )
 
-    async def _adopt(self) -> None:
-        """Take over a sandbox that an earlier agent made. What ended meanwhile comes as events."""
-        assert self._file.handle is not None and self._file.attachment is not None
-        self._restore()
-        driver = self._driver
-        if driver is None:
-            raise HostFault("NoDriver", self._refusal)
-        sandbox = self._sandbox(self._file.attachment, self._file.images)
-        if self.spec.publish:
-            await self._context.ingress.publish(self.spec)
-        try:
-            found = await driver.adopt(self._file.handle, sandbox)
-        except SandboxGone as gone:
-            self._do(self._machine.sandbox_gone(gone.message, _cause_link(gone), self._now()))
-            self._events.put_nowait(list)
-            return
-        seen = {c.name for c in found}
-        for name, state in self._machine.containers.items():
-            if state.status == rules.STARTING and name in seen:
-                # Its start was under way when the earlier agent ended, and came through.
-                observed = next(c for c in found if c.name == name)
-                self._runtime_ids[name] = observed.runtime_id
-                self._do(self._machine.started(name, observed.started_at or self._now()))
-            elif state.status == rules.STARTING:
-                self._do([rules.Start(name)])
-            elif state.status == rules.RUNNING:
-                self._ship_logs(name)
-                if state.rule.health:
-                    self._do([rules.Arm(f"probe/{name}", state.rule.health.interval_s)])
-        self._listen()
-        if self._file.stop is not None:
-            stop = self._file.stop
-            self._do(self._machine.stop(stop.stop_code, stop.reason, (), self._now()))
-        self._do(self._machine.begin(self._now()))
+    # -- taking over
 
-    def _restore(self) -> None:
-        for saved in self._file.containers:
-            state = self._machine.containers[saved.name]
-            state.status, state.restarts, state.reason = saved.status, saved.restarts, saved.reason
-            state.started_at, state.finished_at, state.health = (
-                saved.started_at,
-                saved.finished_at,
-                saved.health,
-            )
-            state.exit = msgspec.convert(saved.exit, rules.Exit) if saved.exit else None
-            self._runtime_ids[saved.name] = saved.runtime_id
-        facts = self._file.facts
-        if facts is None:
+    async def _adopt(self, handle: Handle) -> None:
+        """Take over a sandbox that an earlier agent made. What ended meanwhile comes as events."""
+        assert self._file.attachment is not None
+        if self._driver is None:
+            raise HostFault("NoDriver", self._refusal)
+        if self.spec.publish and not self._machine.is_stopping:
+            try:
+                await self._context.ingress.publish(self.spec)
+            except HostFault as fault:
+                log.error("endpoint not published again", task=self.spec.task_id, reason=fault.message)
+        try:
+            sandbox = self._sandbox(self._file.attachment, self._file.images)
+            found = await self._driver.adopt(handle, sandbox)
+        except SandboxGone as gone:
+            link = cause_chain(gone)[0]
+            await self._carry_out(self._machine.sandbox_gone(gone.message, link, self._now()))
             return
-        self._status = facts.status
-        if facts.started_at:
-            self._machine.status = "RUNNING"
-        for name in ("network_ready_at", "pull_started_at", "pull_stopped_at", "started_at", "stopping_at"):
-            if (value := getattr(facts, name)) is not None:
-                self._times[name] = value
-        if facts.stop_code:
-            causes = tuple(
-                CauseLink(kind=c.kind, text=c.text, evidence=c.evidence, fix=c.fix) for c in facts.causes
-            )
-            self._machine.stop(facts.stop_code, facts.stopped_reason, causes, self._now())
+        actions = self._compare({c.name: c for c in found})
+        stop = self._file.stop
+        if stop is not None:
+            actions += self._machine.stop(stop.stop_code, stop.reason, (), self._now())
+        actions += self._machine.resume(self._now())
+        for name, state in self._machine.containers.items():
+            if state.status == rules.RUNNING:
+                self._logs.begin(container_named(self.spec, name))
+        self._listen()
+        await self._carry_out(actions)
+
+    def _compare(self, found: dict[str, ObservedContainer]) -> list[rules.Action]:
+        """Bring what was saved to what is: the file may be a step behind."""
+        actions: list[rules.Action] = []
+        for name, state in self._machine.containers.items():
+            seen, known_id = found.get(name), self._seen.runtime_ids.get(name, "")
+            if state.status == rules.STOPPED:
+                continue
+            if state.status == rules.RUNNING and seen is None:
+                state.reason = "ContainerRuntimeError: it was gone when the host agent came back"
+                actions += self._machine.exited(name, rules.Exit(exit_code=255), self._now())
+            elif state.status == rules.RUNNING and seen is not None:
+                if seen.runtime_id != known_id:
+                    state.restarts += 1
+                    state.started_at = seen.started_at or state.started_at
+                    self._seen.runtime_ids[name] = seen.runtime_id
+            elif seen is not None and seen.runtime_id != known_id:
+                state.status = rules.STARTING
+                self._seen.runtime_ids[name] = seen.runtime_id
+                actions += self._machine.started(name, seen.started_at or self._now())
+            elif state.status == rules.STARTING and self._machine.is_stopping:
+                state.status = rules.STOPPED
+            elif state.status == rules.STARTING:
+                actions.append(rules.Start(name))
+        return actions
 
     # -- while it runs
-
-    async def _loop(self) -> None:
-        while not self._finished:
-            event = await self._events.get()
-            self._do(event())
 
     def _listen(self) -> None:
         self._spawn(self._follow_events())
@@ -309,13 +349,19 @@ class TaskRunner:
         assert self._driver is not None and self._file.handle is not None
         async for event in self._driver.events(self._file.handle):
             if isinstance(event, ContainerExited):
-                self._events.put_nowait(lambda e=event: self._container_exited(e))  # type: ignore[misc]
+                self._events.put_nowait(partial(self._container_exited, event))
             else:
-                self._events.put_nowait(lambda e=event: self._sandbox_exited(e))  # type: ignore[misc]
+                self._events.put_nowait(partial(self._sandbox_exited, event))
                 return
 
     def _container_exited(self, event: ContainerExited) -> list[rules.Action]:
-        if self._runtime_ids.get(event.container) not in (None, "", event.runtime_id):
+        name = event.container
+        state = self._machine.containers.get(name)
+        if state is None:
+            return []
+        if state.status != rules.RUNNING or self._seen.runtime_ids.get(name) != event.runtime_id:
+            # Its start is still on the way to us (or it is an old one's, then it never matches).
+            self._early_exits[name] = event
             return []
         status = event.status
         how = rules.Exit(
@@ -325,18 +371,32 @@ class TaskRunner:
             oom_process=status.oom_process,
             oom_rss_bytes=status.oom_rss_bytes,
         )
-        self._times.setdefault("execution_stopped_at", event.at)
-        actions = self._machine.exited(event.container, how, event.at)
-        if not any(isinstance(a, rules.Start) and a.container == event.container for a in actions):
-            self._end_logs(event.container)
-        return actions
+        return self._machine.exited(name, how, event.at)
+
+    def _container_started(self, name: str, runtime_id: str, started_at: float) -> list[rules.Action]:
+        self._seen.runtime_ids[name] = runtime_id
+        actions = self._machine.started(name, started_at)
+        early = self._early_exits.pop(name, None)
+        return actions + (self._container_exited(early) if early is not None else [])
 
     def _sandbox_exited(self, event: SandboxExited) -> list[rules.Action]:
         cause = CauseLink(kind=event.kind, text=event.text, evidence=event.evidence, fix=event.fix)
         return self._machine.sandbox_gone(event.text, cause, event.at)
 
-    def _do(self, actions: list[rules.Action]) -> None:
-        """Carry actions out; then make durable and report what they led to."""
+    async def _carry_out(self, actions: list[rules.Action]) -> None:
+        """Tell what changed, then do what follows from it."""
+        now = self._now()
+        if self._machine.status == "RUNNING" and self._seen.status == "ACTIVATING":
+            self._seen.note("started_at", now)
+            self._seen.status = "RUNNING"
+        elif self._machine.is_stopping and self._seen.status in ("ACTIVATING", "RUNNING"):
+            self._seen.note("stopping_at", now)
+            self._seen.status = "DEACTIVATING"
+            self._changed.set()
+            if self.spec.publish:
+                await self._withdraw_first()
+            self._seen.status = "STOPPING"
+        self._changed.set()
         for action in actions:
             if isinstance(action, rules.Start):
                 self._spawn(self._start_container(action.container))
@@ -348,16 +408,14 @@ class TaskRunner:
                 self._arm(action)
             else:
                 self._finished = True
-        self._save_containers()
-        if self._machine.status == "RUNNING" and self._status == "ACTIVATING":
-            self._times.setdefault("started_at", self._now())
-            self._report("RUNNING")
-        elif self._machine.is_stopping and self._status in ("ACTIVATING", "RUNNING"):
-            self._times.setdefault("stopping_at", self._now())
-            self._report("DEACTIVATING")
-            self._report("STOPPING")
-        else:
-            self._report(self._status)
+
+    async def _withdraw_first(self) -> None:
+        """New connections go elsewhere before the containers are told to end."""
+        try:
+            async with asyncio.timeout(WITHDRAW_LIMIT_S):
+                await self._context.ingress.withdraw(self.spec.task_id)
+        except (HostFault, TimeoutError) as error:
+            log.warning("endpoint not withdrawn yet", task=self.spec.task_id, reason=str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -365,137 +423,142 @@ class TaskRunner:
         task.add_done_callback(self._background_ended)
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
+        """What goes wrong beside the loop ends the task through the loop."""
         self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("task step failed", task=self.spec.task_id, reason=repr(error))
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+
+        def fail() -> list[rules.Action]:
+            assert error is not None
+            raise error
+
+        self._events.put_nowait(fail)
 
     def _arm(self, action: rules.Arm) -> None:
         if old := self._timers.pop(action.key, None):
             old.cancel()
-        fire = lambda: self._events.put_nowait(lambda: self._machine.timer(action.key, self._now()))  # noqa: E731
+
+        def fire() -> None:
+            self._events.put_nowait(lambda: self._machine.timer(action.key, self._now()))
+
         self._timers[action.key] = asyncio.get_running_loop().call_later(action.seconds, fire)
 
     async def _start_container(self, name: str) -> None:
         assert self._driver is not None and self._file.handle is not None
-        container = next(c for c in self.spec.containers if c.name == name)
-        self._runtime_ids[name] = ""
-        try:
-            started = await self._step(
-                "start", name, self._driver.start_container(self._file.handle, container)
-            )
-        except HostFault as fault:
-            prefix = fault.aws_prefix or "CannotStartContainerError"
-            reason = f"{prefix}: {fault.message}"
-            link = _cause_link(fault)
-            self._events.put_nowait(lambda: self._machine.start_failed(name, reason, link, self._now()))
-            return
-        self._runtime_ids[name] = started.runtime_id
-        self._ship_logs(name)
-        self._events.put_nowait(lambda: self._machine.started(name, started.started_at))
+        container = container_named(self.spec, name)
+        async with self._starting:
+            begun_at = self._now()
+            try:
+                async with asyncio.timeout(START_LIMIT_S):
+                    started = await self._driver.start_container(self._file.handle, container)
+            except TimeoutError:
+                text = f'container "{name}" did not start within {START_LIMIT_S:g} s'
+                fault = HostFault("StartTimedOut", text, aws_prefix="ContainerRuntimeTimeoutError")
+                self._start_failed(name, fault)
+                return
+            except HostFault as fault:
+                self._start_failed(name, fault)
+                return
+            finally:
+                self._seen.measured("start", name, begun_at, self._now())
+        self._logs.begin(container)
+        self._events.put_nowait(
+            partial(self._container_started, name, started.runtime_id, started.started_at)
+        )
+
+    def _start_failed(self, name: str, fault: HostFault) -> None:
+        first, *others = cause_chain(fault)
+        reason = reason_of(fault, "CannotStartContainerError")
+
+        def tell() -> list[rules.Action]:
+            actions = self._machine.start_failed(name, reason, first, self._now())
+            self._machine.causes += others
+            return actions
+
+        self._events.put_nowait(tell)
 
     async def _terminate(self, action: rules.Terminate) -> None:
         assert self._driver is not None and self._file.handle is not None
         image = self._file.images.get(action.container)
-        wanted = str(image.config.get("StopSignal") or "SIGTERM") if image else "SIGTERM"
-        number = 9 if action.kill else _signal_number(wanted)
-        with contextlib.suppress(SandboxGone):
+        number = 9 if action.kill else stop_signal(str(image.config.get("StopSignal") or "") if image else "")
+        try:
             await self._driver.signal_container(self._file.handle, action.container, number)
+        except HostFault as fault:
+            # Not the end: a sandbox that is gone says so itself, and the timer of the kill goes on.
+            log.info("signal not sent", task=self.spec.task_id, signal=number, reason=fault.message)
 
     async def _run_probe(self, name: str) -> None:
         assert self._driver is not None and self._file.handle is not None
-        container = next(c for c in self.spec.containers if c.name == name)
-        check = container.health_check
+        check = container_named(self.spec, name).health_check
         assert check is not None
         healthy = False
         try:
-            result = await self._driver.probe(self._file.handle, name, check.command, check.timeout_s)
+            async with asyncio.timeout(check.timeout_s + START_LIMIT_S):
+                result = await self._driver.probe(self._file.handle, name, check.command, check.timeout_s)
             healthy = result.exit_code == 0 and not result.timed_out
-        except HostFault as fault:
-            log.info("health check not run", task=self.spec.task_id, container=name, reason=fault.message)
+        except (HostFault, TimeoutError) as error:
+            log.info("health check not run", task=self.spec.task_id, container=name, reason=str(error))
         self._events.put_nowait(lambda: self._machine.probed(name, healthy, self._now()))
-
-    # -- logs
-
-    def _ship_logs(self, name: str) -> None:
-        container = next(c for c in self.spec.containers if c.name == name)
-        if container.log.driver != "awslogs" or name in self._shippers:
-            return
-        try:
-            options = parse_options(container.log.options)
-        except Invalid as error:
-            log.warning("log options refused", task=self.spec.task_id, container=name, reason=error.message)
-            return
-
-        async def send(events: tuple[LogEvent, ...]) -> str:
-            return await self._context.send_logs(self.spec, container, events)
-
-        shipper = LogShipper(self._directory / "logs" / f"{name}.log", options, send, self._context.watcher)
-        self._shippers[name] = (shipper, asyncio.create_task(shipper.run()))
-
-    def _end_logs(self, name: str) -> None:
-        if name in self._shippers:
-            self._shippers[name][0].end()
 
     # -- the end
 
     def _failed(self, fault: HostFault) -> None:
-        """The task can't be run: remember why, unless it was to be stopped anyway."""
-        if fault.kind == "Stopped":
-            return
-        reason = f"{fault.aws_prefix}: {fault.message}" if fault.aws_prefix else fault.message
-        self._machine.stop(rules.FAILED_TO_START, reason, (_cause_link(fault),), self._now())
-        for state in self._machine.containers.values():
-            state.status = rules.STOPPED
-            state.reason = state.reason or (reason if fault.aws_prefix.startswith("Cannot") else "")
-        self._times.setdefault("stopping_at", self._now())
-
-    async def _let_go(self) -> None:
-        """The agent ends and the task goes on: stop watching, touch nothing."""
-        for timer in self._timers.values():
-            timer.cancel()
-        tasks = [*self._background, *(t for _, t in self._shippers.values())]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """The task can't go on: remember why, unless it was being stopped anyway."""
+        reason = reason_of(fault, "ResourceInitializationError")
+        code = rules.ESSENTIAL_EXITED if self._machine.status == "RUNNING" else rules.FAILED_TO_START
+        self._machine.stop(code, reason, cause_chain(fault), self._now())
 
     async def _clean_up(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        if self._status not in ("DEACTIVATING", "STOPPING"):
-            self._times.setdefault("stopping_at", self._now())
-            self._report("DEACTIVATING")
-        self._report("DEPROVISIONING")
-        for name, work in (
-            ("logs", self._drain_logs),
-            ("ingress", self._withdraw),
-            ("sandbox", self._destroy),
-            ("network", self._detach),
-            ("images", self._release),
-        ):
-            try:
-                await work()
-            except (HutchError, OSError) as error:
-                log.error("clean-up step failed", task=self.spec.task_id, step=name, reason=str(error))
-        await self._let_go()
-        self._times.setdefault("execution_stopped_at", self._now())
-        self._times["stopped_at"] = self._now()
-        for state in self._machine.containers.values():
+        machine, now = self._machine, self._now()
+        self._seen.note("stopping_at", now)
+        ended = [s.finished_at for s in machine.containers.values() if s.finished_at is not None]
+        if ended:
+            self._seen.note("execution_stopped_at", max(ended))
+        for state in machine.containers.values():
+            if state.status in (rules.STARTING, rules.RUNNING):
+                state.finished_at = now
             state.status = rules.STOPPED
-        self._save_containers()
-        self._save(ended=True)
-        self._report("STOPPED")
+        self._seen.status = "DEPROVISIONING"
+        self._changed.set()
+        await self._let_go()
+        left = await self._clean_up_steps()
+        machine.causes += left
+        self._seen.note("execution_stopped_at", now)
+        self._seen.note("stopped_at", self._now())
+        self._seen.status = "STOPPED"
+        self._file = replace(self._file, ended=True)
+        await self._save_now()
 
-    async def _drain_logs(self) -> None:
-        """What the containers wrote last, before the files may go. A link that is away must not hold this up long."""
-        for shipper, _ in self._shippers.values():
-            shipper.end()
-        running = [t for _, t in self._shippers.values()]
-        if running:
-            await asyncio.wait(running, timeout=LOG_DRAIN_S)
+    async def _clean_up_steps(self) -> list[CauseLink]:
+        """All of them, whatever happens to one; what could not be removed."""
+        left = []
+        for name, step in (
+            ("ingress", partial(self._context.ingress.withdraw, self.spec.task_id)),
+            ("sandbox", self._destroy),
+            ("network", partial(self._context.network.detach, self.spec)),
+            ("images", self._release),
+            ("logs", partial(self._logs.drain, LOG_DRAIN_S)),
+        ):
+            if (error := await self._try_clean_up(step)) is not None:
+                log.error("clean-up step failed", task=self.spec.task_id, step=name, reason=str(error))
+                text = f"the task's {name} could not be removed from the host: {error}"
+                left.append(
+                    CauseLink(kind="CleanUpFailed", text=text, fix="the next start of hutch tries again")
+                )
+        return left
 
-    async def _withdraw(self) -> None:
-        if self.spec.publish:
-            await self._context.ingress.withdraw(self.spec.task_id)
+    async def _try_clean_up(self, step: Callable[[], Awaitable[object]]) -> Exception | None:
+        delays = backoff_seconds(0.2, 2.0, Random(self.spec.task_id))
+        for attempt in range(CLEAN_UP_TRIES):
+            try:
+                async with asyncio.timeout(DESTROY_LIMIT_S):
+                    await step()
+                return None
+            except Exception as error:  # noqa: BLE001 (the other steps must run; what is left is told)
+                if attempt + 1 == CLEAN_UP_TRIES:
+                    return error
+            await asyncio.sleep(next(delays))
+        return None
 
     async def _destroy(self) -> None:
         if self._driver is None:
@@ -505,122 +568,57 @@ class TaskRunner:
         else:
             await self._driver.destroy_leftovers(str(self._directory), self.spec.task_id)
 
-    async def _detach(self) -> None:
-        await self._context.network.detach(self.spec)
-
     async def _release(self) -> None:
         self._context.images.release(self.spec.task_id)
 
-    async def stats(self) -> dict[str, Any]:
-        """What the sandbox uses now. Raises `HostFault`."""
-        if self._driver is None or self._file.handle is None:
-            raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
-        built: dict[str, Any] = msgspec.to_builtins(await self._driver.stats(self._file.handle))
-        return built
+    async def _let_go(self) -> None:
+        """No more timers and nothing beside the loop; the sandbox is not touched."""
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        tasks = list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def forget(self, keep_logs_in: Path) -> None:
-        """Drop the task's directory: the control plane has all but the containers' output, which is kept."""
-        logs = self._directory / "logs"
-        if logs.exists():
-            with contextlib.suppress(OSError):
-                logs.rename(keep_logs_in / self.spec.task_id)
-        shutil.rmtree(self._directory, ignore_errors=True)
+    # -- durable, then told
 
-    # -- what is known
+    async def _save_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._save_now()
 
-    def _save(self, **changes: Any) -> None:
-        self._file = replace(
-            self._file, spec=without_secrets(self.spec), phases=tuple(self._phases), **changes
-        )
-        save(self._directory, self._file)
-
-    def _save_containers(self) -> None:
-        saved = tuple(
-            SavedContainer(
-                name=n,
-                status=s.status,
-                runtime_id=self._runtime_ids.get(n, ""),
-                restarts=s.restarts,
-                started_at=s.started_at,
-                finished_at=s.finished_at,
-                reason=s.reason,
-                health=s.health,
-                exit=msgspec.to_builtins(s.exit) if s.exit else None,
+    async def _save_now(self, *, strict: bool = False) -> None:
+        """Make what is known durable, then report it. `strict`: raise if it can't be made durable."""
+        async with self._saving:
+            content = replace(
+                self._file,
+                spec=self._safe_spec,
+                containers=self._seen.saved_containers(),
+                phases=tuple(self._seen.phases),
+                facts=self._seen.facts(),
             )
-            for n, s in self._machine.containers.items()
-        )
-        if saved != self._file.containers:
-            self._save(containers=saved)
-
-    def facts(self) -> TaskFacts:
-        """All that is known of the task now."""
-        machine = self._machine
-        return TaskFacts(
-            task_id=self.spec.task_id,
-            status=self._status,
-            containers=tuple(
-                ContainerFact(
-                    name=n,
-                    status="PENDING" if s.status == rules.STARTING else s.status,
-                    runtime_id=self._runtime_ids.get(n, ""),
-                    image_digest=self._digests.get(n, ""),
-                    health=s.health,
-                    exit_code=s.exit.exit_code if s.exit else None,
-                    reason=s.reason,
-                    restart_count=s.restarts,
-                    started_at=s.started_at,
-                    finished_at=s.finished_at,
-                )
-                for n, s in machine.containers.items()
-            ),
-            stop_code=machine.stop_code,
-            stopped_reason=machine.stopped_reason,
-            causes=tuple(
-                CauseFact(kind=c.kind, text=c.text, evidence=c.evidence, fix=c.fix) for c in machine.causes
-            ),
-            phases=tuple(self._phases),
-            **{k: v for k, v in self._times.items()},
-        )
-
-    def _report(self, status: str) -> None:
-        self._status = status
-        facts = self.facts()
-        before = self._file.facts
-        if before == facts:
-            return
-        self._save(facts=facts)
-        self._context.report(facts)
+            before = self._saved
+            if content == before:
+                return
+            try:
+                await asyncio.shield(asyncio.to_thread(save, self._directory, content))
+            except StorageFull as error:
+                if strict:
+                    raise
+                log.error("task's state not durable", task=self.spec.task_id, reason=error.message)
+            self._saved = content
+            if content.facts is not None and (before is None or before.facts != content.facts):
+                self._context.report(content.facts)
 
 
-def _rule(container: ContainerSpec) -> rules.ContainerRule:
-    check, policy = container.health_check, container.restart_policy
-    return rules.ContainerRule(
-        name=container.name,
-        essential=container.essential,
-        depends_on=tuple((d.container, d.condition) for d in container.depends_on),
-        stop_timeout_s=container.stop_timeout_s,
-        start_timeout_s=container.start_timeout_s,
-        health=rules.HealthRule(
-            interval_s=check.interval_s, retries=check.retries, start_period_s=check.start_period_s
-        )
-        if check
-        else None,
-        restart_ignored_codes=policy.ignored_exit_codes if policy else (),
-        restart_period_s=policy.attempt_period_s if policy else None,
-        memory_mib=container.memory_mib,
-    )
-
-
-def _cause_link(fault: HostFault) -> CauseLink:
-    return CauseLink(kind=fault.kind, text=fault.message, evidence=fault.evidence, fix=fault.fix)
-
-
-def _signal_number(name: str) -> int:
-    name = name.upper()
-    if name.isdecimal():
-        return int(name)
-    return _SIGNAL_NUMBERS.get(name if name.startswith("SIG") else f"SIG{name}", 15)
-
-
-async def _nothing() -> None:
-    return None
+async def _all_of(works: list[Awaitable[Any]]) -> list[Any]:
+    """All results; the first failure ends the others, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(w) for w in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,15 +1,18 @@
 """The log shippers of one task, and what stays of its logs on the host when the task is forgotten."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
-from hutch.base.units import GIB
+from hutch.base.units import GIB, MIB
 from hutch.host.agent.logship import LogShipper
+from hutch.host.criformat import parse_line
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.rules.awslogs import parse_options
 from hutch.wire.fleet import ContainerSpec, LogEvent, TaskSpec
@@ -19,6 +22,7 @@ log = get_logger(__name__)
 KEEP_LOGS_S = 7 * 24 * 3600.0
 KEEP_LOGS_BYTES = GIB
 MAX_KEPT_TASKS = 10_000
+MAX_LOG_READ_BYTES = 4 * MIB
 
 SendLogs = Callable[[TaskSpec, ContainerSpec, tuple[LogEvent, ...]], Awaitable[str]]
 
@@ -55,7 +59,7 @@ class TaskLogs:
         self._shippers[container.name] = (shipper, task)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Nothing more will be written: ship the rest. Whether all of it went out in time; it goes on otherwise."""
+        """Nothing more will be written: ship the rest. Whether it all went out in time; it goes on otherwise."""
         for shipper, _ in self._shippers.values():
             shipper.end()
         running = [t for _, t in self._shippers.values() if not t.done()]
@@ -75,6 +79,33 @@ class TaskLogs:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("log shipping ended", task=self._spec.task_id, reason=repr(error))
+
+
+def read_tail(path: Path, lines: int) -> list[dict[str, Any]]:
+    """The newest lines of a container's log file, each {"time": epoch seconds, "stream", "text"}."""
+    found: list[dict[str, Any]] = []
+    open_lines: dict[str, dict[str, Any]] = {}
+    data = b""
+    for source in (path.with_name(path.name + ".1"), path):
+        with contextlib.suppress(FileNotFoundError), source.open("rb") as f:
+            f.seek(max(0, os.fstat(f.fileno()).st_size - MAX_LOG_READ_BYTES))
+            data += f.read()
+    for raw in data[-MAX_LOG_READ_BYTES:].split(b"\n"):
+        record = parse_line(raw)
+        if record is None:
+            continue
+        text = record.text.decode("utf-8", "replace")
+        line = open_lines.get(record.stream)
+        if line is None:
+            line = {"time": record.time_ns / 1e9, "stream": record.stream, "text": text}
+            found.append(line)
+        else:
+            line["text"] += text
+        if record.partial:
+            open_lines[record.stream] = line
+        else:
+            open_lines.pop(record.stream, None)
+    return found[-lines:]
 
 
 def keep_logs(task_directory: Path, kept: Path) -> None:
