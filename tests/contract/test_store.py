@@ -1,0 +1,252 @@
+"""The persistence contract: one suite, every backend."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from hutch.base.errors import InUse, Rejected, StaleWrite, StorageFull, Unavailable
+from hutch.model.cluster import Cluster, IdempotencyToken
+from hutch.model.record import Cause
+from hutch.store import tables
+from hutch.store.contract import Store, Tx, ordering_key
+from hutch.store.keys import decode_key, encode_key
+from hutch.store.memory import MemoryStore
+from hutch.store.sqlite import SqliteStore
+
+CAUSE = Cause(id="1", actor="test", action="test")
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda path: MemoryStore(),
+    "sqlite": lambda path: SqliteStore(path / "state.sqlite3"),
+}
+
+
+@pytest.fixture(params=sorted(MAKERS))
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    made: Store = MAKERS[request.param](tmp_path)
+    await made.open()
+    yield made
+    await made.close()
+
+
+def cluster(name: str) -> Cluster:
+    return Cluster(name=name, created_at=1.0)
+
+
+def token(scope: str, name: str, age: float) -> IdempotencyToken:
+    return IdempotencyToken(scope=scope, token=name, request_digest="", resource_ids=(), created_at=age)
+
+
+async def put(store: Store, *records: Any) -> None:
+    for record in records:
+        table = tables.CLUSTERS if isinstance(record, Cluster) else tables.IDEMPOTENCY_TOKENS
+        await store.write(CAUSE, lambda tx, t=table, r=record: tx.put(t, r))  # type: ignore[misc]
+
+
+async def test_what_was_written_is_read_with_its_version(store: Store) -> None:
+    stored = await store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    assert stored.version == 1
+    with store.read() as reader:
+        assert reader.get(tables.CLUSTERS, "a") == stored
+        assert reader.get(tables.CLUSTERS, "b") is None
+
+
+async def test_a_stale_copy_is_refused_and_changes_nothing(store: Store) -> None:
+    first = await store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    await store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, replace(first, status="INACTIVE")))
+    for copy in (first, cluster("a")):
+        with pytest.raises(StaleWrite):
+            await store.write(CAUSE, lambda tx, c=copy: tx.put(tables.CLUSTERS, c))  # type: ignore[misc]
+    with store.read() as reader:
+        found = reader.get(tables.CLUSTERS, "a")
+        assert found is not None and (found.status, found.version) == ("INACTIVE", 2)
+
+
+async def test_a_unit_of_work_that_raises_takes_back_itself_only(store: Store) -> None:
+    def fails(tx: Tx) -> None:
+        tx.put(tables.CLUSTERS, cluster("lost"))
+        assert tx.get(tables.CLUSTERS, "lost") is not None
+        raise Rejected("no")
+
+    results = await asyncio.gather(
+        store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a"))),
+        store.write(CAUSE, fails),
+        store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("b"))),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], Rejected)
+    with store.read() as reader:
+        assert [c.name for c in reader.scan(tables.CLUSTERS)] == ["a", "b"]
+
+
+async def test_scans_go_by_prefix_order_position_and_limit(store: Store) -> None:
+    await put(store, *(token(s, t, a) for s, t, a in [("s", "b", 3), ("s", "a", 1), ("sa", "c", 2), ("t", "a", 4)]))
+    with store.read() as reader:
+        scan = reader.scan
+        table = tables.IDEMPOTENCY_TOKENS
+        assert [(r.scope, r.token) for r in scan(table, "s")] == [("s", "a"), ("s", "b")]
+        assert [r.token for r in scan(table, after=("s", "a"), limit=2)] == ["b", "c"]
+        assert [r.created_at for r in scan(table, index="by_age")] == [1, 2, 3, 4]
+        assert [r.created_at for r in scan(table, index="by_age", reverse=True, limit=2)] == [4, 3]
+        second = scan(table, index="by_age")[1]
+        position = ordering_key(table, second, "by_age")
+        assert [r.created_at for r in scan(table, index="by_age", after=position)] == [3, 4]
+        assert [r.created_at for r in scan(table, index="by_age", after=position, reverse=True)] == [1]
+        assert reader.count(table, "s") == 2 and reader.count(table, index="by_age") == 4
+
+
+async def test_an_index_follows_its_record(store: Store) -> None:
+    await put(store, token("s", "a", 5))
+    await store.write(CAUSE, lambda tx: tx.delete(tables.IDEMPOTENCY_TOKENS, "s", "a"))
+    with store.read() as reader:
+        assert reader.scan(tables.IDEMPOTENCY_TOKENS, index="by_age") == []
+    assert await store.write(CAUSE, lambda tx: tx.delete(tables.IDEMPOTENCY_TOKENS, "s", "a")) is False
+
+
+async def test_the_change_feed_tells_what_changed_and_why(store: Store) -> None:
+    start = store.last_seq()
+    waiting = asyncio.create_task(store.wait_for_change(start))
+    await store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    assert await asyncio.wait_for(waiting, 5) == start + 1
+    await store.write(CAUSE, lambda tx: tx.delete(tables.CLUSTERS, "a"))
+    changes = store.changes(start)
+    assert changes is not None
+    assert [(c.table, c.key, c.version, c.cause) for c in changes] == [
+        ("clusters", ("a",), 1, CAUSE),
+        ("clusters", ("a",), 0, CAUSE),
+    ]
+    assert store.changes(store.last_seq()) == []
+
+
+async def test_a_trimmed_feed_says_so() -> None:
+    store = MemoryStore(feed_length=2)
+    for name in "abcd":
+        await put(store, cluster(name))
+    assert store.changes(0) is None
+    assert len(store.changes(2) or ()) == 2
+
+
+_operations = st.lists(
+    st.tuples(st.sampled_from(["put", "delete", "fail"]), st.text(max_size=3), st.floats(0, 9)), max_size=30
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=_operations)
+def test_all_backends_end_in_the_same_state(operations: list[tuple[str, str, float]], tmp_path_factory: Any) -> None:
+    async def outcome(store: Store) -> list[Any]:
+        await store.open()
+        for verb, name, age in operations:
+
+            def work(tx: Tx, verb: str = verb, name: str = name, age: float = age) -> None:
+                old = tx.get(tables.IDEMPOTENCY_TOKENS, "s", name)
+                if verb == "delete":
+                    tx.delete(tables.IDEMPOTENCY_TOKENS, "s", name)
+                    return
+                fresh = token("s", name, age)
+                tx.put(tables.IDEMPOTENCY_TOKENS, replace(fresh, version=old.version if old else 0))
+                if verb == "fail":
+                    raise Rejected("no")
+
+            try:
+                await store.write(CAUSE, work)
+            except Rejected:
+                assert verb == "fail"
+        with store.read() as reader:
+            table = tables.IDEMPOTENCY_TOKENS
+            seen = [
+                reader.scan(table),
+                reader.scan(table, reverse=True),
+                reader.scan(table, index="by_age"),
+                [(c.seq, c.key, c.version) for c in store.changes(0) or ()],
+            ]
+        await store.close()
+        return seen
+
+    path = tmp_path_factory.mktemp("store")
+    assert asyncio.run(outcome(MemoryStore())) == asyncio.run(outcome(SqliteStore(path / "s.sqlite3")))
+
+
+@given(st.lists(st.text(max_size=4), max_size=4), st.lists(st.text(max_size=4), max_size=4))
+def test_keys_sort_as_tuples_do(left: list[str], right: list[str]) -> None:
+    a, b = tuple(left), tuple(right)
+    assert decode_key(encode_key(a)) == a
+    assert (encode_key(a) == encode_key(b)) == (a == b)
+    assert encode_key((*a, *b)).startswith(encode_key(a))
+
+
+_WRITER = """
+import asyncio, sys
+from pathlib import Path
+from hutch.model.cluster import Cluster
+from hutch.model.record import Cause
+from hutch.store import tables
+from hutch.store.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.open()
+    n = 0
+    while True:
+        record = Cluster(name=f"c{n:06d}", created_at=0.0)
+        await store.write(Cause(id="", actor="", action=""), lambda tx: tx.put(tables.CLUSTERS, record))
+        print(n, flush=True)
+        n += 1
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    acknowledged = -1
+    for line in writer.stdout:
+        acknowledged = int(line)
+        if acknowledged >= 20:
+            writer.send_signal(signal.SIGKILL)
+            break
+    rest = writer.stdout.read().split()
+    writer.wait()
+    acknowledged = max([acknowledged, *map(int, rest)])
+    store = SqliteStore(path)
+    await store.open()
+    with store.read() as reader:
+        assert reader.count(tables.CLUSTERS) >= acknowledged + 1
+    await store.close()
+
+
+async def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
+    first, second = SqliteStore(tmp_path / "s.sqlite3"), SqliteStore(tmp_path / "s.sqlite3")
+    await first.open()
+    with pytest.raises(InUse, match=str(os.getpid())):
+        await second.open()
+    await first.close()
+    await second.open()
+    await second.close()
+
+
+async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    db = sqlite3.connect(tmp_path / "s.sqlite3")
+    db.execute("PRAGMA user_version=99")
+    db.commit()
+    db.close()
+    with pytest.raises(Unavailable, match="newer hutch"):
+        await SqliteStore(tmp_path / "s.sqlite3").open()
+
+
+async def test_a_place_that_cannot_be_written_is_said() -> None:
+    with pytest.raises(StorageFull, match="/proc/nowhere"):
+        await SqliteStore(Path("/proc/nowhere/s.sqlite3")).open()
