@@ -1,0 +1,113 @@
+"""The main job for real: images, microVMs, HAProxy, kills, and nothing left behind."""
+
+import os
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.platform import Platform
+
+pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+
+TASK = {
+    "family": "web",
+    "networkMode": "awsvpc",
+    "requiresCompatibilities": ["FARGATE"],
+    "cpu": "256",
+    "memory": "256",
+    "containerDefinitions": [
+        {
+            "name": "web",
+            "image": "localhost/web:latest",
+            "portMappings": [{"containerPort": 80}],
+            "healthCheck": {"command": ["CMD-SHELL", "test -f /var/www/html/index.html"], "interval": 5},
+            "logConfiguration": {
+                "logDriver": "awslogs",
+                "options": {
+                    "awslogs-group": "/ecs/web",
+                    "awslogs-region": "us-east-1",
+                    "awslogs-stream-prefix": "web",
+                    "awslogs-create-group": "true",
+                },
+            },
+        }
+    ],
+}
+
+
+def launch(ecs: Any, **more: Any) -> dict[str, Any]:
+    ecs.register_task_definition(**TASK)
+    tags = [{"key": "hutch:publish", "value": "80"}]
+    answer = ecs.run_task(**{"taskDefinition": "web", "launchType": "FARGATE", "tags": tags, **more})
+    arn = answer["tasks"][0]["taskArn"]
+    ecs.get_waiter("tasks_running").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 90})
+    task: dict[str, Any] = ecs.describe_tasks(tasks=[arn])["tasks"][0]
+    return task
+
+
+def details(task: dict[str, Any]) -> dict[str, str]:
+    return {d["name"]: d["value"] for a in task["attachments"] for d in a["details"]}
+
+
+def fetch(url: str) -> str:
+    """Waits for the server inside to listen; a refused connection is asked again."""
+    for _ in range(200):
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            continue
+    raise AssertionError(f"{url} does not answer")
+
+
+def stop(ecs: Any, task: dict[str, Any]) -> dict[str, Any]:
+    ecs.stop_task(task=task["taskArn"])
+    ecs.get_waiter("tasks_stopped").wait(tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    stopped: dict[str, Any] = ecs.describe_tasks(tasks=[task["taskArn"]])["tasks"][0]
+    return stopped
+
+
+def test_an_image_becomes_an_endpoint(real_platform: Platform) -> None:
+    ecs = real_platform.client("ecs")
+    task = launch(ecs)
+    found = details(task)
+    assert "It runs." in fetch(f"http://{found['privateIPv4Address']}/")
+    assert "It runs." in fetch(f"http://127.0.0.1:{found['hostPort']}/")
+    task_id = task["taskArn"].rpartition("/")[2]
+    why = real_platform.hutch("why", task_id).stdout
+    assert "boot microvm" in why and "start web" in why
+    assert task["containers"][0]["imageDigest"].startswith("sha256:")
+    stopped = stop(ecs, task)
+    assert stopped["containers"][0]["exitCode"] == 0
+    assert "GET / HTTP/1.1" in real_platform.hutch("logs", task_id).stdout
+    events = real_platform.client("logs").filter_log_events(logGroupName="/ecs/web", filterPattern="GET")["events"]
+    assert events
+
+
+def test_killed_processes_lose_nothing(real_platform: Platform) -> None:
+    """kill -9 of the control plane and of the host agent: the task goes on; of QEMU: its true cause is told."""
+    ecs = real_platform.client("ecs")
+    task = launch(ecs)
+    url = f"http://{details(task)['privateIPv4Address']}/"
+    assert "It runs." in fetch(url)
+    for module in ("hutch.apps.control", "hutch.apps.host"):
+        (pid,) = real_platform.pids(module)
+        os.kill(pid, signal.SIGKILL)
+        assert "It runs." in fetch(url)
+    seen = ecs.describe_tasks(tasks=[task["taskArn"]])["tasks"][0]
+    assert seen["lastStatus"] == "RUNNING"
+    # The new agent serves requests, so it has taken the task over before QEMU dies.
+    real_platform.hutch("image", "import", str(Path(__file__).resolve().parents[2] / "build/images/web.tar"))
+    (qemu,) = real_platform.pids("qemu-system")
+    os.kill(qemu, signal.SIGKILL)
+    ecs.get_waiter("tasks_stopped").wait(tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    why = real_platform.hutch("why", task["taskArn"].rpartition("/")[2], "--json").stdout
+    assert "SIGKILL" in why or "killed" in why
+
+
+def test_a_missing_image_is_a_final_cause_within_seconds(real_platform: Platform) -> None:
+    done = real_platform.hutch("run", "127.0.0.1:9/nothing:here", "--name", "gone", check=False)
+    assert done.returncode == 1
+    assert "CannotPullContainerError" in done.stderr

@@ -1,0 +1,106 @@
+"""A real platform for tests: its own data directory, port and address range; started and ended with the hutch command."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Platform:
+    """`hutch up` in a directory. Use `stop` in a finally."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.data_dir = directory / "data"
+        self.environment = {
+            "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": str(directory),
+            "HUTCH_DATA_DIR": str(self.data_dir),
+            "HUTCH_RUN_DIR": str(directory / "run"),
+            "HUTCH_LISTEN": f"127.0.0.1:{free_port()}",
+            "HUTCH_VPC_CIDR": f"10.{random.randrange(100, 199)}.0.0/16",
+            "HUTCH_INGRESS_PORTS": "30000-32000",
+            **{f"HUTCH_{k.upper()}": v for k, v in settings.items()},
+        }
+
+    def hutch(self, *arguments: str, check: bool = True, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [str(BIN / "hutch"), *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+        )
+        if check:
+            assert done.returncode == 0, f"hutch {arguments}: {done.stderr}\n{done.stdout}\n{self.log()}"
+        return done
+
+    def start(self) -> None:
+        self.hutch("up", "--detach")
+
+    def stop(self) -> None:
+        self.hutch("down")
+
+    def log(self) -> str:
+        path = self.data_dir / "hutch.log"
+        return path.read_text()[-6000:] if path.exists() else ""
+
+    def aws_environment(self) -> dict[str, str]:
+        values: dict[str, str] = json.loads(self.hutch("env", "--json").stdout)
+        return {**self.environment, **values}
+
+    def client(self, service: str) -> Any:
+        env = self.aws_environment()
+        return boto3.session.Session().client(
+            service,
+            endpoint_url=env["AWS_ENDPOINT_URL"],
+            region_name=env["AWS_REGION"],
+            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+            config=Config(retries={"total_max_attempts": 4, "mode": "standard"}, inject_host_prefix=False),
+        )
+
+    def pids(self, module: str) -> list[int]:
+        """Processes of this platform that run a module of ours, or (by name) a program."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            ours = f"HUTCH_DATA_DIR={self.data_dir}".encode() in environment or str(self.data_dir) in command
+            if module in command and ours and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        return found
+
+    def leftovers(self) -> list[str]:
+        """What of this platform is still on the host; empty after `stop`."""
+        platform_id = (self.data_dir / "host" / "platform-id").read_text().strip()
+        links = subprocess.run(["/sbin/ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+        rules = subprocess.run(["/usr/sbin/nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+        found = [line for line in links.splitlines() if f"hutch-{platform_id}" in line or f" h{platform_id[:4]}" in line]
+        found += [line for line in rules.splitlines() if platform_id in line]
+        found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.data_dir) in line]
+        found += [f"process {pid}" for pid in self.pids("qemu-system") + self.pids("hutch.apps")]
+        namespaces = Path("/var/run/netns")
+        if namespaces.exists():
+            found += [str(p) for p in namespaces.iterdir() if platform_id in p.name]
+        return found
