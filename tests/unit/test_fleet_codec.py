@@ -1,0 +1,69 @@
+"""Fleet messages on a byte stream: what goes in comes out, and a hostile peer is bounded."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from hutch.base.errors import Invalid
+from hutch.wire import fleet as wire
+from hutch.wire.codec import read_message, write_message
+
+
+class _Writer:
+    """As much of a stream writer as `write_message` uses."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def _written(*messages: wire.FromHost | wire.ToHost) -> bytes:
+    writer = _Writer()
+    for message in messages:
+        write_message(writer, message)  # type: ignore[arg-type]
+    return writer.data
+
+
+def _reader(data: bytes) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    return reader
+
+
+async def test_messages_come_out_as_they_went_in() -> None:
+    sent: list[wire.FromHost] = [
+        wire.Report(seq=7, facts=wire.TaskFacts(task_id="t", status="RUNNING", started_at=1.5)),
+        wire.LogBatch(
+            batch=1,
+            task_id="t",
+            container="c",
+            group="g",
+            stream="s",
+            events=(wire.LogEvent(timestamp_ms=1, message="x\u00e9"),),
+        ),
+        wire.Reply(request_id="r", result={"lines": [{"text": "a"}]}),
+    ]
+    reader = _reader(_written(*sent))
+    assert [await read_message(reader, wire.FromHost) for _ in sent] == sent
+    with pytest.raises(asyncio.IncompleteReadError):
+        await read_message(reader, wire.FromHost)
+
+
+async def test_a_message_of_the_other_direction_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        await read_message(_reader(_written(wire.Ack(seq=1))), wire.FromHost)
+
+
+async def test_a_length_beyond_the_bound_is_refused_before_its_body_is_read() -> None:
+    with pytest.raises(Invalid, match="longer than"):
+        await read_message(_reader(b"\xff\xff\xff\xff"), wire.ToHost)
+
+
+def test_a_message_that_is_too_long_is_not_sent() -> None:
+    reply = wire.Reply(request_id="r", error="x" * (wire.MAX_MESSAGE_BYTES + 1))
+    with pytest.raises(Invalid, match="longer than"):
+        _written(reply)
