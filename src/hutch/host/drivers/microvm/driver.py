@@ -4,7 +4,6 @@ docs/design/microvm.md."""
 import asyncio
 import contextlib
 import os
-import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -46,6 +45,7 @@ from hutch.host.drivers.oci_config import build_process
 from hutch.host.kernel.ext4 import make_ext4
 from hutch.host.kernel.process import ProcessRef, process_use
 from hutch.host.kernel.run import CommandFailed
+from hutch.host.kernel.tsc import host_tsc_khz
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
 
@@ -88,9 +88,10 @@ class MicrovmDriver:
         self._clock = clock
         self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
         self._sandboxes: dict[str, Sandbox] = {}
+        self._tsc_khz: int | None = None
 
     async def fingerprint(self) -> DriverFactMsg:
-        """Whether a guest boots here, and how fast; the answer is remembered."""
+        """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
         try:
             version = await qemu_version()
             image = await asyncio.to_thread(load_guest_image, self._guest_dir)
@@ -100,16 +101,11 @@ class MicrovmDriver:
             return DriverFactMsg(
                 name=self.name, launch_types=self.capabilities.launch_types, healthy=False, reason=reason
             )
+        details = {"accelerator": accelerator, "qemu": version, "guest_kernel": image.kernel_version}
+        if verdict.boot_s:
+            details["boot_ms"] = str(round(verdict.boot_s * 1000))
         return DriverFactMsg(
-            name=self.name,
-            launch_types=self.capabilities.launch_types,
-            healthy=True,
-            details={
-                "accelerator": accelerator,
-                "qemu": version,
-                "guest_kernel": image.kernel_version,
-                "boot_ms": str(round(verdict.boot_s * 1000)),
-            },
+            name=self.name, launch_types=self.capabilities.launch_types, healthy=True, details=details
         )
 
     async def _boot_probe_guest(self, accelerator: str, limit_s: float) -> float:
@@ -196,6 +192,8 @@ class MicrovmDriver:
                 f"the task's disk can't be made: {error}",
                 aws_prefix="ResourceInitializationError",
             ) from None
+        if self._tsc_khz is None:
+            self._tsc_khz = await host_tsc_khz(self._clock) or 0
         images = {d.serial: d.erofs_path for d in plan.image_disks(spec.images).values()}
         request = VmRequest(
             name=self._vm_name(task.task_id),
@@ -208,11 +206,12 @@ class MicrovmDriver:
             ),
             tap=spec.attachment.tap,
             mac=task.interface.mac.lower() if task.interface is not None else "",
+            tsc_khz=self._tsc_khz,
         )
         ref = await asyncio.to_thread(launch, request, files, image)
         sandbox = Sandbox(spec, files, ref, self._clock)
         try:
-            await sandbox.attach(entropy=secrets.token_bytes(ENTROPY_BYTES), hello_timeout_s=limit_s)
+            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
         except BaseException:
             await sandbox.release()
             raise
@@ -225,9 +224,7 @@ class MicrovmDriver:
         ref = _process_of(handle)
         sandbox = Sandbox(spec, VmFiles(handle.state["directory"]), ref, self._clock)
         try:
-            answer = await sandbox.attach(
-                entropy=secrets.token_bytes(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S
-            )
+            answer = await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S)
             sandbox.take_over(answer.containers)
         except BaseException:
             await sandbox.release()

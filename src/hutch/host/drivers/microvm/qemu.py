@@ -48,6 +48,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[Disk, ...] = ()
     tap_fd: int | None = None
     mac: str = ""
+    tsc_khz: int = 0
+    """Frequency of the host's time stamp counter; 0: the guest shall measure it."""
 
 
 def vm_memory_mib(task_memory_mib: int) -> int:
@@ -80,12 +82,15 @@ def inherited_fds(spec: VmSpec) -> Sequence[int]:
     return fds if spec.tap_fd is None else [*fds, spec.tap_fd]
 
 
-def kernel_arguments(accelerator: str) -> str:
+def kernel_arguments(accelerator: str, tsc_khz: int) -> str:
     """The guest kernel's command line. A panic restarts at once, which ends the VM (see `-action`)."""
     words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests"]
     if accelerator == "tcg":
         # An emulated CPU does not speculate, and its clock is the host's.
         words += ["mitigations=off", "tsc=reliable"]
+        if tsc_khz:
+            # Measured by the guest on a busy host, it may be missing: then no timer ticks, and the boot hangs.
+            words.append(f"tsc_early_khz={tsc_khz}")
     return " ".join(words)
 
 
@@ -112,7 +117,7 @@ def _kernel(spec: VmSpec) -> list[str]:
     return [
         "-kernel", f"/proc/self/fd/{spec.kernel_fd}",
         "-initrd", f"/proc/self/fd/{spec.initrd_fd}",
-        "-append", kernel_arguments(spec.accelerator),
+        "-append", kernel_arguments(spec.accelerator, spec.tsc_khz),
     ]  # fmt: skip
 
 

@@ -96,6 +96,10 @@ class Sandbox:
             self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
             status = await self._qmp.execute("query-status")
         except QmpError as error:
+            # A monitor that is not there most often means a process that is not: then that is the cause.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
+                    await self._over.wait()
             raise DriverError("VmMonitorFailed", error.message) from None
         if status.get("status") in _ENDED_STATES:
             self._shut_down(self._shutdown_reason)

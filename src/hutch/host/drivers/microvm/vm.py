@@ -59,6 +59,7 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[tuple[str, str, bool], ...] = ()
     tap: str = ""
     mac: str = ""
+    tsc_khz: int = 0
 
 
 def load_guest_image(directory: Path) -> GuestImage:
@@ -150,6 +151,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         disks=disks,
         tap_fd=tap_fd,
         mac=request.mac,
+        tsc_khz=request.tsc_khz,
     )
 
 
