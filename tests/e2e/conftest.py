@@ -20,7 +20,7 @@ def fake_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform
 
 @pytest.fixture(scope="module")
 def real_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    platform = Platform(tmp_path_factory.mktemp("real"))
+    platform = Platform(tmp_path_factory.mktemp("real"), drivers="microvm")
     platform.start()
     try:
         platform.hutch("image", "import", str(WEB_IMAGE), "localhost/web:latest")

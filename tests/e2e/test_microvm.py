@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -52,14 +54,15 @@ def details(task: dict[str, Any]) -> dict[str, str]:
 
 
 def fetch(url: str) -> str:
-    """Waits for the server inside to listen; a refused connection is asked again."""
-    for _ in range(200):
+    """Waits for the server inside to listen: nobody tells us when, so a refused connection is tried again."""
+    deadline = time.monotonic() + 30
+    while True:
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return str(answer.read().decode())
         except OSError:
-            continue
-    raise AssertionError(f"{url} does not answer")
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            threading.Event().wait(0.05)
 
 
 def stop(ecs: Any, task: dict[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,13 @@ class Platform:
             region_name=env["AWS_REGION"],
             aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-            config=Config(retries={"total_max_attempts": 4, "mode": "standard"}, inject_host_prefix=False),
+            config=Config(retries={"total_max_attempts": 12, "mode": "standard"}, inject_host_prefix=False),
         )
+
+    @property
+    def platform_id(self) -> str:
+        """What is in the name of everything that the platform makes on the host."""
+        return (self.data_dir / "host" / "platform-id").read_text().strip()
 
     def pids(self, module: str) -> list[int]:
         """Processes of this platform that run a module of ours, or (by name) a program."""
@@ -86,14 +91,14 @@ class Platform:
                 environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            ours = f"HUTCH_DATA_DIR={self.data_dir}".encode() in environment or str(self.data_dir) in command
+            ours = f"HUTCH_DATA_DIR={self.data_dir}\0".encode() in environment or self.platform_id in command
             if module in command and ours and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
         return found
 
     def leftovers(self) -> list[str]:
         """What of this platform is still on the host; empty after `stop`."""
-        platform_id = (self.data_dir / "host" / "platform-id").read_text().strip()
+        platform_id = self.platform_id
         links = subprocess.run(["/sbin/ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         rules = subprocess.run(["/usr/sbin/nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
         found = [line for line in links.splitlines() if f"hutch-{platform_id}" in line or f" h{platform_id[:4]}" in line]

@@ -185,16 +185,18 @@ class HostSession:
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
-        async with asyncio.TaskGroup() as group:
-            workers = [group.create_task(self._apply_reports()), group.create_task(self._store_logs())]
-            try:
-                await self._receive()
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                for future in self._pending.values():
-                    if not future.done():
-                        future.set_exception(Unavailable("the host's connection ended before it answered"))
+        parts = [asyncio.create_task(p) for p in (self._receive(), self._apply_reports(), self._store_logs())]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+            for future in self._pending.values():
+                if not future.done():
+                    future.set_exception(Unavailable("the host's connection ended before it answered"))
+        # Whichever part ended first says why: most often that the connection did.
+        done.pop().result()
 
     def close(self) -> None:
         self._writer.close()
