@@ -136,7 +136,7 @@ def main() -> None:
     say(f"inside:  http://{found['privateIPv4Address']}/")
     say(f"outside: {found['url']}")
     say(f"and it answers: {' '.join(page.split())[:100]}")
-    say("go on: eval \"$(.venv/bin/hutch env)\"; aws ecs list-tasks --cluster demo; .venv/bin/hutch down")
+    say('go on: eval "$(.venv/bin/hutch env)"; aws ecs list-tasks --cluster demo; .venv/bin/hutch down')
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def settings() -> str:
 
 def main() -> None:
     pages = {"api-coverage.md": coverage(), "settings.md": settings()}
-    stale = [n for n, text in pages.items() if not (REFERENCE / n).exists() or (REFERENCE / n).read_text() != text]
+    stale = [
+        n for n, text in pages.items() if not (REFERENCE / n).exists() or (REFERENCE / n).read_text() != text
+    ]
     if "--check" in sys.argv:
         if stale:
             sys.exit(f"docs/reference is out of date ({', '.join(stale)}); run `make docs`")

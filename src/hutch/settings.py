@@ -94,8 +94,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="drivers",
         type=str,
-        default="microvm,container",
-        help="Drivers to offer, by preference: microvm, container, fake.",
+        default="microvm",
+        help="Drivers to offer, by preference: microvm (launch type FARGATE), fake (all, for tests).",
     ),
     Setting(
         name="host_clusters",

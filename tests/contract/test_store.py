@@ -89,7 +89,9 @@ async def test_a_unit_of_work_that_raises_takes_back_itself_only(store: Store) -
 
 
 async def test_scans_go_by_prefix_order_position_and_limit(store: Store) -> None:
-    await put(store, *(token(s, t, a) for s, t, a in [("s", "b", 3), ("s", "a", 1), ("sa", "c", 2), ("t", "a", 4)]))
+    await put(
+        store, *(token(s, t, a) for s, t, a in [("s", "b", 3), ("s", "a", 1), ("sa", "c", 2), ("t", "a", 4)])
+    )
     with store.read() as reader:
         scan = reader.scan
         table = tables.IDEMPOTENCY_TOKENS
@@ -142,7 +144,9 @@ _operations = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=_operations)
-def test_all_backends_end_in_the_same_state(operations: list[tuple[str, str, float]], tmp_path_factory: Any) -> None:
+def test_all_backends_end_in_the_same_state(
+    operations: list[tuple[str, str, float]], tmp_path_factory: Any
+) -> None:
     async def outcome(store: Store) -> list[Any]:
         await store.open()
         for verb, name, age in operations:

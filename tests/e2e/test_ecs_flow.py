@@ -27,13 +27,21 @@ def register(ecs: Any, family: str, *, environment: dict[str, str] | None = None
         "environment": [{"name": k, "value": v} for k, v in (environment or {}).items()],
         **more.pop("container", {}),
     }
-    given = {"networkMode": "awsvpc", "requiresCompatibilities": ["FARGATE"], "cpu": "256", "memory": "512", **more}
+    given = {
+        "networkMode": "awsvpc",
+        "requiresCompatibilities": ["FARGATE"],
+        "cpu": "256",
+        "memory": "512",
+        **more,
+    }
     answer = ecs.register_task_definition(family=family, containerDefinitions=[container], **given)
     return str(answer["taskDefinition"]["taskDefinitionArn"])
 
 
 def run(ecs: Any, definition: str, **more: Any) -> list[str]:
-    answer = ecs.run_task(**{"cluster": "flow", "taskDefinition": definition, "launchType": "FARGATE", **more})
+    answer = ecs.run_task(
+        **{"cluster": "flow", "taskDefinition": definition, "launchType": "FARGATE", **more}
+    )
     assert answer["failures"] == []
     return [t["taskArn"] for t in answer["tasks"]]
 
@@ -51,7 +59,9 @@ def test_a_task_runs_and_is_stopped(ecs: Any) -> None:
     assert task["tags"] == [{"key": "a", "value": "b"}] and task["startedBy"] == "me"
     assert task["connectivity"] == "CONNECTED" and task["platformVersion"] == "1.4.0"
     details = {d["name"]: d["value"] for d in task["attachments"][0]["details"]}
-    assert details["privateIPv4Address"] == task["containers"][0]["networkInterfaces"][0]["privateIpv4Address"]
+    assert (
+        details["privateIPv4Address"] == task["containers"][0]["networkInterfaces"][0]["privateIpv4Address"]
+    )
     assert ecs.list_tasks(cluster="flow", startedBy="me")["taskArns"]
     ecs.stop_task(cluster="flow", task=arns[0], reason="enough")
     stopped = wait(ecs, arns[:1], "STOPPED")[0]
@@ -67,7 +77,9 @@ def test_a_task_runs_and_is_stopped(ecs: Any) -> None:
         ({"HUTCH_FAKE_RUN_MS": "50", "HUTCH_FAKE_EXIT": "0"}, "EssentialContainerExited", "", 0),
     ],
 )
-def test_an_exit_ends_the_task(ecs: Any, dials: dict[str, str], code: str, reason: str, exit_code: int) -> None:
+def test_an_exit_ends_the_task(
+    ecs: Any, dials: dict[str, str], code: str, reason: str, exit_code: int
+) -> None:
     task = wait(ecs, run(ecs, register(ecs, "exits", environment=dials)), "STOPPED")[0]
     assert task["stopCode"] == code
     assert task["stoppedReason"] == "Essential container in task exited"
@@ -108,8 +120,15 @@ def test_the_same_token_gives_the_same_tasks(ecs: Any) -> None:
         ({"enableExecuteCommand": True}, "UnsupportedFeatureException", "ECS Exec"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_awss_words(ecs: Any, given: dict[str, Any], code: str, words: str) -> None:
-    arguments = {"cluster": "flow", "taskDefinition": register(ecs, "refused"), "launchType": "FARGATE", **given}
+def test_what_cannot_be_run_is_refused_in_awss_words(
+    ecs: Any, given: dict[str, Any], code: str, words: str
+) -> None:
+    arguments = {
+        "cluster": "flow",
+        "taskDefinition": register(ecs, "refused"),
+        "launchType": "FARGATE",
+        **given,
+    }
     with pytest.raises(ClientError) as refused:
         ecs.run_task(**arguments)
     assert refused.value.response["Error"]["Code"] == code
@@ -139,11 +158,15 @@ def test_task_definitions_have_revisions(ecs: Any) -> None:
     assert ecs.describe_task_definition(taskDefinition="revised")["taskDefinition"]["revision"] == 2
     ecs.deregister_task_definition(taskDefinition="revised:2")
     assert ecs.describe_task_definition(taskDefinition="revised")["taskDefinition"]["revision"] == 1
-    assert ecs.list_task_definitions(familyPrefix="revised", status="INACTIVE")["taskDefinitionArns"] == [second]
+    assert ecs.list_task_definitions(familyPrefix="revised", status="INACTIVE")["taskDefinitionArns"] == [
+        second
+    ]
     deleted = ecs.delete_task_definitions(taskDefinitions=["revised:2"])["taskDefinitions"]
     assert deleted[0]["status"] == "DELETE_IN_PROGRESS"
     assert register(ecs, "revised").endswith(":3")
-    pages = ecs.get_paginator("list_task_definitions").paginate(familyPrefix="revised", PaginationConfig={"PageSize": 1})
+    pages = ecs.get_paginator("list_task_definitions").paginate(
+        familyPrefix="revised", PaginationConfig={"PageSize": 1}
+    )
     assert [a for p in pages for a in p["taskDefinitionArns"]] == [first, first[:-1] + "3"]
 
 
@@ -153,7 +176,10 @@ def test_task_definitions_have_revisions(ecs: Any) -> None:
         ({"networkMode": "bridge"}, "Fargate only supports network mode ‘awsvpc’."),
         ({"containerDefinitions": []}, "Container list cannot be empty."),
         ({"cpu": "banana"}, "Invalid 'cpu' setting for task"),
-        ({"containerDefinitions": [{"name": "a", "image": ""}]}, "Container.image should not be null or empty."),
+        (
+            {"containerDefinitions": [{"name": "a", "image": ""}]},
+            "Container.image should not be null or empty.",
+        ),
         (
             {"containerDefinitions": [{"name": "a", "image": "x", "essential": False}]},
             "Task definition doesn't have any essential container",
@@ -187,7 +213,9 @@ def test_a_wrong_definition_is_refused(ecs: Any, change: dict[str, Any], words: 
 
 def test_container_instances_show_the_host(ecs: Any) -> None:
     arns = ecs.list_container_instances(cluster="flow")["containerInstanceArns"]
-    instance = ecs.describe_container_instances(cluster="flow", containerInstances=arns)["containerInstances"][0]
+    instance = ecs.describe_container_instances(cluster="flow", containerInstances=arns)[
+        "containerInstances"
+    ][0]
     assert instance["agentConnected"] and instance["status"] == "ACTIVE"
     ecs.update_container_instances_state(cluster="flow", containerInstances=arns, status="DRAINING")
     assert ecs.list_container_instances(cluster="flow", status="DRAINING")["containerInstanceArns"] == arns
@@ -231,7 +259,13 @@ def test_the_aws_cli_v1_works_unmodified(fake_platform: Platform, ecs: Any) -> N
 def test_the_aws_cli_v2_works_unmodified(fake_platform: Platform, ecs: Any) -> None:
     environment = fake_platform.aws_environment()
     done = subprocess.run(
-        ["/usr/bin/aws", "--endpoint-url", environment["AWS_ENDPOINT_URL"], "ecs", "list-task-definition-families"],
+        [
+            "/usr/bin/aws",
+            "--endpoint-url",
+            environment["AWS_ENDPOINT_URL"],
+            "ecs",
+            "list-task-definition-families",
+        ],
         env=environment,
         capture_output=True,
         text=True,

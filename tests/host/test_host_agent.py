@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.fleet_control import Host, make_container, make_task
 
 from hutch.base.clock import SystemClock
 from hutch.host.agent.taskfile import FILE_NAME, load
-from hutch.host.drivers.contract import DriverError, HostFault
+from hutch.host.drivers.contract import DriverError, Handle, HostFault, SandboxEvent
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.images.contract import ImageFault
 from hutch.wire import fleet as wire
@@ -197,6 +198,23 @@ async def test_what_ignores_its_signal_is_killed_and_that_is_told(host: Host) ->
     facts = await control.until_status(ID, "STOPPED")
     assert facts.containers[0].exit_code == 137
     assert [c.kind for c in facts.causes] == ["StopTimeout"]
+
+
+@pytest.mark.parametrize("at", [0.0, 1e18])
+async def test_a_guest_that_lies_about_the_time_is_not_believed(host: Host, at: float) -> None:
+    driver = FakeDriver(clock=SystemClock())
+    events = driver.events
+
+    async def lying(handle: Handle) -> AsyncIterator[SandboxEvent]:
+        async for event in events(handle):
+            yield msgspec.structs.replace(event, at=at)
+
+    driver.events = lying  # type: ignore[method-assign]
+    await host.start_agent(driver)
+    host.control.assign(make_task(ID, make_container(RUN_MS=20)))
+    facts = await host.control.until_status(ID, "STOPPED")
+    container = facts.containers[0]
+    assert container.started_at <= container.finished_at <= facts.stopped_at
 
 
 async def test_a_sandbox_that_vanishes(host: Host) -> None:

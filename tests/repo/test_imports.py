@@ -95,5 +95,9 @@ def test_the_typed_settings_are_the_declared_ones() -> None:
     assert declared == typed
     source = ast.parse((SRC / "settings.py").read_text())
     classes = [n for n in ast.walk(source) if isinstance(n, ast.ClassDef) and n.name == "Settings"]
-    annotated = {s.target.id for s in classes[0].body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+    annotated = {
+        s.target.id
+        for s in classes[0].body
+        if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
+    }
     assert annotated == {s.name for s in SETTINGS}

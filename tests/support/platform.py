@@ -37,7 +37,9 @@ class Platform:
             **{f"HUTCH_{k.upper()}": v for k, v in settings.items()},
         }
 
-    def hutch(self, *arguments: str, check: bool = True, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+    def hutch(
+        self, *arguments: str, check: bool = True, timeout_s: float = 180
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [str(BIN / "hutch"), *arguments],
             env=self.environment,
@@ -100,10 +102,18 @@ class Platform:
         """What of this platform is still on the host; empty after `stop`."""
         platform_id = self.platform_id
         links = subprocess.run(["/sbin/ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        rules = subprocess.run(["/usr/sbin/nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-        found = [line for line in links.splitlines() if f"hutch-{platform_id}" in line or f" h{platform_id[:4]}" in line]
+        rules = subprocess.run(
+            ["/usr/sbin/nft", "list", "tables"], capture_output=True, text=True, check=True
+        ).stdout
+        found = [
+            line
+            for line in links.splitlines()
+            if f"hutch-{platform_id}" in line or f" h{platform_id[:4]}" in line
+        ]
         found += [line for line in rules.splitlines() if platform_id in line]
-        found += [line for line in Path("/proc/mounts").read_text().splitlines() if str(self.data_dir) in line]
+        found += [
+            line for line in Path("/proc/mounts").read_text().splitlines() if str(self.data_dir) in line
+        ]
         found += [f"process {pid}" for pid in self.pids("qemu-system") + self.pids("hutch.apps")]
         namespaces = Path("/var/run/netns")
         if namespaces.exists():

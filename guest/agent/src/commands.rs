@@ -43,7 +43,8 @@ pub fn configure(given: &Value) -> Result<Value, String> {
         std::fs::write("/etc/machine-id", format!("{}\n", id)).map_err(|e| format!("machine-id: {}", e))?;
     }
     if let Some(limit) = given["memory_bytes"].as_u64() {
-        std::fs::write("/sys/fs/cgroup/hutch/memory.max", limit.to_string()).map_err(|e| format!("memory.max: {}", e))?;
+        std::fs::write("/sys/fs/cgroup/hutch/memory.max", limit.to_string())
+            .map_err(|e| format!("memory.max: {}", e))?;
     }
     let interfaces = given["interfaces"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !interfaces.is_empty() {

@@ -16,7 +16,10 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// How far one start of a container is.
 pub enum Stage {
     /// crun works on it; the request to answer when it is done.
-    Starting { request: u64, runtime_pid: i32 },
+    Starting {
+        request: u64,
+        runtime_pid: i32,
+    },
     Running,
     Exited,
 }

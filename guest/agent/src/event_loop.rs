@@ -70,10 +70,7 @@ pub fn run(options: &Options) -> Result<(), String> {
 
 impl Agent<'_> {
     fn turn(&mut self, signals: RawFd) {
-        let mut fds = vec![
-            libc::pollfd { fd: signals, events: libc::POLLIN, revents: 0 },
-            self.channel.poll_entry(),
-        ];
+        let mut fds = vec![libc::pollfd { fd: signals, events: libc::POLLIN, revents: 0 }, self.channel.poll_entry()];
         let pipes: Vec<RawFd> = self.containers.iter().flat_map(|c| c.logs.poll_fds()).collect();
         let probes = self.probes.iter().map(|p| p.pipe).filter(|fd| *fd >= 0);
         fds.extend(pipes.into_iter().chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));

@@ -34,9 +34,7 @@ pub fn mount(source: &str, target: &str, kind: &str, flags: libc::c_ulong, data:
     let (source, target) = (c_string(source)?, c_string(target)?);
     let (kind, data) = (c_string(kind)?, c_string(data)?);
     // SAFETY: all pointers are NUL-terminated strings that live until the call returns.
-    let result = unsafe {
-        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
-    };
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
     check(i64::from(result)).map(drop)
 }
 
@@ -60,8 +58,7 @@ pub fn load_module(path: &Path) -> io::Result<()> {
     let file = std::fs::File::open(path)?;
     let no_parameters = c_string("")?;
     // SAFETY: the fd is open and the pointer a NUL-terminated string, both until the call returns.
-    let result =
-        unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), no_parameters.as_ptr(), 0) };
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), no_parameters.as_ptr(), 0) };
     match check(result) {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
         other => other.map(drop),

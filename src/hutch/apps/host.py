@@ -111,7 +111,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
 
 
 def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Driver:
-    clock, ids = SystemClock(), RandomIds()
+    clock = SystemClock()
     if name == "fake":
         return FakeDriver(clock=clock)
     if name == "microvm":
@@ -124,13 +124,7 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             accelerator=settings.accelerator,
             clock=clock,
         )
-    if name == "container":
-        from hutch.host.drivers.container.driver import ContainerDriver
-
-        return ContainerDriver(
-            platform_id=platform_id, run_dir=paths.run / "containers", clock=clock, ids=ids
-        )
-    raise Invalid(f"--drivers: {name!r} is not one of microvm, container, fake")
+    raise Invalid(f"--drivers: {name!r} is not one of microvm, fake")
 
 
 class _NoIngress:

@@ -371,7 +371,9 @@ class TaskRunner:
             oom_process=status.oom_process,
             oom_rss_bytes=status.oom_rss_bytes,
         )
-        return self._machine.exited(name, how, event.at)
+        # The time is the guest's word: never before the start, nor in the future.
+        at = min(max(event.at, state.started_at or 0.0), self._now())
+        return self._machine.exited(name, how, at)
 
     def _container_started(self, name: str, runtime_id: str, started_at: float) -> list[rules.Action]:
         self._seen.runtime_ids[name] = runtime_id
@@ -381,7 +383,7 @@ class TaskRunner:
 
     def _sandbox_exited(self, event: SandboxExited) -> list[rules.Action]:
         cause = CauseLink(kind=event.kind, text=event.text, evidence=event.evidence, fix=event.fix)
-        return self._machine.sandbox_gone(event.text, cause, event.at)
+        return self._machine.sandbox_gone(event.text, cause, min(event.at, self._now()))
 
     async def _carry_out(self, actions: list[rules.Action]) -> None:
         """Tell what changed, then do what follows from it."""

@@ -243,13 +243,13 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
             }
         )
     for mount in container.mounts:
-        options = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
+        bind = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
         mounts.append(
             {
                 "destination": mount.path,
                 "type": "bind",
                 "source": context.volumes[mount.volume],
-                "options": options,
+                "options": bind,
             }
         )
     for path, source in context.files.items():

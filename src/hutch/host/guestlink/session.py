@@ -44,6 +44,8 @@ READ_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 4 * MAX_FRAME_BYTES
 MAX_REPORTED_DROPS = 10
 REQUEST_TIMEOUT_S = 30.0
+HELLO_INTERVAL_S = 1.0
+HELLO_FRESH_NS = 100_000_000
 
 
 class GuestLinkError(HutchError):
@@ -118,51 +120,71 @@ class GuestSession:
         """Frames that were dropped because they were not what the protocol says."""
         return self._decoder.dropped + self._malformed
 
-    async def hello(self, *, time_ns: int, entropy: bytes, timeout_s: float) -> HelloAnswer:
-        """Greet: sets the guest's clock, seeds its generator; it then tells again what was not
-        acknowledged."""
-        answer = await self.request(
-            "hello",
-            HelloAnswer,
-            timeout_s=timeout_s,
-            version=PROTOCOL_VERSION,
-            time_ns=time_ns,
-            entropy=entropy.hex(),
-        )
-        if answer.version != PROTOCOL_VERSION:
-            raise GuestRefused(
-                "VersionMismatch", f"the guest speaks version {answer.version}, not {PROTOCOL_VERSION}"
-            )
-        return answer
+    async def hello(self, *, now_ns: Callable[[], int], entropy: bytes, timeout_s: float) -> HelloAnswer:
+        """Greet: sets the guest's clock, seeds its generator; it then tells again what was not acknowledged.
+
+        Said again until it is answered: an answer that was on its way while the channel changed hands is lost. And
+        said once more if the answer took long, since the time that it carried was then out of date (a VM that boots
+        reads its first greeting a second after it was written). Raises as `request`.
+        """
+        attempts: dict[asyncio.Future[msgspec.Raw], tuple[int, int]] = {}
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    time_ns = now_ns()
+                    request_id, future = self._ask(
+                        "hello", {"version": PROTOCOL_VERSION, "time_ns": time_ns, "entropy": entropy.hex()}
+                    )
+                    attempts[future] = (request_id, time_ns)
+                    done, _ = await asyncio.wait(
+                        attempts, timeout=HELLO_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for answered in done:
+                        answer = _hello_answer(answered.result())
+                        if now_ns() - attempts[answered][1] <= HELLO_FRESH_NS:
+                            return answer
+                        del self._pending[attempts.pop(answered)[0]]
+        except TimeoutError:
+            raise GuestSilent(f"the guest did not answer hello within {timeout_s:g} s") from None
+        finally:
+            for future, (request_id, _) in attempts.items():
+                self._pending.pop(request_id, None)
+                if not future.cancel():
+                    future.exception()
 
     async def request(
         self, operation: str, answer_type: type[T], *, timeout_s: float = REQUEST_TIMEOUT_S, **members: Any
     ) -> T:
-        """Ask, and wait for the answer. Raises `GuestGone`, `GuestSilent`, `GuestRefused`; `ValueError` if
-        the request is longer than a frame."""
-        if self.closed.is_set():
-            raise GuestGone("the guest's channel is closed")
-        request_id = self._next_id
-        self._next_id += 1
-        frame = encode_frame(CONTROL, 0, encode_request(request_id, operation, members))
-        if self._unsent() > MAX_UNSENT_BYTES:
-            raise GuestSilent(f"the guest does not read what it is told ({operation})")
-        future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._pending[request_id] = future
+        """Ask, and wait for the answer. Raises `GuestGone`, `GuestSilent`, `GuestRefused`; `ValueError` if the
+        request is longer than a frame."""
+        request_id, future = self._ask(operation, members)
         try:
-            self._writer.write(frame)
             async with asyncio.timeout(timeout_s):
                 raw = await future
         except TimeoutError:
             raise GuestSilent(f"the guest did not answer {operation} within {timeout_s:g} s") from None
         finally:
-            del self._pending[request_id]
+            self._pending.pop(request_id, None)
         answer = parse_answer(raw, answer_type)
         if answer is None:
             raise GuestRefused(
                 "Malformed", f"the guest's answer to {operation} is not what the protocol says"
             )
         return answer
+
+    def _ask(self, operation: str, members: dict[str, Any]) -> tuple[int, asyncio.Future[msgspec.Raw]]:
+        """Send a request; its id, under which it stays pending, and the future answer."""
+        if self.closed.is_set():
+            raise GuestGone("the guest's channel is closed")
+        if self._unsent() > MAX_UNSENT_BYTES:
+            raise GuestSilent(f"the guest does not read what it is told ({operation})")
+        request_id = self._next_id
+        self._next_id += 1
+        frame = encode_frame(CONTROL, 0, encode_request(request_id, operation, members))
+        future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = future
+        self._writer.write(frame)
+        return request_id, future
 
     def acknowledge_event(self, seq: int) -> None:
         """The event, and all before it, need not be told again."""
@@ -250,3 +272,14 @@ class GuestSession:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+def _hello_answer(raw: msgspec.Raw) -> HelloAnswer:
+    answer = parse_answer(raw, HelloAnswer)
+    if answer is None:
+        raise GuestRefused("Malformed", "the guest's answer to hello is not what the protocol says")
+    if answer.version != PROTOCOL_VERSION:
+        raise GuestRefused(
+            "VersionMismatch", f"the guest speaks version {answer.version}, not {PROTOCOL_VERSION}"
+        )
+    return answer

@@ -138,5 +138,3 @@ def read_sysctl(name: str) -> str:
 
 def write_sysctl(name: str, value: str) -> None:
     (Path("/proc/sys") / name.replace(".", "/")).write_text(value)
-
-

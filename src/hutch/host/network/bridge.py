@@ -93,9 +93,7 @@ class BridgeNetwork:
         """Remove the task's port, namespace and rules; also if they never were."""
         port = netplan.port_name(self._platform_id, task.task_id)
         await self._netlink(lambda ip: links.delete_link(ip, port))
-        await asyncio.to_thread(
-            links.delete_namespace, netplan.netns_name(self._platform_id, task.task_id)
-        )
+        await asyncio.to_thread(links.delete_namespace, netplan.netns_name(self._platform_id, task.task_id))
         if task.interface is not None:
             interface = task.interface
             rules = netplan.detach_rules(self._platform_id, port, interface.mac, interface.address)

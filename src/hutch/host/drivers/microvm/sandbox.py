@@ -111,7 +111,7 @@ class Sandbox:
             first_id=int(self._clock.now() * 1000) * 1000,
         )
         return await self._session.hello(
-            time_ns=int(self._clock.now() * 1e9), entropy=entropy, timeout_s=hello_timeout_s
+            now_ns=lambda: int(self._clock.now() * 1e9), entropy=entropy, timeout_s=hello_timeout_s
         )
 
     def take_over(self, containers: tuple[GuestContainer, ...]) -> None:
