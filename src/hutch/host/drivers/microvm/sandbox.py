@@ -100,7 +100,7 @@ class Sandbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
                     await self._over.wait()
-            raise DriverError("VmMonitorFailed", error.message) from None
+            raise self.gone() if self.ended else DriverError("VmMonitorFailed", error.message) from None
         if status.get("status") in _ENDED_STATES:
             self._shut_down(self._shutdown_reason)
             await self._over.wait()
