@@ -45,16 +45,6 @@ impl Backlog {
         self.pipes.iter().map(|(_, fd)| *fd).collect()
     }
 
-    /// Whether all was read and the host has it all.
-    pub fn is_done(&self) -> bool {
-        self.pipes.is_empty() && self.entries.is_empty()
-    }
-
-    /// Whether all was read (the writing ends are closed).
-    pub fn is_drained(&self) -> bool {
-        self.pipes.is_empty()
-    }
-
     /// The last sequence number given out.
     pub fn last_seq(&self) -> u64 {
         self.next_seq - 1
