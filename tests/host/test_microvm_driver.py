@@ -276,7 +276,7 @@ async def test_destroy_works_twice_and_while_a_start_hangs(bench: Bench) -> None
     os.kill(handle.state["pid"], signal.SIGSTOP)
     hanging = asyncio.create_task(bench.driver.start_container(handle, one))
     events = bench.driver.events(handle)
-    waiting = asyncio.create_task(anext(events))
+    waiting = asyncio.create_task(next_event(events))
     await asyncio.sleep(0)
     await bench.driver.destroy(handle)
     with pytest.raises(DriverError):
@@ -350,6 +350,29 @@ async def test_the_guest_reaches_the_host_over_its_tap(bench: Bench) -> None:
         await bench.driver.destroy(handle)
     finally:
         subprocess.run(["ip", "link", "delete", tap], check=True)
+
+
+async def test_a_privileged_container_has_all_of_its_vm(bench: Bench) -> None:
+    script = (
+        "test -c /dev/fuse && test -c /dev/kmsg && mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo rooted"
+    )
+    root = container("root", script, privileged=True)
+    plain = container("plain", "mount -t tmpfs none /tmp || test -c /dev/kmsg || echo walled")
+    handle = await bench.create(bench.spec(root, plain))
+    events = bench.driver.events(handle)
+    await bench.driver.start_container(handle, root)
+    assert (await exit_of(events, "root")).status.exit_code == 0, bench.log_text("root")
+    await bench.driver.start_container(handle, plain)
+    await exit_of(events, "plain")
+    assert bench.log_text("plain").endswith("walled\n")
+
+
+async def test_what_a_microvm_lacks_is_refused_before_anything_is_made(bench: Bench) -> None:
+    for wrong in ({"tty": True}, {"init_process": True}):
+        with pytest.raises(DriverError) as caught:
+            await bench.driver.create(bench.spec(container("one", "true", **wrong)))
+        assert caught.value.kind == "NotServed"
+    assert not (bench.directory / "vm").exists()
 
 
 async def test_a_flood_of_output_arrives_whole(bench: Bench) -> None:

@@ -45,6 +45,13 @@ _DEVICES = (
 )
 
 
+_TMPFS_OPTIONS = frozenset((
+    "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "mand",
+    "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime",
+    "nostrictatime", "mode", "uid", "gid", "size", "nr_inodes", "nr_blocks", "mpol",
+))  # fmt: skip
+
+
 class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration needs besides the container itself."""
 
@@ -92,7 +99,7 @@ def build_process(container: ContainerSpec, image: RootImage, context: OciContex
         "terminal": False,
         "user": {"uid": uid, "gid": gid, "additionalGids": groups},
         "args": arguments(container, image),
-        "env": environment(container, image, home),
+        "env": environment(container, image, home, context.hostname),
         "cwd": container.working_directory or image.config.get("WorkingDir") or "/",
         "capabilities": {
             "bounding": capabilities,
@@ -127,10 +134,10 @@ def arguments(container: ContainerSpec, image: RootImage) -> list[str]:
     return result
 
 
-def environment(container: ContainerSpec, image: RootImage, home: str) -> list[str]:
+def environment(container: ContainerSpec, image: RootImage, home: str, hostname: str) -> list[str]:
     """The image's environment, then the container's; PATH, HOME and HOSTNAME if neither sets them."""
     values: dict[str, str] = {}
-    for item in [DEFAULT_PATH, *(image.config.get("Env") or ())]:
+    for item in [DEFAULT_PATH, f"HOSTNAME={hostname}", *(image.config.get("Env") or ())]:
         name, _, value = str(item).partition("=")
         values[name] = value
     values.setdefault("HOME", home)
@@ -192,21 +199,30 @@ def _rlimits(container: ContainerSpec, hard_nofile: int) -> list[dict[str, Any]]
     limits = {"nofile": (DEFAULT_NOFILE, DEFAULT_NOFILE), **container.ulimits}
     limits["nofile"] = (min(limits["nofile"][0], hard_nofile), min(limits["nofile"][1], hard_nofile))
     return [
-        {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard}
+        {"type": f"RLIMIT_{name.upper()}", "soft": _limit(soft), "hard": _limit(hard)}
         for name, (soft, hard) in limits.items()
     ]
+
+
+def _limit(value: int) -> int:
+    """-1 means no limit, which the runtime specification writes as the largest number."""
+    return value if value >= 0 else 2**64 - 1
+
+
+def _dev_mount(container: ContainerSpec, context: OciContext) -> dict[str, Any]:
+    if container.privileged and context.owns_kernel:
+        # All devices of the VM, which is the container's own: FUSE, loop devices, nested containers work.
+        options = ["rbind", "rprivate", "nosuid"]
+        return {"destination": "/dev", "type": "bind", "source": "/dev", "options": options}
+    options = ["nosuid", "strictatime", "mode=755", "size=65536k"]
+    return {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": options}
 
 
 def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
     sysfs_options = ["nosuid", "noexec", "nodev", "rw" if container.privileged else "ro"]
     mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        {
-            "destination": "/dev",
-            "type": "tmpfs",
-            "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
-        },
+        _dev_mount(container, context),
         {
             "destination": "/dev/pts",
             "type": "devpts",
@@ -234,6 +250,7 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
         },
     ]
     for path, options in container.tmpfs.items():
+        _check_tmpfs(container.name, path, options)
         mounts.append(
             {
                 "destination": path,
@@ -257,6 +274,18 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
             {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}
         )
     return mounts
+
+
+def _check_tmpfs(name: str, path: str, options: Sequence[str]) -> None:
+    """Nothing but what a tmpfs takes: "bind" among the options would mount something of the host."""
+    for option in options:
+        if option.partition("=")[0] not in _TMPFS_OPTIONS:
+            raise DriverError(
+                "InvalidTmpfs",
+                f'container "{name}" wants {path} mounted with {option[:50]!r}, which is no option of a tmpfs',
+                fix="correct linuxParameters.tmpfs",
+                aws_prefix="CannotCreateContainerError",
+            )
 
 
 def _resources(container: ContainerSpec) -> dict[str, Any]:

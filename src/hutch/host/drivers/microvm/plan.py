@@ -52,8 +52,24 @@ def check_task(spec: SandboxSpec) -> None:
             "a microVM can't mount a directory of the host",
             fix="leave out host.sourcePath, or use launch type EC2",
         )
+    for container in task.containers:
+        _refuse_what_the_guest_lacks(container)
     if task.memory_mib <= 0 or task.ephemeral_gib <= 0:
         raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
+
+
+def _refuse_what_the_guest_lacks(container: ContainerSpec) -> None:
+    for wanted, member in (
+        (container.tty, "pseudoTerminal"),
+        (container.init_process, "linuxParameters.initProcessEnabled"),
+    ):
+        if wanted:
+            raise DriverError(
+                "NotServed",
+                f'container "{container.name}" asks for {member}, which microVMs do not have yet',
+                fix=f"leave out {member}",
+                aws_prefix="CannotCreateContainerError",
+            )
 
 
 def image_disks(images: Mapping[str, RootImage]) -> dict[str, ImageDisk]:
