@@ -135,6 +135,16 @@ async def test_a_container_that_cannot_start(host: Host) -> None:
     assert facts.causes[0].kind == "ExecNotFound"
 
 
+async def test_evidence_of_any_kind_and_size_is_told(host: Host) -> None:
+    await host.start_agent()
+    evidence = {"error": ZeroDivisionError("x"), "log": "y" * 100_000}
+    _break(host, "driver.create", DriverError("Broken", "z" * 10_000, evidence=evidence))
+    host.control.assign(make_task(ID))
+    cause = (await host.control.until_status(ID, "STOPPED")).causes[0]
+    assert cause.kind == "Broken" and len(cause.text) == 2000
+    assert "ZeroDivisionError" in cause.evidence["shortened"]
+
+
 async def test_no_driver_for_the_launch_type_says_why(host: Host) -> None:
     await host.start_agent(FakeDriver(clock=SystemClock(), healthy=False))
     host.control.assign(make_task(ID))

@@ -495,13 +495,13 @@ class HostAgent:
         """The newest lines of a container's file, also of a task that is forgotten."""
         if not _TASK_ID.fullmatch(task_id) or not _CONTAINER_NAME.fullmatch(container):
             raise Invalid(f"{task_id}/{container} names no container")
-        directory = self._tasks_directory / task_id / "logs"
-        if task_id not in self._runners:
-            directory = self._kept_logs / task_id
-            if not directory.exists():
-                raise HostFault("NotFound", f"this host keeps nothing of task {task_id} any more")
+        current, kept = self._tasks_directory / task_id / "logs", self._kept_logs / task_id
+        if task_id not in self._runners and not kept.exists():
+            raise HostFault("NotFound", f"this host keeps nothing of task {task_id} any more")
         tail = min(max(1, int(tail)), MAX_LOG_TAIL)
-        return {"lines": await asyncio.to_thread(read_tail, directory / f"{container}.log", tail)}
+        lines = await asyncio.to_thread(read_tail, current / f"{container}.log", tail)
+        # In this order: a task that is being forgotten just now moves from the one place to the other.
+        return {"lines": lines or await asyncio.to_thread(read_tail, kept / f"{container}.log", tail)}
 
     async def _stats(self, task_id: str) -> dict[str, Any]:
         runner = self._runners.get(task_id)

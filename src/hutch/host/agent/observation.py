@@ -1,8 +1,9 @@
 """What is known of one task on this host: from the state machine and the clock to the facts that are reported,
 and back again from a task's file."""
 
+from typing import Any
+
 import msgspec
-from msgspec.structs import replace
 
 from hutch.host.agent.taskfile import SavedContainer, TaskFile
 from hutch.host.drivers.contract import HostFault
@@ -12,6 +13,7 @@ from hutch.wire.fleet import CauseFact, ContainerFact, ContainerSpec, PhaseFact,
 
 MAX_CAUSES = 16
 MAX_CAUSE_CHARACTERS = 2000
+MAX_EVIDENCE_BYTES = 16 * 1024
 MAX_PHASES = 200
 _TIMES = ("network_ready_at", "pull_started_at", "pull_stopped_at", "started_at", "stopping_at",
           "execution_stopped_at", "stopped_at")  # fmt: skip
@@ -127,12 +129,21 @@ def _cause_link(fact: CauseFact) -> CauseLink:
 
 
 def _cause_fact(link: CauseLink) -> CauseFact:
-    fact = CauseFact(kind=link.kind, text=link.text, evidence=link.evidence, fix=link.fix)
-    return (
-        fact
-        if len(fact.text) <= MAX_CAUSE_CHARACTERS
-        else replace(fact, text=fact.text[:MAX_CAUSE_CHARACTERS])
+    return CauseFact(
+        kind=link.kind,
+        text=link.text[:MAX_CAUSE_CHARACTERS],
+        evidence=_plain(link.evidence),
+        fix=link.fix[:MAX_CAUSE_CHARACTERS],
     )
+
+
+def _plain(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Evidence that can be written and sent, whatever a driver put in, and not more than is good."""
+    built: dict[str, Any] = msgspec.to_builtins(evidence, str_keys=True, enc_hook=repr)
+    text = msgspec.json.encode(built)
+    if len(text) <= MAX_EVIDENCE_BYTES:
+        return built
+    return {"shortened": text[:MAX_EVIDENCE_BYTES].decode("utf-8", "replace")}
 
 
 def _rule(container: ContainerSpec) -> rules.ContainerRule:

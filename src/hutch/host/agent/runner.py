@@ -523,6 +523,8 @@ class TaskRunner:
         self._seen.status = "DEPROVISIONING"
         self._changed.set()
         await self._let_go()
+        # The sandbox is the only other witness of how the containers ended.
+        await self._save_now()
         left = await self._clean_up_steps()
         machine.causes += left
         self._seen.note("execution_stopped_at", now)
