@@ -80,7 +80,8 @@ class Platform:
     @property
     def platform_id(self) -> str:
         """What is in the name of everything that the platform makes on the host."""
-        return (self.data_dir / "host" / "platform-id").read_text().strip()
+        path = self.data_dir / "host" / "platform-id"
+        return path.read_text().strip() if path.exists() else "not started yet"
 
     def pids(self, module: str) -> list[int]:
         """Processes of this platform that run a module of ours, or (by name) a program."""

@@ -1,0 +1,253 @@
+"""`make bench`: hutch beside what it is to be compared with, in one run; medians. Nothing here asserts a time.
+
+api      calls per second of hutch (fake driver) and of moto_server, same client, 8 processes
+launch   RunTask to the first HTTP 200 for FARGATE, beside a bare QEMU boot of the same kernel to its agent
+idle     start to ready, and the resident memory of the idle control plane
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.platform import BIN, Platform, free_port  # noqa: E402
+
+from hutch.client.client import HutchClient  # noqa: E402
+from hutch.wire.guest import CONTROL, FrameDecoder, encode_frame  # noqa: E402
+
+CLIENTS = 8
+SECONDS = 4.0
+DEFINITION = {
+    "family": "bench",
+    "networkMode": "awsvpc",
+    "requiresCompatibilities": ["FARGATE"],
+    "cpu": "256",
+    "memory": "512",
+    "containerDefinitions": [{"name": "main", "image": "x", "essential": True, "memory": 128}],
+}
+
+
+def row(*cells: str) -> None:
+    print(f"{cells[0]:44} " + " ".join(f"{c:>14}" for c in cells[1:]), flush=True)
+
+
+def client_process(
+    endpoint: str, key: str, secret: str, operation: str, given: dict[str, Any], counts: Any
+) -> None:
+    done = 0
+    with HutchClient(endpoint, key, secret, "us-east-1") as client:
+        client.call("ecs", operation, given)
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            client.call("ecs", operation, given)
+            done += 1
+    counts.put(done)
+
+
+def rate(endpoint: str, key: str, secret: str, operation: str, given: dict[str, Any]) -> float:
+    """Calls per second that eight clients get out of a server together."""
+    counts: Any = multiprocessing.Queue()
+    started = [
+        multiprocessing.Process(target=client_process, args=(endpoint, key, secret, operation, given, counts))
+        for _ in range(CLIENTS)
+    ]
+    for process in started:
+        process.start()
+    total = sum(counts.get(timeout=60) for _ in started)
+    for process in started:
+        process.join()
+    return float(total / SECONDS)
+
+
+def wait_for(check: Callable[[], Any], timeout_s: float = 60) -> Any:
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return check()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            threading.Event().wait(0.02)
+
+
+def bench_api(directory: Path) -> None:
+    platform = Platform(directory, drivers="fake", memory_reserve_mib="0", cpu_overcommit="1000000")
+    platform.start()
+    moto_port = free_port()
+    moto = subprocess.Popen(
+        [str(BIN / "moto_server"), "-p", str(moto_port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: socket.create_connection(("127.0.0.1", moto_port)).close())
+        env = json.loads(platform.hutch("env", "--json").stdout)
+        servers = {
+            "hutch": (env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"]),
+            "moto": (f"http://127.0.0.1:{moto_port}", "AKIATEST", "secret"),
+        }
+        prepare_moto(servers["moto"])
+        for name in servers:
+            with HutchClient(*servers[name], "us-east-1") as client:
+                client.call("ecs", "CreateCluster", {"clusterName": "default"})
+                client.call("ecs", "RegisterTaskDefinition", DEFINITION)
+        calls: list[tuple[str, dict[str, Any]]] = [
+            ("DescribeClusters", {"clusters": ["default"]}),
+            ("RegisterTaskDefinition", DEFINITION),
+            ("RunTask", {"cluster": "default", "taskDefinition": "bench", "launchType": "FARGATE"}),
+        ]
+        row("API, 8 clients, calls/s", "hutch", "moto_server", "ratio")
+        for operation, given in calls:
+            more = dict(given)
+            if operation == "RunTask":
+                with_subnet = {"awsvpcConfiguration": {"subnets": [MOTO_SUBNET], "securityGroups": []}}
+                rates = [
+                    rate(*servers["hutch"], operation, more),
+                    rate(*servers["moto"], operation, {**more, "networkConfiguration": with_subnet}),
+                ]
+            else:
+                rates = [rate(*servers[s], operation, more) for s in ("hutch", "moto")]
+            row(f"  {operation}", f"{rates[0]:.0f}", f"{rates[1]:.0f}", f"{rates[0] / rates[1]:.1f}")
+    finally:
+        moto.terminate()
+        moto.wait()
+        platform.stop()
+
+
+MOTO_SUBNET = ""
+
+
+def prepare_moto(server: tuple[str, str, str]) -> None:
+    """moto's RunTask wants one of its own subnets."""
+    global MOTO_SUBNET
+    import boto3
+
+    ec2 = boto3.client(
+        "ec2",
+        endpoint_url=server[0],
+        aws_access_key_id=server[1],
+        aws_secret_access_key=server[2],
+        region_name="us-east-1",
+    )
+    MOTO_SUBNET = ec2.describe_subnets()["Subnets"][0]["SubnetId"]
+
+
+def bare_boot_s(directory: Path) -> float:
+    """QEMU with the same kernel and initramfs, no disks and no network, until PID 1 answers."""
+    path = directory / "agent.sock"
+    path.unlink(missing_ok=True)
+    guest = ROOT / "build/guest"
+    started = time.monotonic()
+    qemu = subprocess.Popen(
+        ["qemu-system-x86_64", "-M", "microvm,acpi=on", "-accel", "tcg", "-cpu", "max", "-m", "512", "-nodefaults",
+         "-no-user-config", "-display", "none", "-no-reboot", "-kernel", str(guest / "vmlinuz"), "-initrd",
+         str(guest / "initrd.img"), "-append", "console=ttyS0 quiet panic=-1", "-device", "virtio-serial-device",
+         "-chardev", f"socket,id=c,path={path},server=on,wait=off", "-device",
+         "virtserialport,chardev=c,name=hutch.agent"]
+    )  # fmt: skip
+    try:
+        channel = socket.socket(socket.AF_UNIX)
+        wait_for(lambda: channel.connect(str(path)))
+        hello = {
+            "id": 1,
+            "op": "hello",
+            "version": 1,
+            "time_ns": time.time_ns(),
+            "entropy": os.urandom(64).hex(),
+        }
+        channel.sendall(b"\0" + encode_frame(CONTROL, 0, json.dumps(hello).encode()))
+        decoder = FrameDecoder()
+        while not decoder.feed(channel.recv(65536)):
+            pass
+        return time.monotonic() - started
+    finally:
+        qemu.kill()
+        qemu.wait()
+
+
+def launch_s(platform: Platform, client: HutchClient) -> float:
+    """RunTask accepted to the first HTTP 200 from the container, image cached; the task is stopped afterwards."""
+    started = time.monotonic()
+    answer = client.call("ecs", "RunTask", {"taskDefinition": "web", "launchType": "FARGATE"})
+    task_id = answer["tasks"][0]["taskArn"].rpartition("/")[2]
+    seen = client.native("GET", f"/tasks/{task_id}/wait", {"until": "RUNNING,STOPPED"})
+    assert seen["last_status"] == "RUNNING", seen
+    wait_for(lambda: urllib.request.urlopen(f"http://{seen['address']}/", timeout=10).read(), 30)
+    took = time.monotonic() - started
+    platform.hutch("stop", task_id)
+    return took
+
+
+def bench_launch(directory: Path, runs: int) -> None:
+    platform = Platform(directory)
+    platform.start()
+    try:
+        platform.hutch("image", "import", str(ROOT / "build/images/web.tar"), "localhost/web:latest")
+        env = json.loads(platform.hutch("env", "--json").stdout)
+        with HutchClient(
+            env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], "us-east-1"
+        ) as client:
+            web = {"name": "web", "image": "localhost/web:latest", "portMappings": [{"containerPort": 80}]}
+            client.call(
+                "ecs",
+                "RegisterTaskDefinition",
+                {**DEFINITION, "family": "web", "containerDefinitions": [web]},
+            )
+            launch_s(platform, client)
+            pairs = [(launch_s(platform, client), bare_boot_s(directory)) for _ in range(runs)]
+    finally:
+        platform.stop()
+    launches, boots = zip(*pairs, strict=True)
+    row(f"launch, median of {runs}, s", "hutch", "bare boot", "ratio")
+    launch, boot = statistics.median(launches), statistics.median(boots)
+    row("  RunTask to HTTP 200 (FARGATE, emulated)", f"{launch:.2f}", f"{boot:.2f}", f"{launch / boot:.2f}")
+
+
+def bench_idle(directory: Path) -> None:
+    platform = Platform(directory)
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        platform.start()
+        times.append(time.monotonic() - started)
+        (pid,) = platform.pids("hutch.apps.control")
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident_kib = int(next(x for x in status.splitlines() if x.startswith("VmRSS")).split()[1])
+        platform.stop()
+    row("idle", "figure")
+    row("  hutch up --detach to ready, s (median of 3)", f"{statistics.median(times):.2f}")
+    row("  control plane, resident, MB", f"{resident_kib / 1024:.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", choices=("api", "launch", "idle"))
+    arguments = parser.parse_args()
+    parts: dict[str, Callable[[Path], None]] = {
+        "idle": bench_idle,
+        "api": bench_api,
+        "launch": lambda d: bench_launch(d, arguments.runs),
+    }
+    for name, part in parts.items():
+        if arguments.only in (None, name):
+            with tempfile.TemporaryDirectory(prefix="hutch-bench-") as directory:
+                part(Path(directory))
+
+
+if __name__ == "__main__":
+    main()
