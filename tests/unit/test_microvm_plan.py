@@ -1,0 +1,151 @@
+"""The microVM driver's pure parts: QEMU's command line, why a VM ended, and what is refused."""
+
+import pytest
+
+from hutch.host.drivers.contract import Attachment, DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.microvm import plan
+from hutch.host.drivers.microvm.ending import Traces, explain
+from hutch.host.drivers.microvm.qemu import Disk, VmSpec, inherited_fds, qemu_argv, vm_memory_mib, vm_vcpus
+from hutch.wire.fleet import ContainerSpec, TaskSpec, VolumeSpec
+
+GOLDEN = """qemu-system-x86_64
+-name hutch-p-t
+-nodefaults
+-no-user-config
+-display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine microvm,acpi=on,dump-guest-core=off
+-accel tcg,thread=multi,tb-size=128
+-cpu max,la57=off
+-smp 2
+-m 616M
+-action reboot=shutdown,shutdown=pause,panic=pause
+-kernel /proc/self/fd/3
+-initrd /proc/self/fd/4
+-append console=ttyS0 quiet panic=-1 no_timer_check cryptomgr.notests mitigations=off tsc=reliable tsc_early_khz=2596118
+-chardev ringbuf,id=console,size=65536
+-serial chardev:console
+-chardev socket,id=qmp,fd=6,server=on,wait=off
+-mon chardev=qmp,mode=control
+-chardev socket,id=agent,fd=5,server=on,wait=off
+-device virtio-serial-device
+-device virtserialport,chardev=agent,name=hutch.agent
+-object rng-random,id=rng,filename=/dev/urandom
+-device virtio-rng-device,rng=rng
+-add-fd fd=7,set=1
+-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/dev/fdset/1,file.locking=off
+-device virtio-blk-device,drive=disk0,serial=image0
+-add-fd fd=8,set=2
+-blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,detect-zeroes=unmap,file.driver=file,\
+file.filename=/dev/fdset/2,file.locking=off
+-device virtio-blk-device,drive=disk1,serial=scratch
+-netdev tap,id=net,fd=9
+-device virtio-net-device,netdev=net,mac=02:00:00:00:00:01"""
+
+
+def vm(accelerator: str = "tcg") -> VmSpec:
+    return VmSpec(
+        name="hutch-p-t",
+        accelerator=accelerator,
+        vcpus=2,
+        memory_mib=616,
+        kernel_fd=3,
+        initrd_fd=4,
+        agent_fd=5,
+        qmp_fd=6,
+        disks=(
+            Disk(serial="image0", fd=7, read_only=True),
+            Disk(serial="scratch", fd=8, read_only=False),
+        ),
+        tap_fd=9,
+        mac="02:00:00:00:00:01",
+        tsc_khz=2596118,
+    )
+
+
+def test_the_command_line_is_this() -> None:
+    assert " ".join(qemu_argv(vm())) == " ".join(GOLDEN.split("\n"))
+    assert list(inherited_fds(vm())) == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_kvm_brings_the_hosts_cpu_and_no_emulation_tricks() -> None:
+    argv = qemu_argv(vm("kvm"))
+    assert argv[argv.index("-accel") + 1] == "kvm"
+    assert argv[argv.index("-cpu") + 1] == "host"
+    assert "tsc" not in argv[argv.index("-append") + 1]
+    assert "mitigations" not in argv[argv.index("-append") + 1]
+
+
+@pytest.mark.parametrize(("units", "vcpus"), [(0, 1), (256, 1), (1024, 1), (1025, 2), (4096, 4)])
+def test_a_vcpu_for_each_begun_1024_units(units: int, vcpus: int) -> None:
+    assert vm_vcpus(units) == vcpus
+
+
+def test_containers_get_the_memory_that_was_asked_for() -> None:
+    assert vm_memory_mib(512) == 512 + 96 + 8
+
+
+@pytest.mark.parametrize(
+    ("traces", "kind"),
+    [
+        (
+            Traces(shutdown_reason="guest-reset", console="Kernel panic - not syncing: x\n"),
+            "GuestKernelPanicked",
+        ),
+        (Traces(shutdown_reason="guest-shutdown", console="hutch-agent: fatal: root\n"), "GuestAgentFailed"),
+        (Traces(shutdown_reason="guest-shutdown"), "GuestPoweredOff"),
+        (Traces(shutdown_reason="guest-reset"), "GuestReset"),
+        (Traces(exit_code=-9, oom_record="Killed process 1 (qemu)"), "HostOutOfMemory"),
+        (Traces(exit_code=-9), "VmKilled"),
+        (Traces(exit_code=1, qemu_output="no\nbad option\n"), "VmFailed"),
+        (Traces(), "VmEnded"),
+    ],
+)
+def test_every_end_has_its_one_cause(traces: Traces, kind: str) -> None:
+    event = explain(traces, at=1.0, memory_mib=512)
+    assert event.kind == kind
+    assert event.text
+
+
+def sandbox(**changes: object) -> SandboxSpec:
+    members: dict[str, object] = {
+        "task_id": "t", "cluster": "c", "arn": "a", "family": "f", "revision": 1, "launch_type": "FARGATE",
+        "cpu_units": 256, "memory_mib": 512, "ephemeral_gib": 20, "network_mode": "awsvpc",
+        "containers": tuple(ContainerSpec(name=n, container_id=n, image=n) for n in ("a", "b", "c")), **changes,
+    }  # fmt: skip
+    same = RootImage(reference="x", digest="sha256:1", config={"Cmd": ["run"]}, erofs_path="/1")
+    other = RootImage(reference="y", digest="sha256:2", config={"Cmd": ["run"]}, erofs_path="/2")
+    return SandboxSpec(
+        task=TaskSpec(**members),  # type: ignore[arg-type]
+        directory="/d",
+        images={"a": same, "b": other, "c": same},
+        attachment=Attachment(),
+    )
+
+
+def test_containers_with_the_same_image_share_a_disk() -> None:
+    disks = plan.image_disks(sandbox().images)
+    assert disks["a"] == disks["c"] != disks["b"]
+    assert [m["serial"] for m in plan.disk_mounts(sandbox())] == ["image0", "image1", "scratch"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"architecture": "aarch64"}, "WrongArchitecture"),
+        ({"volumes": (VolumeSpec(name="v", source_path="/etc"),)}, "HostVolumeNotPossible"),
+        ({"volumes": (VolumeSpec(name="../v"),)}, "InvalidName"),
+        ({"containers": (ContainerSpec(name="a/b", container_id="1", image="x"),)}, "InvalidName"),
+        ({"containers": (ContainerSpec(name="a", container_id="1", image="x", tty=True),)}, "NotServed"),
+    ],
+)
+def test_what_can_not_be_done_is_refused(changes: dict[str, object], kind: str) -> None:
+    plan.check_task(sandbox())
+    with pytest.raises(DriverError) as caught:
+        plan.check_task(sandbox(**changes))
+    assert caught.value.kind == kind
+
+
+def test_runtime_ids_are_the_same_after_a_restart_and_differ_between_starts() -> None:
+    assert plan.runtime_id("t", "a", 1) == plan.runtime_id("t", "a", 1)
+    assert len({plan.runtime_id("t", n, i) for n in "ab" for i in (1, 2)}) == 4
