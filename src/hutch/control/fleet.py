@@ -279,13 +279,15 @@ class HostSession:
         while True:
             reports = await _drain(self._reports, MAX_REPORTS_PER_WRITE)
             newest = reports[-1].seq
+            # Facts are whole: of several about one task only the newest says anything.
+            latest = list({r.facts.task_id: r for r in reports}.values())
             cause = Cause(id=f"{self.host_id}/{newest}", actor=f"host:{self.host_id}", action="report")
-            forget = await self._context.store.write(cause, self._reports_work(reports))
+            forget = await self._context.store.write(cause, self._reports_work(latest, newest))
             self._send(wire.Ack(seq=newest))
             for task_id in forget:
                 self._send(wire.Forget(task_id=task_id))
 
-    def _reports_work(self, reports: list[wire.Report]) -> Callable[[Tx], list[str]]:
+    def _reports_work(self, reports: list[wire.Report], newest: int) -> Callable[[Tx], list[str]]:
         def work(tx: Tx) -> list[str]:
             forget: list[str] = []
             for report in reports:
@@ -298,8 +300,8 @@ class HostSession:
                 if after is not found[0]:
                     store_stopped(tx, found[0], after)
             host = tx.get(tables.HOSTS, self.host_id)
-            if host and host.last_report_seq < reports[-1].seq:
-                tx.put(tables.HOSTS, replace(host, last_report_seq=reports[-1].seq))
+            if host and host.last_report_seq < newest:
+                tx.put(tables.HOSTS, replace(host, last_report_seq=newest))
             return forget
 
         return work
