@@ -34,6 +34,14 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     oom: bool = False
     started_ns: Count = 0
     finished_ns: Count = 0
+    log_seq: Count = 0
+    """The last record of its output so far."""
+
+
+class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """All starts of containers in this VM."""
+
+    containers: tuple[GuestContainer, ...] = ()
 
 
 class HelloAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,8 @@ class SandboxLogs:
         self._names: dict[int, str] = {}
         self._files: dict[str, LogFile] = {}
         self._busy = asyncio.Lock()
+        self._done: dict[int, int] = {}
+        self._progress = asyncio.Condition()
         self.unknown_frames = 0
 
     def register(self, number: int, name: str) -> None:
@@ -43,7 +45,16 @@ class SandboxLogs:
         known = {n: records for n, records in by_number.items() if n in self._names}
         async with self._busy:
             await asyncio.to_thread(self._append, known)
-        return {number: max(r.seq for r in records) for number, records in by_number.items()}
+        done = {number: max(r.seq for r in records) for number, records in by_number.items()}
+        async with self._progress:
+            self._done.update({n: max(seq, self._done.get(n, 0)) for n, seq in done.items() if n in known})
+            self._progress.notify_all()
+        return done
+
+    async def wait_written(self, number: int, seq: int) -> None:
+        """Return when the records of a start up to `seq` have been dealt with."""
+        async with self._progress:
+            await self._progress.wait_for(lambda: self._done.get(number, 0) >= seq)
 
     async def end_lines(self, number: int, time_ns: int) -> None:
         """The process of this start has ended: complete the lines that it left unfinished."""

@@ -254,7 +254,6 @@ class GuestSession:
         if event.seq <= self._last_event:
             return
         self._last_event = event.seq
-        await self._logs.end_lines(event.number, event.time_ns)
         await self._on_exit(event)
 
     def _agent_error(self, event: AgentErrorEvent) -> None:

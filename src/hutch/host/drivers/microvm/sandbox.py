@@ -37,11 +37,12 @@ from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused
 from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
 from hutch.wire.fleet import ContainerSpec
-from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer
+from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
 
 log = get_logger(__name__)
 T = TypeVar("T")
 EXPLAIN_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 10.0
 _ENDED_STATES = ("shutdown", "guest-panicked", "internal-error", "io-error")
 
 
@@ -77,6 +78,7 @@ class Sandbox:
         self._over = asyncio.Event()
         self._released = False
         self._background: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
 
     @property
     def session(self) -> GuestSession:
@@ -136,7 +138,7 @@ class Sandbox:
             current = self.started.get(found.name)
             if current is not None and current.number == found.number and found.status == "exited":
                 status = ExitStatus(exit_code=found.exit_code, signal=found.signal, oom=found.oom)
-                self._tell(_exit_event(current, status, found.finished_ns / 1e9), 0)
+                self._run(self._tell_exit(current, status, found.finished_ns, 0), self._telling)
 
     def begin_start(self, container: ContainerSpec) -> Started:
         """A number and id for a new start. Raises `DriverError` if the container runs already."""
@@ -177,7 +179,34 @@ class Sandbox:
             oom_process=event.oom_process,
             oom_rss_bytes=event.oom_rss_bytes,
         )
-        self._tell(_exit_event(started, status, event.time_ns / 1e9), event.seq)
+        self._run(self._tell_exit(started, status, event.time_ns, event.seq), self._telling)
+
+    async def _tell_exit(self, started: Started, status: ExitStatus, at_ns: int, seq: int) -> None:
+        """Tell an exit once its container's output is on the disk: whoever hears of it may end the VM at once."""
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self._drain(started.number)
+        except (TimeoutError, GuestLinkError) as error:
+            log.warning(
+                "a container's last output may be missing",
+                task=self.spec.task.task_id,
+                container=started.container.name,
+                reason=str(error) or f"not there within {DRAIN_TIMEOUT_S:g} s",
+            )
+        await self._logs.end_lines(started.number, at_ns)
+        self._tell(_exit_event(started, status, at_ns / 1e9), seq)
+
+    async def _drain(self, number: int) -> None:
+        """Return when all output of a start that has ended is written: when the guest, which reads between any two
+        answers what there is to read, has nothing new."""
+        known = -1
+        while True:
+            answer = await self.session.request("state", StateAnswer, timeout_s=DRAIN_TIMEOUT_S)
+            last = max((c.log_seq for c in answer.containers if c.number == number), default=0)
+            if last == known:
+                return
+            known = last
+            await self._logs.wait_written(number, known)
 
     def _tell(self, event: SandboxEvent, seq: int) -> None:
         self._queue.append((event, seq))
@@ -273,6 +302,7 @@ class Sandbox:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
                     await self._session.closed.wait()
+        await asyncio.gather(*self._telling, return_exceptions=True)
         self._tell(self.ended, 0)
         self._over.set()
 
@@ -285,19 +315,21 @@ class Sandbox:
             oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
         )
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _run(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None) -> None:
+        tasks = self._background if group is None else group
         task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     async def release(self) -> None:
         """Let go of the VM without touching it; iterators of events end."""
         self._released = True
         self._over.set()
         self._news.set()
-        for task in list(self._background):
+        tasks = [*self._background, *self._telling]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
         if self._qmp is not None:
