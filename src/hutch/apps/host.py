@@ -22,14 +22,13 @@ from hutch.host.agent.agent import AgentContext, HostAgent
 from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
-from hutch.host.drivers.fake_host import FakeImages, FakeNetwork
+from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork
 from hutch.host.images.contract import ImageStore
 from hutch.host.images.store import DiskImageStore
 from hutch.host.lb.haproxy import HaproxyIngress
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.host.network.contract import HostNetwork
 from hutch.settings import Settings, load_settings
-from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
 
@@ -85,7 +84,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
     drivers = tuple(_driver(n, settings, paths, platform_id) for n in names)
     images: ImageStore = FakeImages()
     network: HostNetwork = FakeNetwork()
-    ingress: Ingress = _NoIngress()
+    ingress: Ingress = FakeIngress()
     if not fake:
         images = DiskImageStore(
             paths.images,
@@ -125,16 +124,6 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             clock=clock,
         )
     raise Invalid(f"--drivers: {name!r} is not one of microvm, fake")
-
-
-class _NoIngress:
-    """For platforms without a network."""
-
-    async def publish(self, task: TaskSpec) -> None:
-        return None
-
-    async def withdraw(self, task_id: str) -> None:
-        return None
 
 
 def _host_id(paths: Paths, fresh: str) -> str:

@@ -39,15 +39,15 @@ class HaproxyIngress:
     def _socket(self) -> Path:
         return self._directory / "haproxy.sock"
 
+    def adopt(self, tasks: tuple[TaskSpec, ...]) -> None:
+        """What an earlier agent published: part of the next configuration from the start."""
+        for task in tasks:
+            if task.publish:
+                self._endpoints[task.task_id] = _endpoints_of(task)
+
     async def publish(self, task: TaskSpec) -> None:
         """Make the task's published ports reachable. Raises `HostFault` (PortInUse, IngressFault)."""
-        address = task.interface.address if task.interface is not None else "127.0.0.1"
-        endpoints = tuple(
-            PublishedEndpoint(
-                host_port=p.host_port, task_id=task.task_id, container_port=p.container_port, address=address
-            )
-            for p in task.publish
-        )
+        endpoints = _endpoints_of(task)
         if self._endpoints.get(task.task_id) != endpoints:
             before = {e.host_port for es in self._endpoints.values() for e in es}
             for endpoint in endpoints:
@@ -177,4 +177,14 @@ def _max_connections() -> int:
         MAX_CONNECTIONS
         if hard == resource.RLIM_INFINITY
         else min(MAX_CONNECTIONS, max(100, (hard - 500) // 3))
+    )
+
+
+def _endpoints_of(task: TaskSpec) -> tuple[PublishedEndpoint, ...]:
+    address = task.interface.address if task.interface is not None else "127.0.0.1"
+    return tuple(
+        PublishedEndpoint(
+            host_port=p.host_port, task_id=task.task_id, container_port=p.container_port, address=address
+        )
+        for p in task.publish
     )
