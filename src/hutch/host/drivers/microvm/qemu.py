@@ -84,7 +84,7 @@ def inherited_fds(spec: VmSpec) -> Sequence[int]:
 
 def kernel_arguments(accelerator: str, tsc_khz: int) -> str:
     """The guest kernel's command line. A panic restarts at once, which ends the VM (see `-action`)."""
-    words = ["console=ttyS0", "quiet", "panic=-1", "no_timer_check", "cryptomgr.notests"]
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "no_timer_check", "cryptomgr.notests"]
     if accelerator == "tcg":
         # An emulated CPU does not speculate, and its clock is the host's.
         words += ["mitigations=off", "tsc=reliable"]
