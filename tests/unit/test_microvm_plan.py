@@ -22,7 +22,7 @@ GOLDEN = """qemu-system-x86_64
 -action reboot=shutdown,shutdown=pause,panic=pause
 -kernel /proc/self/fd/3
 -initrd /proc/self/fd/4
--append console=ttyS0 quiet panic=-1 no_timer_check cryptomgr.notests mitigations=off tsc=reliable tsc_early_khz=2596118
+-append console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests mitigations=off tsc=reliable tsc_early_khz=2596118
 -chardev ringbuf,id=console,size=65536
 -serial chardev:console
 -chardev socket,id=qmp,fd=6,server=on,wait=off
