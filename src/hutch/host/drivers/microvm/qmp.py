@@ -77,7 +77,9 @@ class Qmp:
         try:
             while line := await self._reader.readline():
                 self._take(line)
-        except (OSError, ValueError, msgspec.MsgspecError) as error:
+        except OSError:
+            log.debug("QEMU's monitor closed")
+        except (ValueError, msgspec.MsgspecError) as error:
             log.warning("QEMU's monitor broke", reason=str(error)[:200])
         finally:
             self._answers.put_nowait(None)
