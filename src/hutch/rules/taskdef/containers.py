@@ -152,6 +152,10 @@ def _check_timeouts(container: dict[str, Any]) -> None:
 
 
 def _check_limits(container: dict[str, Any]) -> None:
+    if container.get("linuxParameters", {}).get("initProcessEnabled"):
+        raise refuse("hutch does not support initProcessEnabled yet: use an image with an init of its own.")
+    if container.get("pseudoTerminal"):
+        raise refuse("hutch does not support pseudoTerminal yet.")
     for limit in container.get("ulimits", []):
         if limit["softLimit"] > limit["hardLimit"]:
             raise refuse(f"Soft limit exceeds hard limit for ulimit {limit['name']}")
