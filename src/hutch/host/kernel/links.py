@@ -1,19 +1,28 @@
 """Network links, addresses and namespaces by netlink. Every call is idempotent: making what is there, and removing
 what is not, are no errors. All are quick (well below 10 ms) and are called from a worker thread."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
-from pyroute2 import IPRoute, NetlinkError, NetNS, netns
+from pyroute2 import IPRoute, NetlinkError, netns
 
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
+T = TypeVar("T")
+
+_INSIDE_LIMIT_S = 10.0
+_NETNS_DIRECTORY = "/var/run/netns"
 TAP_FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 
 
@@ -30,6 +39,8 @@ def open_tap(name: str) -> int:
 
 def add_tap(name: str) -> None:
     """A persistent tap device, which stays when nobody has it open."""
+    if os.path.exists(f"/sys/class/net/{name}/tun_flags"):
+        return  # and a VM may hold it, so that it can't be opened again
     fd = open_tap(name)
     try:
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
@@ -38,30 +49,43 @@ def add_tap(name: str) -> None:
 
 
 def link_index(ip: IPRoute, name: str) -> int | None:
+    """The index of a link, or None if there is none of that name."""
     found = ip.link_lookup(ifname=name)
     return int(found[0]) if found else None
 
 
-def add_bridge(ip: IPRoute, name: str, addresses: list[tuple[str, int]]) -> None:
-    """A bridge with (address, prefix length) pairs, up."""
+def add_bridge(ip: IPRoute, name: str, mac: str, addresses: tuple[tuple[str, int], ...]) -> None:
+    """A bridge with (address, prefix length) pairs, up; without IPv6, which no task has."""
     if link_index(ip, name) is None:
-        ip.link("add", ifname=name, kind="bridge")
+        ip.link("add", ifname=name, kind="bridge", address=mac)
     index = link_index(ip, name)
+    without_ipv6 = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+    if without_ipv6.exists():
+        without_ipv6.write_text("1")
     for address, prefix in addresses:
-        try:
+        with _already_there():
             ip.addr("add", index=index, address=address, prefixlen=prefix)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-    ip.link("set", index=index, state="up")
+    ip.link("set", index=index, address=mac, state="up")
 
 
-def join_bridge(ip: IPRoute, port: str, bridge: str) -> None:
-    """Make a link a port of a bridge, and bring it up."""
-    ip.link("set", index=link_index(ip, port), master=link_index(ip, bridge), state="up")
+def join_bridge(ip: IPRoute, port: str, bridge: str, alias: str) -> None:
+    """Make a link a port of a bridge, name its owner, and bring it up.
+
+    Raises `OSError` (EEXIST) if the link belongs to another owner.
+    """
+    link = next(iter(ip.get_links(ifname=port)), None)
+    if link is None:
+        raise OSError(errno.ENODEV, f"there is no link {port}")
+    owner = link.get_attr("IFLA_IFALIAS")
+    if owner not in (None, "", alias):
+        raise OSError(errno.EEXIST, f"link {port} belongs to {owner}")
+    # The name first: whatever happens next, it is known whose the port is.
+    ip.link("set", index=link["index"], ifalias=alias)
+    ip.link("set", index=link["index"], master=link_index(ip, bridge), state="up")
 
 
 def delete_link(ip: IPRoute, name: str) -> None:
+    """Remove a link, and with a veth its other end."""
     index = link_index(ip, name)
     if index is None:
         return
@@ -73,6 +97,7 @@ def delete_link(ip: IPRoute, name: str) -> None:
 
 
 def link_names(ip: IPRoute) -> list[str]:
+    """The names of all links."""
     return [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
 
 
@@ -85,56 +110,103 @@ def networks_in_use(ip: IPRoute) -> list[str]:
     return networks
 
 
-def add_veth_namespace(
-    ip: IPRoute, namespace: str, port: str, mac: str, address: str, prefix: int, gateway: str, mtu: int
-) -> str:
-    """A network namespace with `eth0`, whose other end is `port` on the host; the namespace's path."""
-    path = f"/var/run/netns/{namespace}"
-    if namespace not in netns.listnetns():
-        netns.create(namespace)
-    with NetNS(namespace) as inside:
-        if link_index(inside, "eth0") is None:
-            if link_index(ip, port) is not None:
-                delete_link(ip, port)
-            ip.link("add", ifname=port, kind="veth", peer={"ifname": "eth0", "net_ns_fd": namespace})
-        index = link_index(inside, "eth0")
-        inside.link("set", index=link_index(inside, "lo"), state="up")
-        inside.link("set", index=index, address=mac, mtu=mtu)
-        try:
-            inside.addr("add", index=index, address=address, prefixlen=prefix)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-        inside.link("set", index=index, state="up")
-        try:
-            inside.route("add", dst="default", gateway=gateway)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise
-    return path
+def other_bridges(ip: IPRoute, own: str) -> list[str]:
+    """Bridges besides our own: whoever made them may need forwarding too."""
+    names = [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links(kind="bridge")]
+    return [n for n in names if n != own]
 
 
-def add_empty_namespace(namespace: str) -> str:
-    """A network namespace with nothing but a loopback interface; its path."""
-    if namespace not in netns.listnetns():
-        netns.create(namespace)
-    with NetNS(namespace) as inside:
-        inside.link("set", index=link_index(inside, "lo"), state="up")
-    return f"/var/run/netns/{namespace}"
-
-
-def delete_namespace(namespace: str) -> None:
-    if namespace in netns.listnetns():
-        netns.remove(namespace)
+def namespace_path(name: str) -> str:
+    """Where `ip netns` and we keep a named namespace."""
+    return f"{_NETNS_DIRECTORY}/{name}"
 
 
 def namespaces() -> list[str]:
-    return [str(n) for n in netns.listnetns()]
+    """The names of all named namespaces, half-made ones included."""
+    return sorted(os.listdir(_NETNS_DIRECTORY)) if os.path.isdir(_NETNS_DIRECTORY) else []
+
+
+def add_namespace(name: str) -> None:
+    """A named network namespace with a loopback interface that is up."""
+    if not _is_mounted(name):
+        delete_namespace(name)
+        netns.create(name)
+    _inside(name, lambda inside: inside.link("set", index=link_index(inside, "lo"), state="up"))
+
+
+def delete_namespace(name: str) -> None:
+    """Remove a namespace and what is in it; also one whose making was cut off before it was mounted."""
+    if _is_mounted(name):
+        netns.remove(name)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(namespace_path(name))
+
+
+def _is_mounted(name: str) -> bool:
+    try:
+        return os.stat(namespace_path(name)).st_dev != os.stat(_NETNS_DIRECTORY).st_dev
+    except FileNotFoundError:
+        return False
+
+
+def add_veth(
+    ip: IPRoute, namespace: str, port: str, mac: str, address: str, prefix: int, gateway: str, mtu: int
+) -> None:
+    """`port` on the host, and as its other end `eth0` in an existing namespace, with address and default route."""
+    if _inside(namespace, lambda inside: link_index(inside, "eth0")) is None:
+        delete_link(ip, port)
+        ip.link("add", ifname=port, kind="veth", peer={"ifname": "eth0", "net_ns_fd": namespace})
+
+    def configure(inside: IPRoute) -> None:
+        index = link_index(inside, "eth0")
+        inside.link("set", index=index, address=mac, mtu=mtu)
+        with _already_there():
+            inside.addr("add", index=index, address=address, prefixlen=prefix)
+        inside.link("set", index=index, state="up")
+        with _already_there():
+            inside.route("add", dst="default", gateway=gateway)
+
+    _inside(namespace, configure)
+
+
+def _inside(namespace: str, work: Callable[[IPRoute], T]) -> T:
+    """What `work` gives for a netlink socket of a namespace; it must use no other socket.
+
+    From a thread of its own, which changes into the namespace and ends there: 1 ms, and nobody has to come back.
+    """
+    result: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            netns.setns(namespace)
+            with IPRoute() as inside:
+                result.set_result(work(inside))
+        except Exception as error:  # noqa: BLE001 (raised again by the caller's thread)
+            result.set_exception(error)
+
+    threading.Thread(target=call, name=f"netns {namespace}", daemon=True).start()
+    return result.result(timeout=_INSIDE_LIMIT_S)
+
+
+@contextlib.contextmanager
+def _already_there() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
 
 
 def read_sysctl(name: str) -> str:
-    return (Path("/proc/sys") / name.replace(".", "/")).read_text().strip()
+    """A kernel parameter by its dotted name."""
+    return _sysctl_path(name).read_text().strip()
 
 
 def write_sysctl(name: str, value: str) -> None:
-    (Path("/proc/sys") / name.replace(".", "/")).write_text(value)
+    """Set a kernel parameter. Raises `OSError`."""
+    _sysctl_path(name).write_text(value)
+
+
+def _sysctl_path(name: str) -> Path:
+    return Path("/proc/sys") / name.replace(".", "/")

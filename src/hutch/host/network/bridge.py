@@ -1,148 +1,139 @@
-"""The platform's bridge on this host, and a port for each task. Names and rules come from `rules.netplan`."""
+"""The platform's bridge on this host, and a port for each task: carries out the plans of `rules.netplan`."""
 
 import asyncio
-import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pyroute2 import IPRoute, NetlinkError
 
-from hutch.base.log import get_logger
 from hutch.host.drivers.contract import Attachment, HostFault
-from hutch.host.kernel import links
-from hutch.host.kernel.run import CommandFailed, run
+from hutch.host.kernel import links, nft
+from hutch.host.kernel.run import CommandFailed
+from hutch.host.network.operations import perform
+from hutch.host.network.resolvers import host_resolvers
 from hutch.rules import netplan
 from hutch.wire.fleet import TaskSpec
 
-log = get_logger(__name__)
-
-_RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
-_FORWARDING = "net.ipv4.ip_forward"
+T = TypeVar("T")
 
 
 class BridgeNetwork:
     """`hutch.host.network.contract.HostNetwork` with a Linux bridge, taps, veths and nftables.
 
-    `state_path` remembers whether forwarding was switched on by us.
+    `state_path` remembers whether forwarding was switched on by us. A verb that is cancelled ends its step first, so
+    that whoever cleans up comes after it, never beside it.
     """
 
     def __init__(self, *, platform_id: str, state_path: Path) -> None:
         self._platform_id = platform_id
-        self._bridge = netplan.bridge_name(platform_id)
         self._state_path = state_path
-        self._nameservers: tuple[str, ...] = ()
-        self._search: tuple[str, ...] = ()
 
     async def set_up(self, vpc_cidr: str, subnets: tuple[tuple[str, str], ...]) -> None:
         """Bridge, gateway addresses, forwarding, NAT and the rules' tables."""
-        addresses = [(gateway, ipaddress.ip_network(cidr).prefixlen) for cidr, gateway in subnets]
-
-        def make(ip: IPRoute) -> None:
-            links.add_bridge(ip, self._bridge, addresses)
-            if links.read_sysctl(_FORWARDING) != "1":
-                self._state_path.write_text("0")
-                links.write_sysctl(_FORWARDING, "1")
-
-        await self._netlink(make)
-        await self._nft(netplan.base_rules(self._platform_id, vpc_cidr))
-        self._nameservers, self._search = _host_resolvers()
+        await self._carry_out(netplan.set_up_plan(self._platform_id, vpc_cidr, subnets))
 
     async def attach(self, task: TaskSpec, kind: str) -> Attachment:
         """The task's port; see the contract."""
+        servers, search = await asyncio.to_thread(host_resolvers)
         if task.network_mode == "host":
-            return Attachment(host_network=True, nameservers=self._nameservers, search=self._search)
-        port = netplan.port_name(self._platform_id, task.task_id)
+            return Attachment(host_network=True, nameservers=servers, search=search)
         namespace = netplan.netns_name(self._platform_id, task.task_id)
         interface = task.interface
         if task.network_mode == "none" or interface is None:
             if kind == "tap":
                 return Attachment()
-            return Attachment(netns_path=await asyncio.to_thread(links.add_empty_namespace, namespace))
-
-        def make(ip: IPRoute) -> str:
-            path = ""
-            if kind == "tap":
-                links.add_tap(port)
-            else:
-                path = links.add_veth_namespace(
-                    ip,
-                    namespace,
-                    port,
-                    interface.mac,
-                    interface.address,
-                    interface.prefix_length,
-                    interface.gateway,
-                    interface.mtu,
-                )
-            links.join_bridge(ip, port, self._bridge)
-            return path
-
-        path, _ = await asyncio.gather(
-            self._netlink(make),
-            self._nft(netplan.attach_rules(self._platform_id, port, interface.mac, interface.address)),
+            await self._carry_out((netplan.AddNamespace(name=namespace),))
+            return Attachment(netns_path=links.namespace_path(namespace))
+        port = netplan.PortPlan(
+            task_id=task.task_id,
+            kind=kind,
+            mac=interface.mac,
+            address=interface.address,
+            prefix_length=interface.prefix_length,
+            gateway=interface.gateway,
+            mtu=interface.mtu,
         )
+        await self._carry_out(netplan.attach_plan(self._platform_id, port))
         return Attachment(
-            tap=port if kind == "tap" else "",
-            netns_path=path,
-            nameservers=self._nameservers,
-            search=self._search,
+            tap=netplan.port_name(self._platform_id, task.task_id) if kind == "tap" else "",
+            netns_path=links.namespace_path(namespace) if kind == "netns" else "",
+            nameservers=servers,
+            search=search,
         )
 
     async def detach(self, task: TaskSpec) -> None:
         """Remove the task's port, namespace and rules; also if they never were."""
-        port = netplan.port_name(self._platform_id, task.task_id)
-        await self._netlink(lambda ip: links.delete_link(ip, port))
-        await asyncio.to_thread(links.delete_namespace, netplan.netns_name(self._platform_id, task.task_id))
-        if task.interface is not None:
-            interface = task.interface
-            rules = netplan.detach_rules(self._platform_id, port, interface.mac, interface.address)
-            try:
-                # What is not there can't be deleted: adding it first makes both cases one.
-                await self._nft(
-                    netplan.attach_rules(self._platform_id, port, interface.mac, interface.address) + rules
-                )
-            except HostFault as fault:
-                log.warning("rules of a port not removed", port=port, reason=fault.message)
+        interface = task.interface
+        mac, address = (interface.mac, interface.address) if interface is not None else ("", "")
+        await self._carry_out(netplan.detach_plan(self._platform_id, task.task_id, mac, address))
 
     async def remove_strays(self, task_ids: frozenset[str]) -> None:
-        """Remove ports and namespaces of this platform that belong to none of these tasks."""
+        """Remove ports, namespaces and rules of this platform that belong to none of these tasks."""
         ports = {netplan.port_name(self._platform_id, t) for t in task_ids}
         spaces = {netplan.netns_name(self._platform_id, t) for t in task_ids}
-
-        def clean(ip: IPRoute) -> None:
-            for name in links.link_names(ip):
-                if netplan.is_port_name(self._platform_id, name) and name not in ports:
-                    links.delete_link(ip, name)
-
-        await self._netlink(clean)
-        for name in await asyncio.to_thread(links.namespaces):
-            if name.startswith(f"hutch-{self._platform_id}-") and name not in spaces:
-                await asyncio.to_thread(links.delete_namespace, name)
+        names = await self._netlink(links.link_names)
+        plan: list[netplan.Operation] = [
+            netplan.DeleteLink(name=n)
+            for n in names
+            if netplan.is_port_name(self._platform_id, n) and n not in ports
+        ]
+        plan += [
+            netplan.DeleteNamespace(name=n)
+            for n in await asyncio.to_thread(links.namespaces)
+            if n.startswith(netplan.netns_prefix(self._platform_id)) and n not in spaces
+        ]
+        table = netplan.table_name(self._platform_id)
+        try:
+            known = await nft.set_elements("bridge", table, "sources")
+        except CommandFailed as failure:
+            raise _rules_fault(failure) from None
+        stale = [e for e in known if e[0] not in ports]
+        if stale:
+            commands = "".join(netplan.detach_rules(self._platform_id, *e) for e in stale)
+            plan.append(netplan.ApplyRules(commands=commands, may_be_gone=True))
+        await self._carry_out(plan)
 
     async def tear_down(self) -> None:
         """Remove all that this platform made on the host."""
         await self.remove_strays(frozenset())
+        await self._carry_out(netplan.tear_down_plan(self._platform_id))
 
-        def clean(ip: IPRoute) -> bool:
-            links.delete_link(ip, self._bridge)
-            return any(n.startswith("hutch-") for n in links.link_names(ip))
+    async def _carry_out(self, plan: Sequence[netplan.Operation]) -> None:
+        """The operations in their order; what stands side by side shares one netlink socket and one thread."""
+        batch: list[netplan.Operation] = []
+        for operation in plan:
+            if not isinstance(operation, netplan.ApplyRules):
+                batch.append(operation)
+                continue
+            await self._perform(batch)
+            batch = []
+            try:
+                await nft.apply(operation.commands, may_be_gone=operation.may_be_gone)
+            except CommandFailed as failure:
+                raise _rules_fault(failure) from None
+        await self._perform(batch)
 
-        others = await self._netlink(clean)
-        await self._nft(netplan.tear_down_rules(self._platform_id))
-        if self._state_path.exists():
-            # Switched on by us: off again, unless another platform's bridge still needs it.
-            if not others:
-                links.write_sysctl(_FORWARDING, self._state_path.read_text().strip())
-            self._state_path.unlink()
+    async def _perform(self, batch: list[netplan.Operation]) -> None:
+        def work(ip: IPRoute) -> None:
+            for operation in batch:
+                perform(ip, operation, self._state_path)
 
-    async def _netlink(self, work: Callable[[IPRoute], Any]) -> Any:
-        def call() -> Any:
+        if batch:
+            await self._netlink(work)
+
+    async def _netlink(self, work: Callable[[IPRoute], T]) -> T:
+        def call() -> T:
             with IPRoute() as ip:
                 return work(ip)
 
+        running = asyncio.ensure_future(asyncio.to_thread(call))
         try:
-            return await asyncio.to_thread(call)
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            # A thread can't be stopped: wait for it (some milliseconds), or it would make links behind our back.
+            await asyncio.wait({running})
+            raise
         except (NetlinkError, OSError) as error:
             raise HostFault(
                 "NetworkFault",
@@ -151,32 +142,14 @@ class BridgeNetwork:
                 aws_prefix="ResourceInitializationError",
             ) from None
 
-    async def _nft(self, commands: str) -> None:
-        try:
-            await run(["/usr/sbin/nft", "-f", "-"], input_bytes=commands.encode(), timeout_s=30)
-        except CommandFailed as failure:
-            raise HostFault(
-                "NetworkFault",
-                f"nftables refused the platform's rules: {failure.message}",
-                fix="install nftables, and load the kernel's nf_tables module",
-                aws_prefix="ResourceInitializationError",
-            ) from None
 
-
-def _host_resolvers() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name servers and search domains that a task can use: the host's, unless they are a stub on its loopback."""
-    for path in _RESOLV_CONF:
-        try:
-            lines = Path(path).read_text().splitlines()
-        except OSError:
-            continue
-        words = [line.split() for line in lines if line.strip()]
-        servers = tuple(w[1] for w in words if w[0] == "nameserver" and len(w) > 1)
-        usable = tuple(s for s in servers if not s.startswith("127.") and s != "::1")
-        if usable:
-            search = next((tuple(w[1:]) for w in words if w[0] == "search"), ())
-            return usable, search
-    return (), ()
+def _rules_fault(failure: CommandFailed) -> HostFault:
+    return HostFault(
+        "NetworkFault",
+        f"nftables refused the platform's rules: {failure.message}",
+        fix="install nftables, and load the kernel's nf_tables module",
+        aws_prefix="ResourceInitializationError",
+    )
 
 
 async def networks_in_use() -> list[str]:
