@@ -22,31 +22,47 @@ def configuration(
     bind_address: str,
     stats_socket: str,
     max_connections: int = MAX_CONNECTIONS,
+    user: str = "",
 ) -> str:
-    """A whole configuration: one TCP listener for each endpoint, so that any protocol passes through untouched."""
+    """A whole configuration: one TCP listener for each endpoint, so that any protocol passes through untouched.
+
+    `user` (and the group of that name): whom the process becomes once it has bound its ports; empty: stays as it is.
+
+    Connections may idle for a day, as web sockets do; a peer that is gone without a word (a task that was destroyed) is
+    found by keep-alives within a minute. After a reload the old process lives as long as its last connection.
+    """
+    host = f"[{bind_address}]" if ":" in bind_address else bind_address
     lines = [
         "global",
         f"    maxconn {max_connections}",
         f"    stats socket {stats_socket} mode 600 level admin expose-fd listeners",
-        "    hard-stop-after 30s",
+        "    hard-stop-after 24h",
         "    log stderr format raw daemon warning",
+        *([f"    user {user}", f"    group {user}"] if user else []),
         "defaults",
         "    mode tcp",
         "    log global",
         "    option dontlognull",
         "    option splice-auto",
+        "    option clitcpka",
+        "    option srvtcpka",
+        *(
+            f"    {side}tcpka-{what}"
+            for side in ("cli", "srv")
+            for what in ("idle 30s", "intvl 10s", "cnt 3")
+        ),
         "    timeout connect 5s",
-        "    timeout client 1h",
-        "    timeout server 1h",
-        "    timeout client-fin 30s",
+        "    timeout client 24h",
+        "    timeout server 24h",
         "    timeout tunnel 24h",
+        "    timeout client-fin 1h",
+        "    timeout server-fin 1h",
         "    retries 3",
-        "    option redispatch",
     ]
     for endpoint in sorted(endpoints):
         lines += [
             f"listen p{endpoint.host_port}",
-            f"    bind {bind_address}:{endpoint.host_port}",
+            f"    bind {host}:{endpoint.host_port}",
             f"    server {endpoint.task_id[:12]} {endpoint.address}:{endpoint.container_port}",
         ]
     return "\n".join(lines) + "\n"

@@ -114,6 +114,13 @@ def find_processes(argument: str) -> tuple[ProcessRef, ...]:
     return tuple(found)
 
 
+def send_signal(ref: ProcessRef, number: int) -> None:
+    """Signal a process; no error if it is gone."""
+    if is_alive(ref):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(ref.pid, number)
+
+
 async def kill_and_wait(ref: ProcessRef, *, term_timeout_s: float = 0.0) -> None:
     """End a process: SIGTERM and a grace time if one is given, then SIGKILL; returns when it is gone."""
     if not is_alive(ref):

@@ -1,20 +1,27 @@
 """The platform's HAProxy: one process that leads published host ports to tasks. It outlives the agent.
 
 A change is a new configuration and a hitless reload: the new process takes the listening sockets over from the old one
-(`-x`), which ends when its last connection does.
+(`-x`), which ends when its last connection does. So there may be several processes, all of which have our configuration
+file on their command line: the one of the pid file serves, the others drain. What it serves is in `haproxy.json`, so
+that an agent that starts anew knows of all tasks' endpoints before each of them is published again.
 """
 
 import asyncio
+import os
+import pwd
 import resource
-import socket
+import signal
 from pathlib import Path
+from random import Random
 
 import msgspec
 
 from hutch.base.log import get_logger
+from hutch.base.retry import backoff_seconds
 from hutch.host.drivers.contract import HostFault
 from hutch.host.images.archives import write_atomically
-from hutch.host.kernel.process import ProcessRef, is_alive, kill_and_wait, process_ref, wait_gone
+from hutch.host.kernel.listeners import tcp_listener
+from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, send_signal, wait_gone
 from hutch.host.kernel.run import CommandFailed, run
 from hutch.rules.lbplan import MAX_CONNECTIONS, PublishedEndpoint, configuration
 from hutch.wire.fleet import TaskSpec
@@ -22,6 +29,20 @@ from hutch.wire.fleet import TaskSpec
 log = get_logger(__name__)
 
 PROGRAM = "/usr/sbin/haproxy"
+USER = "haproxy"
+"""Made by Debian's package."""
+MAX_DRAINING = 8
+"""Processes that may wait for their last connections; beyond it the oldest are ended, or they would fill the memory."""
+_START_LIMIT_S = 20.0
+_FILES = ("haproxy.pid", "haproxy.sock", "haproxy.cfg", "haproxy.json")
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`haproxy.json`: what the process serves."""
+
+    serving: ProcessRef | None = None
+    configuration: str = ""
+    endpoints: dict[str, tuple[PublishedEndpoint, ...]] = {}
 
 
 class HaproxyIngress:
@@ -29,124 +50,162 @@ class HaproxyIngress:
 
     def __init__(self, directory: Path, *, bind_address: str) -> None:
         self._directory = directory
+        self._config = directory / "haproxy.cfg"
+        self._socket = directory / "haproxy.sock"
         self._bind_address = bind_address
-        self._endpoints: dict[str, tuple[PublishedEndpoint, ...]] = {}
-        self._applied: str | None = None
+        self._wanted: dict[str, tuple[PublishedEndpoint, ...]] = {}
+        self._state: _State | None = None
         self._lock = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
-    @property
-    def _socket(self) -> Path:
-        return self._directory / "haproxy.sock"
-
-    def adopt(self, tasks: tuple[TaskSpec, ...]) -> None:
-        """What an earlier agent published: part of the next configuration from the start."""
-        for task in tasks:
-            if task.publish:
-                self._endpoints[task.task_id] = _endpoints_of(task)
-
     async def publish(self, task: TaskSpec) -> None:
-        """Make the task's published ports reachable. Raises `HostFault` (PortInUse, IngressFault)."""
-        endpoints = _endpoints_of(task)
-        if self._endpoints.get(task.task_id) != endpoints:
-            before = {e.host_port for es in self._endpoints.values() for e in es}
-            for endpoint in endpoints:
-                if endpoint.host_port not in before and self._running() is None:
-                    self._check_port(endpoint.host_port)
-            self._endpoints[task.task_id] = endpoints
+        """Make the task's published ports reachable. Raises `HostFault` (PortInUse, IngressFault).
+
+        `network_mode` "host": the task listens on the host itself, at the container port.
+        """
+        address = task.interface.address if task.interface is not None else "127.0.0.1"
+        endpoints = tuple(
+            PublishedEndpoint(
+                host_port=p.host_port, task_id=task.task_id, container_port=p.container_port, address=address
+            )
+            for p in task.publish
+        )
+        async with self._lock:
+            self._load()
+            before = self._wanted.get(task.task_id, ())
+            await self._check_ports([e.host_port for e in endpoints if e not in before])
+            self._wanted[task.task_id] = endpoints
         try:
             await self._apply()
         except HostFault:
-            self._endpoints.pop(task.task_id, None)
+            if before:
+                self._wanted[task.task_id] = before
+            else:
+                self._wanted.pop(task.task_id, None)
             raise
 
     async def withdraw(self, task_id: str) -> None:
-        """Take the task's ports back."""
-        if self._endpoints.pop(task_id, None) is not None:
+        """Take the task's ports back; its connections go on until either end closes them."""
+        async with self._lock:
+            self._load()
+            known = self._wanted.pop(task_id, None)
+        if known is not None:
             await self._apply()
 
     async def close(self) -> None:
         """Stop watching; HAProxy goes on."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-            self._watch = None
+        watch, self._watch = self._watch, None
+        if watch is not None and watch is not asyncio.current_task():
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
 
     async def stop(self) -> None:
-        """End HAProxy and remove its files."""
+        """End HAProxy, draining processes included, and remove its files."""
         await self.close()
-        if (ref := self._running()) is not None:
-            await kill_and_wait(ref, term_timeout_s=5)
-        for name in ("haproxy.pid", "haproxy.sock", "haproxy.cfg", "haproxy.json"):
-            (self._directory / name).unlink(missing_ok=True)
-        self._applied = None
+        async with self._lock:
+            processes = await self._processes()
+            await asyncio.gather(*(kill_and_wait(p, term_timeout_s=5) for p in processes))
+            for name in _FILES:
+                (self._directory / name).unlink(missing_ok=True)
+            self._wanted.clear()
+            self._state = _State()
+
+    def _load(self) -> _State:
+        """What is served, also if an earlier agent began it."""
+        if self._state is None:
+            self._state = _State()
+            path = self._directory / "haproxy.json"
+            try:
+                self._state = msgspec.json.decode(path.read_bytes(), type=_State)
+            except FileNotFoundError:
+                pass
+            except msgspec.DecodeError as error:
+                log.warning("ingress file unreadable, endpoints come back one by one", reason=str(error))
+            self._wanted = dict(self._state.endpoints)
+        return self._state
 
     async def _apply(self) -> None:
         """Bring HAProxy to what is published now; callers that come together share one reload."""
         async with self._lock:
-            endpoints = [e for es in self._endpoints.values() for e in es]
-            if not endpoints:
-                await self.stop()
-                return
+            state = self._load()
+            wanted = dict(self._wanted)
             text = configuration(
-                endpoints,
+                [e for endpoints in wanted.values() for e in endpoints],
                 bind_address=self._bind_address,
                 stats_socket=str(self._socket),
                 max_connections=_max_connections(),
+                user=_user(),
             )
-            old = self._running()
-            if text == self._applied and old is not None:
-                return
-            await self._start(text, old)
-            self._applied = text
+            processes = await self._processes()
+            serving = state.serving if state.serving in processes else None
+            if not any(wanted.values()):
+                for process in processes:
+                    send_signal(process, signal.SIGUSR1)  # ends after its last connection
+                serving, text = None, ""
+            elif serving is None or text != state.configuration:
+                serving = await self._start(text, processes)
+            after = _State(serving=serving, configuration=text, endpoints=wanted)
+            if after != state:
+                # Well below a millisecond on the run file system, and no caller may see a half-known state.
+                write_atomically(self._directory / "haproxy.json", msgspec.json.encode(after))
+                self._state = after
+            if self._watch is None or after.serving != state.serving:
+                await self.close()
+                if serving is not None:
+                    self._watch = asyncio.create_task(self._keep_alive(serving))
 
-    async def _start(self, text: str, old: ProcessRef | None) -> None:
+    async def _start(self, text: str, old: tuple[ProcessRef, ...]) -> ProcessRef:
+        """A new process in the place of the old ones, which drain from now on."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config, pid_file = self._directory / "haproxy.cfg", self._directory / "haproxy.pid"
-        write_atomically(config, text.encode())
-        argv = [PROGRAM, "-D", "-f", str(config), "-p", str(pid_file)]
-        if old is not None:
-            argv += ["-sf", str(old.pid)]
-            if self._socket.exists():
-                argv += ["-x", str(self._socket)]
+        pid_file = self._directory / "haproxy.pid"
+        write_atomically(self._config, text.encode())
+        argv = [PROGRAM, "-D", "-f", str(self._config), "-p", str(pid_file)]
+        if old:
+            argv += ["-sf", *(str(p.pid) for p in old)]
         try:
-            await run(argv, timeout_s=20)
+            takes_over = ["-x", str(self._socket)] if old and self._socket.exists() else []
+            try:
+                await run([*argv, *takes_over], timeout_s=_START_LIMIT_S)
+            except CommandFailed as failure:
+                if not takes_over or b"old process" not in failure.stderr:
+                    raise
+                await run(
+                    argv, timeout_s=_START_LIMIT_S
+                )  # the one that should hand its sockets over is dying
         except CommandFailed as failure:
             raise self._fault(failure) from None
-        ref = process_ref(int(pid_file.read_text().split()[0]))
-        if ref is None:
-            raise HostFault("IngressFault", "HAProxy ended at once", fix=f"try: haproxy -c -f {config}")
-        write_atomically(self._directory / "haproxy.json", msgspec.json.encode(ref))
-        await self.close()
-        self._watch = asyncio.create_task(self._keep_alive(ref))
+        now = await self._processes()
+        started = next((p for p in now if str(p.pid) in pid_file.read_text().split()), None)
+        if started is None:
+            raise HostFault("IngressFault", "HAProxy ended at once", fix=f"try: haproxy -c -f {self._config}")
+        draining = sorted((p for p in now if p != started), key=lambda p: p.start_ticks, reverse=True)
+        for process in draining[MAX_DRAINING:]:
+            log.warning("draining HAProxy ended with connections open", pid=process.pid)
+            send_signal(process, signal.SIGTERM)
+        return started
 
     async def _keep_alive(self, ref: ProcessRef) -> None:
         """Start HAProxy again when it ends without having been told to."""
         await wait_gone(ref)
-        if self._running() is None and self._endpoints:
+        for delay_s in backoff_seconds(0.1, 30.0, Random(ref.pid)):
             log.warning("HAProxy ended, starting it again", pid=ref.pid)
-            self._applied = None
-            self._watch = None
             try:
                 await self._apply()
+                return
             except HostFault as fault:
-                log.error("HAProxy can't be started again", reason=fault.message)
+                log.error("HAProxy can't be started again", reason=fault.message, fix=fault.fix)
+            await asyncio.sleep(delay_s)
 
-    def _running(self) -> ProcessRef | None:
-        """The process that serves now, also if an earlier agent started it."""
-        try:
-            ref = msgspec.json.decode((self._directory / "haproxy.json").read_bytes(), type=ProcessRef)
-        except (OSError, msgspec.DecodeError):
-            return None
-        return ref if is_alive(ref) else None
+    async def _processes(self) -> tuple[ProcessRef, ...]:
+        return await asyncio.to_thread(find_processes, str(self._config))
 
-    def _check_port(self, port: int) -> None:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self._bind_address, port))
-            except OSError as error:
-                raise self._port_fault(port, error.strerror or str(error)) from None
+    async def _check_ports(self, ports: list[int]) -> None:
+        """Before HAProxy tries: it would make the old process pause its listeners for the time of its tries."""
+        own = await self._processes()
+        for port in ports:
+            listener = await asyncio.to_thread(tcp_listener, self._bind_address, port, but=own)
+            if listener is not None:
+                raise self._port_fault(port, f"{listener.program} (process {listener.pid}) listens there")
 
     def _port_fault(self, port: int, why: str) -> HostFault:
         return HostFault(
@@ -161,13 +220,26 @@ class HaproxyIngress:
             if "cannot bind socket" in line and ":" in line:
                 port = line.rstrip("]").rpartition(":")[2].strip(" ])")
                 if port.isdecimal():
-                    return self._port_fault(int(port), "another program listens there")
+                    why = line.partition("cannot bind socket")[2].partition("[")[0].strip(" ()")
+                    return self._port_fault(int(port), why or "another program listens there")
         return HostFault(
             "IngressFault",
             f"HAProxy refused the configuration: {failure.message[-300:]}",
-            fix="install haproxy 2.4 or newer" if failure.returncode == 127 else "",
+            fix="apt-get install haproxy"
+            if failure.returncode == 127
+            else f"try: haproxy -c -f {self._config}",
             aws_prefix="ResourceInitializationError",
         )
+
+
+def _user() -> str:
+    """Whom HAProxy becomes after it has bound its ports: nobody that owns anything, if we may choose."""
+    if os.geteuid() != 0:
+        return ""
+    try:
+        return pwd.getpwnam(USER).pw_name
+    except KeyError:
+        return ""
 
 
 def _max_connections() -> int:
@@ -177,14 +249,4 @@ def _max_connections() -> int:
         MAX_CONNECTIONS
         if hard == resource.RLIM_INFINITY
         else min(MAX_CONNECTIONS, max(100, (hard - 500) // 3))
-    )
-
-
-def _endpoints_of(task: TaskSpec) -> tuple[PublishedEndpoint, ...]:
-    address = task.interface.address if task.interface is not None else "127.0.0.1"
-    return tuple(
-        PublishedEndpoint(
-            host_port=p.host_port, task_id=task.task_id, container_port=p.container_port, address=address
-        )
-        for p in task.publish
     )
