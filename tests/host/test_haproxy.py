@@ -167,12 +167,14 @@ async def test_a_connection_outlives_every_change_but_its_own_end(bench: Bench) 
     assert await long.ask() == "1"
     await bench.ingress.publish(two)
     await bench.ingress.withdraw(two.task_id)
-    assert await long.ask() == "1"
+    late = await Connection.open(one)
+    assert [await c.ask() for c in (long, late)] == ["1", "1"]
     await bench.ingress.withdraw(one.task_id)
-    assert await long.ask() == "1", "the last endpoint is gone, the connection is not"
+    assert [await c.ask() for c in (long, late)] == ["1", "1"], "the last endpoint is gone, they are not"
     draining = bench.processes()
     assert draining
     await long.close()
+    await late.close()
     for process in draining:
         await wait_gone(process)
 

@@ -8,21 +8,23 @@ from hutch.base.errors import Invalid, LimitExceeded
 from hutch.base.ids import IdSource
 from hutch.model.network import AddressLease, PortLease, SecurityGroup, Subnet, Vpc
 from hutch.model.task import NetworkInterface
-from hutch.rules.netplan import default_subnets, mac_of
+from hutch.rules.netplan import check_vpc_cidr, default_subnets, mac_of
 from hutch.store import tables
 from hutch.store.contract import Reader, Tx
 
 RESERVED_FIRST = 4
 """AWS keeps the first four addresses of a subnet (network, router, DNS, future) and the last."""
+PROBES_BEFORE_COUNTING = 64
 MAX_SUBNETS = 16
 MAX_SECURITY_GROUPS = 5
 
 
 def ensure_default_vpc(tx: Tx, cidr: str, region: str, ids: IdSource) -> Vpc:
-    """The default VPC, its subnets and security group; made if there is none."""
+    """The default VPC, its subnets and security group; made if there is none. Raises `Invalid`."""
     for vpc in tx.scan(tables.VPCS):
         if vpc.is_default:
             return vpc
+    cidr = check_vpc_cidr(cidr)
     vpc = tx.put(tables.VPCS, Vpc(vpc_id=f"vpc-{ids.hex(17)}", cidr=cidr, is_default=True))
     for subnet_cidr, zone, zone_id in default_subnets(cidr, region):
         tx.put(
@@ -101,6 +103,11 @@ def lease_address(
     usable = network.num_addresses - RESERVED_FIRST - 1
     start = int(task_id[:12], 16)
     for step in range(usable):
+        # Far above what a subnet that is 9/10 full needs: look whether it is full before walking over all of it.
+        if step == PROBES_BEFORE_COUNTING and (
+            tx.count(tables.ADDRESS_LEASES, subnet_id, index="by_subnet") >= usable
+        ):
+            break
         address = str(network[RESERVED_FIRST + (start + step) % usable])
         if tx.get(tables.ADDRESS_LEASES, address) is not None:
             continue

@@ -120,7 +120,6 @@ class HostAgent:
             else:
                 known.append((directory, content))
         await self._context.network.remove_strays(frozenset(c.spec.task_id for _, c in known))
-        self._context.ingress.adopt(tuple(c.spec for _, c in known if not c.ended))
         for directory, content in known:
             self._adopt(directory, content)
 

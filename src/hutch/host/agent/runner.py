@@ -56,11 +56,7 @@ CLEAN_UP_TRIES = 3
 
 
 class Ingress(Protocol):
-    """What publishes host ports; `hutch.host.lb` implements it."""
-
-    def adopt(self, tasks: tuple[TaskSpec, ...]) -> None:
-        """Called once, at start: what an earlier agent has published, so that the first change drops none of it."""
-        ...
+    """What publishes host ports; `hutch.host.lb` implements it. It remembers them when the agent is started anew."""
 
     async def publish(self, task: TaskSpec) -> None:
         """Make the task's published ports reachable. Raises `HostFault`."""

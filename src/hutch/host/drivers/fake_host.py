@@ -107,9 +107,6 @@ class FakeIngress:
     def __init__(self) -> None:
         self.published: dict[str, TaskSpec] = {}
 
-    def adopt(self, tasks: tuple[TaskSpec, ...]) -> None:
-        self.published |= {t.task_id: t for t in tasks if t.publish}
-
     async def publish(self, task: TaskSpec) -> None:
         self.published[task.task_id] = task
 

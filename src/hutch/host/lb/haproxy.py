@@ -187,6 +187,9 @@ class HaproxyIngress:
     async def _keep_alive(self, ref: ProcessRef) -> None:
         """Start HAProxy again when it ends without having been told to."""
         await wait_gone(ref)
+        async with self._lock:
+            if self._load().serving != ref:
+                return  # it was replaced
         for delay_s in backoff_seconds(0.1, 30.0, Random(ref.pid)):
             log.warning("HAProxy ended, starting it again", pid=ref.pid)
             try:

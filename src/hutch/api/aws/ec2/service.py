@@ -1,9 +1,9 @@
 """The read-only part of EC2 that ECS's tools look at: VPCs, subnets, security groups, interfaces, zones."""
 
 import ipaddress
-from collections.abc import Callable
 from typing import Any
 
+from hutch.api.aws.ec2.filters import Field, filtered, member
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import HutchError, Invalid, NotFound
@@ -13,7 +13,6 @@ from hutch.store import tables
 from hutch.store.contract import Reader, Store
 
 Shape = dict[str, Any]
-_Field = Callable[[Shape], Any]
 _INERT = {"DryRun": "reading changes nothing anyway"}
 
 
@@ -54,7 +53,7 @@ class Ec2Handlers:
         with self._store.read() as reader:
             found = [self._vpc(v) for v in reader.scan(tables.VPCS)]
         return self._answer(
-            request, "Vpcs", found, "VpcId", "VpcIds", _VPC_FILTERS, "InvalidVpcID.NotFound", "vpc"
+            request, "Vpcs", found, "VpcId", "VpcIds", _VPC_FILTERS, "InvalidVpcID.NotFound", "vpc ID"
         )
 
     async def subnets(self, request: Request) -> Shape:
@@ -68,7 +67,7 @@ class Ec2Handlers:
             "SubnetIds",
             _SUBNET_FILTERS,
             "InvalidSubnetID.NotFound",
-            "subnet",
+            "subnet ID",
         )
 
     async def groups(self, request: Request) -> Shape:
@@ -84,7 +83,7 @@ class Ec2Handlers:
             found = [self._interface(reader, a) for a in reader.scan(tables.ADDRESS_LEASES)]
         return self._answer(
             request, "NetworkInterfaces", found, "NetworkInterfaceId", "NetworkInterfaceIds", _ENI_FILTERS,
-            "InvalidNetworkInterfaceID.NotFound", "networkInterface",
+            "InvalidNetworkInterfaceID.NotFound", "networkInterface ID",
         )  # fmt: skip
 
     async def zones(self, request: Request) -> Shape:
@@ -107,13 +106,13 @@ class Ec2Handlers:
             for name, zone_id in pairs
         ]
         given = request.input
-        for member, field in (("ZoneNames", "ZoneName"), ("ZoneIds", "ZoneId")):
-            if wanted := given.get(member):
+        for ids, field in (("ZoneNames", "ZoneName"), ("ZoneIds", "ZoneId")):
+            if wanted := given.get(ids):
                 unknown = [w for w in wanted if w not in {f[field] for f in found}]
                 if unknown:
                     raise Invalid(f"Invalid availability zone: [{unknown[0]}]")
                 found = [f for f in found if f[field] in wanted]
-        return {"AvailabilityZones": _filtered(found, given.get("Filters", ()), _ZONE_FILTERS)}
+        return {"AvailabilityZones": filtered(found, given.get("Filters", ()), _ZONE_FILTERS)}
 
     def _answer(
         self,
@@ -122,7 +121,7 @@ class Ec2Handlers:
         found: list[Shape],
         id_field: str,
         ids_member: str,
-        filters: dict[str, _Field],
+        filters: dict[str, Field],
         missing_code: str,
         noun: str,
     ) -> Shape:
@@ -131,9 +130,9 @@ class Ec2Handlers:
         if wanted := given.get(ids_member):
             unknown = [w for w in wanted if w not in {f[id_field] for f in found}]
             if unknown:
-                raise NotFound(f"The {noun} ID '{unknown[0]}' does not exist", code=missing_code)
+                raise NotFound(f"The {noun} '{unknown[0]}' does not exist", code=missing_code)
             found = [f for f in found if f[id_field] in wanted]
-        found = _filtered(found, given.get("Filters", ()), filters)
+        found = filtered(found, given.get("Filters", ()), filters)
         found.sort(key=lambda f: str(f[id_field]))
         token = given.get("NextToken")
         scope = request.operation
@@ -222,87 +221,58 @@ def _tags(tags: dict[str, str]) -> list[dict[str, str]]:
     return [{"Key": k, "Value": v} for k, v in tags.items()]
 
 
-def _member(name: str) -> _Field:
-    return lambda shape: shape.get(name)
-
-
-_VPC_FILTERS: dict[str, _Field] = {
-    "vpc-id": _member("VpcId"),
-    "cidr": _member("CidrBlock"),
-    "cidr-block": _member("CidrBlock"),
-    "is-default": _member("IsDefault"),
-    "isDefault": _member("IsDefault"),
-    "state": _member("State"),
-    "owner-id": _member("OwnerId"),
+_VPC_FILTERS: dict[str, Field] = {
+    "vpc-id": member("VpcId"),
+    "cidr": member("CidrBlock"),
+    "cidr-block": member("CidrBlock"),
+    "is-default": member("IsDefault"),
+    "isDefault": member("IsDefault"),
+    "state": member("State"),
+    "owner-id": member("OwnerId"),
 }
-_SUBNET_FILTERS: dict[str, _Field] = {
-    "subnet-id": _member("SubnetId"),
-    "vpc-id": _member("VpcId"),
-    "cidr-block": _member("CidrBlock"),
-    "cidr": _member("CidrBlock"),
-    "availability-zone": _member("AvailabilityZone"),
-    "availability-zone-id": _member("AvailabilityZoneId"),
-    "default-for-az": _member("DefaultForAz"),
-    "defaultForAz": _member("DefaultForAz"),
-    "map-public-ip-on-launch": _member("MapPublicIpOnLaunch"),
-    "state": _member("State"),
-    "owner-id": _member("OwnerId"),
-    "subnet-arn": _member("SubnetArn"),
+_SUBNET_FILTERS: dict[str, Field] = {
+    "subnet-id": member("SubnetId"),
+    "vpc-id": member("VpcId"),
+    "cidr-block": member("CidrBlock"),
+    "cidr": member("CidrBlock"),
+    "availability-zone": member("AvailabilityZone"),
+    "availability-zone-id": member("AvailabilityZoneId"),
+    "default-for-az": member("DefaultForAz"),
+    "defaultForAz": member("DefaultForAz"),
+    "map-public-ip-on-launch": member("MapPublicIpOnLaunch"),
+    "state": member("State"),
+    "owner-id": member("OwnerId"),
+    "subnet-arn": member("SubnetArn"),
 }
-_GROUP_FILTERS: dict[str, _Field] = {
-    "group-id": _member("GroupId"),
-    "group-name": _member("GroupName"),
-    "vpc-id": _member("VpcId"),
-    "description": _member("Description"),
-    "owner-id": _member("OwnerId"),
+_GROUP_FILTERS: dict[str, Field] = {
+    "group-id": member("GroupId"),
+    "group-name": member("GroupName"),
+    "vpc-id": member("VpcId"),
+    "description": member("Description"),
+    "owner-id": member("OwnerId"),
 }
-_ENI_FILTERS: dict[str, _Field] = {
-    "network-interface-id": _member("NetworkInterfaceId"),
-    "subnet-id": _member("SubnetId"),
-    "vpc-id": _member("VpcId"),
-    "availability-zone": _member("AvailabilityZone"),
-    "mac-address": _member("MacAddress"),
-    "private-ip-address": _member("PrivateIpAddress"),
-    "addresses.private-ip-address": _member("PrivateIpAddress"),
-    "status": _member("Status"),
-    "description": _member("Description"),
+_ENI_FILTERS: dict[str, Field] = {
+    "network-interface-id": member("NetworkInterfaceId"),
+    "subnet-id": member("SubnetId"),
+    "vpc-id": member("VpcId"),
+    "availability-zone": member("AvailabilityZone"),
+    "mac-address": member("MacAddress"),
+    "private-ip-address": member("PrivateIpAddress"),
+    "addresses.private-ip-address": member("PrivateIpAddress"),
+    "status": member("Status"),
+    "description": member("Description"),
     "group-id": lambda s: [g["GroupId"] for g in s["Groups"]],
     "attachment.attachment-id": lambda s: s["Attachment"]["AttachmentId"],
 }
-_ZONE_FILTERS: dict[str, _Field] = {
-    "zone-name": _member("ZoneName"),
-    "zone-id": _member("ZoneId"),
-    "state": _member("State"),
-    "region-name": _member("RegionName"),
-    "zone-type": _member("ZoneType"),
-    "opt-in-status": _member("OptInStatus"),
-    "group-name": _member("GroupName"),
+_ZONE_FILTERS: dict[str, Field] = {
+    "zone-name": member("ZoneName"),
+    "zone-id": member("ZoneId"),
+    "state": member("State"),
+    "region-name": member("RegionName"),
+    "zone-type": member("ZoneType"),
+    "opt-in-status": member("OptInStatus"),
+    "group-name": member("GroupName"),
 }
-
-
-def _filtered(found: list[Shape], filters: list[Shape], known: dict[str, _Field]) -> list[Shape]:
-    """All filters must hold; of a filter's values any. `*` and `?` are not special here. Raises `Invalid`."""
-    for item in filters:
-        name, values = item.get("Name", ""), item.get("Values", [])
-        if name.startswith("tag:"):
-            key = name.removeprefix("tag:")
-            found = [
-                f for f in found if any(t["Key"] == key and t["Value"] in values for t in f.get("Tags", []))
-            ]
-            continue
-        if name == "tag-key":
-            found = [f for f in found if any(t["Key"] in values for t in f.get("Tags", []))]
-            continue
-        if name not in known:
-            raise Invalid(f"The filter '{name}' is invalid", code="InvalidParameterValue")
-        found = [f for f in found if _texts(known[name](f)) & set(values)]
-    return found
-
-
-def _texts(value: Any) -> set[str]:
-    if isinstance(value, bool):
-        return {"true" if value else "false"}
-    return {str(v) for v in value} if isinstance(value, list) else {str(value)}
 
 
 def service(store: Store, paging: Paging, *, region: str, account_id: str) -> Service:
