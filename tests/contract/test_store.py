@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +20,7 @@ from hutch.model.cluster import Cluster, IdempotencyToken
 from hutch.model.record import Cause
 from hutch.store import tables
 from hutch.store.contract import Store, Tx, ordering_key
-from hutch.store.keys import decode_key, encode_key
+from hutch.store.keys import after_prefix, decode_key, encode_key
 from hutch.store.memory import MemoryStore
 from hutch.store.sqlite import SqliteStore
 
@@ -185,7 +186,74 @@ def test_keys_sort_as_tuples_do(left: list[str], right: list[str]) -> None:
     a, b = tuple(left), tuple(right)
     assert decode_key(encode_key(a)) == a
     assert (encode_key(a) == encode_key(b)) == (a == b)
+    assert (encode_key(a) < encode_key(b)) == (a < b)
     assert encode_key((*a, *b)).startswith(encode_key(a))
+    prefix = encode_key(a)
+    assert prefix <= encode_key((*a, *b)) < after_prefix(prefix)
+    assert (prefix <= encode_key(b) < after_prefix(prefix)) == (b[: len(a)] == a)
+
+
+@pytest.mark.parametrize("name", ["\U0010ffff", "\U0010ffff" * 3, "\U0010fffe2", "\x00", "\x01\x02", "é"])
+async def test_a_scan_finds_every_name_there_can_be(store: Store, name: str) -> None:
+    await put(store, cluster("a"), cluster(name), token(name, name, 1), token("t", "t", 2))
+    with store.read() as reader:
+        assert {c.name for c in reader.scan(tables.CLUSTERS)} == {"a", name}
+        assert reader.count(tables.CLUSTERS) == 2
+        assert [t.token for t in reader.scan(tables.IDEMPOTENCY_TOKENS, name)] == [name]
+        assert reader.count(tables.IDEMPOTENCY_TOKENS, index="by_age") == 2
+    changes = store.changes(0)
+    assert changes is not None and changes[1].key == (name,)
+
+
+def _breaks_its_statement(tx: Tx) -> None:
+    tx.put(tables.CLUSTERS, cluster("lost"))
+    raise sqlite3.IntegrityError("a constraint failed")
+
+
+def _breaks_the_transaction(tx: Any) -> None:
+    """As SQLite does by itself when the disk is full in the middle of a statement."""
+    tx.put(tables.CLUSTERS, cluster("lost"))
+    tx._db.execute("ROLLBACK")
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize(
+    ("guilty", "kind"), [(_breaks_its_statement, Unavailable), (_breaks_the_transaction, StorageFull)]
+)
+async def test_an_error_of_the_database_fails_only_the_guilty_unit_of_work(
+    tmp_path: Path, guilty: Callable[[Any], None], kind: type[Exception]
+) -> None:
+    store = SqliteStore(tmp_path / "s.sqlite3")
+    await store.open()
+    results = await asyncio.gather(
+        *(store.write(CAUSE, lambda tx, n=n: tx.put(tables.CLUSTERS, cluster(f"a{n}"))) for n in range(20)),  # type: ignore[misc]
+        store.write(CAUSE, guilty),
+        *(store.write(CAUSE, lambda tx, n=n: tx.put(tables.CLUSTERS, cluster(f"b{n}"))) for n in range(20)),  # type: ignore[misc]
+        return_exceptions=True,
+    )
+    assert [i for i, r in enumerate(results) if isinstance(r, BaseException)] == [20]
+    assert isinstance(results[20], kind)
+    with store.read() as reader:
+        assert reader.count(tables.CLUSTERS) == 40 and reader.get(tables.CLUSTERS, "lost") is None
+    changes = store.changes(0)
+    assert changes is not None and len({c.key for c in changes}) == len(changes) == 40
+    await store.close()
+
+
+async def test_a_write_that_meets_close_is_answered(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "s.sqlite3")
+    await store.open()
+    writes = [
+        asyncio.create_task(store.write(CAUSE, lambda tx, n=n: tx.put(tables.CLUSTERS, cluster(f"c{n}"))))  # type: ignore[misc]
+        for n in range(3)
+    ]
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="closed"):
+        await asyncio.wait_for(store.write(CAUSE, lambda tx: None), 5)
+    await closing
+    assert [w.name for w in await asyncio.wait_for(asyncio.gather(*writes), 5)] == ["c0", "c1", "c2"]
 
 
 _WRITER = """
@@ -241,8 +309,6 @@ async def test_a_second_writer_is_refused_by_name(tmp_path: Path) -> None:
 
 
 async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     db = sqlite3.connect(tmp_path / "s.sqlite3")
     db.execute("PRAGMA user_version=99")
     db.commit()

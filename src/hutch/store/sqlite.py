@@ -211,10 +211,11 @@ class SqliteStore:
         self._thread.start()
 
     async def close(self) -> None:
-        if self._thread is not None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
             self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+            await asyncio.to_thread(thread.join)
+            self._refuse_late_jobs()
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -310,37 +311,60 @@ class SqliteStore:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
 
+    def _refuse_late_jobs(self) -> None:
+        """Answer what another thread queued while the writer ended."""
+        with suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.error = Unavailable("the store is closed")
+                    with suppress(RuntimeError):
+                        job.loop.call_soon_threadsafe(self._answer, [job], 0)
+
     def _run_batch(self, db: sqlite3.Connection, batch: list[_Job]) -> None:
-        """Each job in a savepoint of one transaction; one commit; then the answers."""
-        changed = 0
+        """One commit for all; if that can't be had, one for each, so that only the guilty fail. Then the answers."""
+        try:
+            newest = self._commit(db, batch)
+        except sqlite3.Error as error:
+            newest = 0
+            if len(batch) > 1:
+                for job in batch:
+                    job.error = None
+                    self._run_batch(db, [job])
+                return
+            batch[0].error = _storage_error(error, self._path)
+        for loop in {job.loop for job in batch}:
+            # A loop that was closed meanwhile has nobody waiting any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._answer, [j for j in batch if j.loop is loop], newest)
+
+    def _commit(self, db: sqlite3.Connection, batch: list[_Job]) -> int:
+        """Each job in a savepoint of one transaction; the newest change after it (0: none). All or nothing."""
+        changed, newest = 0, 0
         try:
             db.execute("BEGIN IMMEDIATE")
             for job in batch:
                 changed += self._run_job(db, job)
             self._trim(db, changed)
-            newest = db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0] if changed else 0
+            if changed:
+                newest = db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0]
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except sqlite3.Error:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            failure = _storage_error(error, self._path)
-            for job in batch:
-                job.error = failure
-            newest = 0
-        for loop in {job.loop for job in batch}:
-            # A loop that was closed meanwhile has nobody waiting any more.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._answer, [j for j in batch if j.loop is loop], newest)
+            raise
+        return newest
 
     def _run_job(self, db: sqlite3.Connection, job: _Job) -> int:
         handle = _Handle(db, job.cause)
         db.execute("SAVEPOINT job")
         try:
             job.result = job.work(handle)
-        except sqlite3.Error:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever a unit of work raises belongs to its caller
-            job.error = error
+        except BaseException as error:  # whatever a unit of work raises belongs to its caller
+            if not db.in_transaction:
+                # SQLite itself took the transaction back (disk full, I/O error): the others must run again.
+                raise sqlite3.OperationalError(str(error)) from error
+            job.error = _storage_error(error, self._path) if isinstance(error, sqlite3.Error) else error
             db.execute("ROLLBACK TO job")
             db.execute("RELEASE job")
             return 0
