@@ -11,6 +11,7 @@ import msgspec
 
 from hutch.base.errors import Invalid
 from hutch.base.units import GIB, KIB, MIB
+from hutch.rules.regex import LinearPattern, linear_pattern
 
 MAX_EVENT_BYTES = 256 * KIB
 DEFAULT_BUFFER_BYTES = 10 * MIB
@@ -47,7 +48,7 @@ class AwslogsOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     group: str
     create_group: bool = False
-    start: re.Pattern[str] | None = None
+    start: LinearPattern | None = None
     """What the first line of an event looks like; None: each line is one."""
     blocking: bool = False
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
@@ -55,24 +56,34 @@ class AwslogsOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_options(options: Mapping[str, str]) -> AwslogsOptions:
     """The options of a task definition. Raises `Invalid`."""
-    pattern = options.get("awslogs-multiline-pattern", "")
-    if "awslogs-datetime-format" in options:
-        pattern = datetime_pattern(options["awslogs-datetime-format"])
-    if len(pattern) > MAX_PATTERN_LENGTH:
-        raise Invalid(f"awslogs-multiline-pattern can have at most {MAX_PATTERN_LENGTH} characters")
-    try:
-        start = re.compile(pattern) if pattern else None
-    except re.error as error:
-        raise Invalid(f"awslogs-multiline-pattern is not a regular expression: {error}") from None
+    if not options.get("awslogs-group"):
+        raise Invalid("Log driver awslogs requires options: awslogs-region, awslogs-group")
     return AwslogsOptions(
         group=options["awslogs-group"],
         create_group=options.get("awslogs-create-group", "false").lower() == "true",
-        start=start,
+        start=start_pattern(options),
         blocking=options.get("mode", "non-blocking") == "blocking",
         buffer_bytes=parse_size(options["max-buffer-size"])
         if "max-buffer-size" in options
         else DEFAULT_BUFFER_BYTES,
     )
+
+
+def start_pattern(options: Mapping[str, str]) -> LinearPattern | None:
+    """What the first line of an event looks like, if the options say so. Raises `Invalid` naming the option."""
+    for option, translate in (
+        ("awslogs-datetime-format", datetime_pattern),
+        ("awslogs-multiline-pattern", str),
+    ):
+        given = options.get(option, "")
+        if len(given) > MAX_PATTERN_LENGTH:
+            raise Invalid(f"{option} can have at most {MAX_PATTERN_LENGTH} characters")
+        if given:
+            try:
+                return linear_pattern(translate(given))
+            except Invalid as error:
+                raise Invalid(f"{option} is {error.message}") from None
+    return None
 
 
 def parse_size(text: str) -> int:
@@ -92,7 +103,7 @@ def datetime_pattern(template: str) -> str:
 class LineJoiner:
     """Lines in, events out: (milliseconds since the epoch, message)."""
 
-    def __init__(self, start: re.Pattern[str] | None) -> None:
+    def __init__(self, start: LinearPattern | None) -> None:
         self._start = start
         self._lines: list[str] = []
         self._bytes = 0
@@ -124,8 +135,14 @@ class LineJoiner:
 
 
 def _split(text: str) -> list[str]:
-    """In pieces that an event may have; most often one."""
+    """In pieces that an event may have (bytes of UTF-8, never in the middle of a character); most often one."""
     if len(text) * 4 <= MAX_EVENT_BYTES:
         return [text]
-    size = MAX_EVENT_BYTES // 4
-    return [text[i : i + size] for i in range(0, len(text), size)]
+    data, pieces = text.encode("utf-8", "replace"), []
+    while data:
+        end = min(len(data), MAX_EVENT_BYTES)
+        while end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1
+        pieces.append(data[:end].decode())
+        data = data[end:]
+    return pieces

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from hutch.base.errors import Invalid
+from hutch.rules.regex import Wildcard
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 40
@@ -122,7 +123,7 @@ class _Parser:
         value = self.take()
         if operator in ("=~", "!~"):
             pattern = _wildcard(value)
-            return lambda s: (pattern.fullmatch(s.get(subject, "")) is not None) == (operator == "=~")
+            return lambda s: pattern.matches(s.get(subject, "")) == (operator == "=~")
         if operator not in _COMPARE:
             raise Invalid(f"Invalid expression: {operator!r} is not an operator.")
         return lambda s: subject in s and _COMPARE[operator](_number_or_text(s[subject], value))
@@ -137,12 +138,12 @@ class _Parser:
         return values
 
 
-def _wildcard(value: str) -> re.Pattern[str]:
+def _wildcard(value: str) -> Wildcard:
     """AWS documents Java patterns; only `.`, `*` and `.*` are taken over, so that no pattern can run for ever."""
     body = value.replace(".*", "*")
     if body.count("*") > MAX_WILDCARDS:
         raise Invalid(f"Invalid expression: a pattern can have at most {MAX_WILDCARDS} wildcards.")
-    return re.compile(".*".join(re.escape(part).replace(r"\.", ".") for part in body.split("*")))
+    return Wildcard(body, dots=True)
 
 
 def _number_or_text(left: str, right: str) -> int:

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from hutch.base.errors import Invalid
+from hutch.rules.awslogs import start_pattern
 from hutch.rules.taskdef.refusals import refuse
 
 MAX_CONTAINERS = 10
@@ -193,9 +195,9 @@ def _check_log(container: dict[str, Any]) -> None:
     if not re.fullmatch(r"[.\-_/#A-Za-z0-9]{1,512}", options["awslogs-group"]):
         raise refuse(f"{options['awslogs-group'][:100]!r} is not a log group name.")
     try:
-        re.compile(options.get("awslogs-multiline-pattern", ""))
-    except re.error as error:
-        raise refuse(f"awslogs-multiline-pattern is not a regular expression: {error}") from None
+        start_pattern(options)
+    except Invalid as error:
+        raise refuse(f"{error.message}.") from None
 
 
 def _check_dependencies(containers: list[dict[str, Any]]) -> None:
