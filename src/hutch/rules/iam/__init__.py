@@ -1,0 +1,1 @@
+"""IAM policies: parsing, matching, deciding. Pure."""
