@@ -119,6 +119,14 @@ SETTINGS: tuple[Setting, ...] = (
         help="Host memory that tasks can't have.",
     ),
     Setting(
+        name="host_memory_mib",
+        type=int,
+        default=0,
+        unit="MiB",
+        check=_at_least(0),
+        help="Memory that this host offers; 0: all that the machine has.",
+    ),
+    Setting(
         name="placement",
         type=str,
         default="wait",
@@ -200,6 +208,7 @@ if typing.TYPE_CHECKING:
         host_clusters: str = ""
         cpu_overcommit: float = 0.0
         memory_reserve_mib: int = 0
+        host_memory_mib: int = 0
         placement: str = ""
         strict_aws: bool = False
         accelerator: str = ""

@@ -85,7 +85,7 @@ def wait_for(check: Callable[[], Any], timeout_s: float = 60) -> Any:
 
 
 def bench_api(directory: Path) -> None:
-    platform = Platform(directory, drivers="fake", memory_reserve_mib="0", cpu_overcommit="1000000")
+    platform = Platform(directory, drivers="fake", host_memory_mib=str(2**40), cpu_overcommit="1000000")
     platform.start()
     moto_port = free_port()
     moto = subprocess.Popen(

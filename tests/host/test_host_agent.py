@@ -1,6 +1,9 @@
 """The host agent on the fake driver, against a control plane's end of the connection."""
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ import pytest
 from tests.support.fleet_control import Host, make_container, make_task
 
 from hutch.base.clock import SystemClock
-from hutch.host.agent.taskfile import FILE_NAME, load
+from hutch.base.errors import StorageFull
+from hutch.host.agent.taskbook import TaskBook
+from hutch.host.agent.taskfile import TaskFile
 from hutch.host.drivers.contract import DriverError, Handle, HostFault, SandboxEvent
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.images.contract import ImageFault
@@ -330,18 +335,48 @@ async def test_registry_credentials_never_reach_the_disk(host: Host) -> None:
     host.control.assign(make_task(ID, make_container(registry_credentials=("user", "s3cret-word"))))
     await host.control.until_status(ID, "RUNNING")
     directory = host.directory / "tasks" / ID
-    assert all(b"s3cret-word" not in p.read_bytes() for p in directory.rglob("*") if p.is_file())
-    content = load(directory)
-    assert content is not None and content.handle is not None
+    assert all(b"s3cret-word" not in p.read_bytes() for p in host.directory.rglob("*") if p.is_file())
+    assert (directory / "fake.json").exists()
 
 
-async def test_a_damaged_task_file_is_cleared_away(host: Host) -> None:
+async def test_what_has_no_record_is_cleared_away(host: Host) -> None:
     directory = host.directory / "tasks" / ID
     directory.mkdir(parents=True)
-    (directory / FILE_NAME).write_text("{not json")
     (directory / "fake.json").write_text("{}")
     await host.start_agent()
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("damage", ["file", "record"])
+async def test_damaged_records_are_put_aside(host: Host, damage: str) -> None:
+    path = host.directory / "tasks.db"
+    (host.directory / "tasks" / ID).mkdir(parents=True)
+    if damage == "file":
+        path.write_bytes(b"this is not a database, whatever its name says" * 100)
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.execute("CREATE TABLE tasks (task_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
+            db.execute("INSERT INTO tasks VALUES (?, ?)", (ID, b"{not json"))
+    await host.start_agent()
+    assert not (host.directory / "tasks" / ID).exists()
+    assert path.with_suffix(".damaged").exists() == (damage == "file")
+    host.control.assign(make_task(ID))
+    await host.control.until_status(ID, "RUNNING")
+
+
+async def test_many_saves_share_an_fsync_and_all_are_there_after_a_crash(tmp_path: Path) -> None:
+    book = TaskBook(tmp_path / "tasks.db")
+    assert book.open() == {}
+    ids = [f"{n:032x}" for n in range(300)]
+    await asyncio.gather(*(book.save(TaskFile(spec=make_task(i))) for i in ids))
+    await asyncio.gather(*(book.remove(i) for i in ids[::2]))
+    shutil.copytree(tmp_path, tmp_path / "as-after-a-crash")
+    again = TaskBook(tmp_path / "as-after-a-crash" / "tasks.db")
+    assert sorted(again.open()) == ids[1::2]
+    await again.close()
+    await book.close()
+    with pytest.raises(StorageFull):
+        await book.save(TaskFile(spec=make_task(ID)))
 
 
 async def test_logs_are_shipped_kept_and_readable(host: Host) -> None:

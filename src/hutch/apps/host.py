@@ -105,6 +105,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
         ingress=ingress,
         clock=clock,
         control_socket=paths.fleet_socket,
+        memory_mib=settings.host_memory_mib,
     )
     return HostAgent(context), ingress
 

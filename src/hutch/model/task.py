@@ -132,7 +132,7 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     placement_constraints: tuple[dict[str, str], ...] = ()
     placement_strategy: tuple[dict[str, str], ...] = ()
     waiting_reason: str = ""
-    """Why it is not placed yet, and its place in the queue."""
+    """Why it is not placed yet; empty before placement was first tried."""
     publish: tuple[tuple[int, int], ...] = ()
     """(host port or 0 for any, container port) pairs to publish on the host's ingress address."""
     endpoint_name: str = ""

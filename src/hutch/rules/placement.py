@@ -17,6 +17,9 @@ class Candidate(msgspec.Struct, kw_only=True):
     """A host with what is left of it while a plan is made."""
 
     host: Host
+    cpu_units: int
+    """What it offers in all."""
+    memory_mib: int
     cpu_left: int
     memory_left_mib: int
     task_count: int
@@ -35,7 +38,10 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that has to wait. `failure` is AWS's word for it (RESOURCE:MEMORY, ...)."""
+    """A task that has to wait. `failure` is AWS's word for it (RESOURCE:MEMORY, ...).
+
+    `reason` names nothing that changes with every other task's coming and going: it is stored with the task.
+    """
 
     task: Task
     failure: str
@@ -58,10 +64,13 @@ def candidate(
 ) -> Candidate:
     """A host as the planner sees it."""
     used = reservation or Reservation(host_id=host.host_id)
+    cpu_units, memory_mib = int(host.cpu_units * cpu_overcommit), host.memory_mib - memory_reserve_mib
     return Candidate(
         host=host,
-        cpu_left=int(host.cpu_units * cpu_overcommit) - used.cpu_units,
-        memory_left_mib=host.memory_mib - memory_reserve_mib - used.memory_mib,
+        cpu_units=cpu_units,
+        memory_mib=memory_mib,
+        cpu_left=cpu_units - used.cpu_units,
+        memory_left_mib=memory_mib - used.memory_mib,
         task_count=used.task_count,
         instances={i.cluster: i for i in instances},
         groups=groups,
@@ -72,14 +81,17 @@ def make_plan(queue: Sequence[Task], candidates: Sequence[Candidate]) -> Plan:
     """Place as many of the queue as fit, in order."""
     placements: list[Placement] = []
     waiting: list[Waiting] = []
+    # Within a plan hosts only get fuller, so what did not fit once needs no second look: a long queue of equal tasks
+    # costs one.
+    refused: dict[_Need, tuple[str, str]] = {}
     for task in queue:
-        fits, failure, reason = _feasible(task, candidates)
+        need = _need(task)
+        known = refused.get(need) if need else None
+        fits, failure, reason = ([], *known) if known else _feasible(task, candidates)
         if not fits:
-            waiting.append(
-                Waiting(
-                    task=task, failure=failure, reason=f"position {len(waiting) + 1} in the queue: {reason}"
-                )
-            )
+            waiting.append(Waiting(task=task, failure=failure, reason=reason))
+            if need:
+                refused[need] = (failure, reason)
             continue
         chosen = _best(task, fits)
         chosen.cpu_left -= task.cpu
@@ -96,6 +108,17 @@ def make_plan(queue: Sequence[Task], candidates: Sequence[Candidate]) -> Plan:
             )
         )
     return Plan(placements=tuple(placements), waiting=tuple(waiting))
+
+
+_Need = tuple[str, str, str, int, int]
+
+
+def _need(task: Task) -> _Need | None:
+    """All that decides where a task fits; None if its constraints look at more."""
+    if task.placement_constraints:
+        return None
+    cluster = "" if task.launch_type == "FARGATE" else task.cluster
+    return task.launch_type, cluster, task.container_instance_id, task.cpu, task.memory_mib
 
 
 def _feasible(task: Task, candidates: Sequence[Candidate]) -> tuple[list[Candidate], str, str]:
@@ -128,22 +151,31 @@ def _filters(task: Task) -> list[_Filter]:
         (
             lambda c: c.memory_left_mib >= task.memory_mib,
             "RESOURCE:MEMORY",
-            lambda left: (
-                f"needs {task.memory_mib} MiB of memory, and the host with the most has "
-                f"{max(0, max(c.memory_left_mib for c in left))} MiB left; it starts when a task stops, or with a "
-                f"smaller memory size"
+            lambda left: _too_much(
+                f"{task.memory_mib} MiB of memory",
+                "smaller memory size",
+                task.memory_mib,
+                [c.memory_mib for c in left],
             ),
         ),
         (
             lambda c: c.cpu_left >= task.cpu,
             "RESOURCE:CPU",
-            lambda left: (
-                f"needs {task.cpu} CPU units, and the host with the most has "
-                f"{max(0, max(c.cpu_left for c in left))} left (see --cpu-overcommit)"
+            lambda left: _too_much(
+                f"{task.cpu} CPU units", "higher --cpu-overcommit", task.cpu, [c.cpu_units for c in left]
             ),
         ),
     ]
     return filters
+
+
+def _too_much(what: str, cure: str, wanted: int, whole_hosts: Sequence[int]) -> str:
+    """Why a size fits nowhere: a wait that will end is told from one that never will."""
+    if wanted > max(whole_hosts):
+        return (
+            f"needs {what}, and the largest host has {max(0, max(whole_hosts))} in all; run it with a {cure}"
+        )
+    return f"needs {what}, and no host has as much left; it starts when a task stops, or with a {cure}"
 
 
 def _instance_filters(task: Task) -> list[_Filter]:

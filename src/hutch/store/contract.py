@@ -79,8 +79,10 @@ class Reader(Protocol):
         """
         ...
 
-    def count(self, table: Table[R], *prefix: str, index: str | None = None) -> int:
-        """How many records `scan` would give."""
+    def count(
+        self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
+    ) -> int:
+        """How many records `scan` would give; with `before` only those whose ordering key comes before this one."""
         ...
 
 

@@ -102,9 +102,12 @@ class _Handle:
             order = order[::-1]
         return [data.records[data.indexes[index].primary(o)] for o in order[:limit]]
 
-    def count(self, table: Table[R], *prefix: str, index: str | None = None) -> int:
+    def count(
+        self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
+    ) -> int:
         low = encode_key(prefix)
-        return len(self._tables[table.name].indexes[index].between(low, after_prefix(low)))
+        high = after_prefix(low) if before is None else min(after_prefix(low), encode_key(before))
+        return len(self._tables[table.name].indexes[index].between(low, high))
 
     def put(self, table: Table[R], record: R) -> R:
         data = self._tables[table.name]

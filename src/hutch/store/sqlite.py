@@ -100,8 +100,11 @@ class _Handle:
         decode = _decoders[table.name].decode
         return [decode(row[0]) for row in self._db.execute(sql, parameters)]
 
-    def count(self, table: Table[R], *prefix: str, index: str | None = None) -> int:
+    def count(
+        self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
+    ) -> int:
         low = encode_key(prefix)
+        high = after_prefix(low) if before is None else min(after_prefix(low), encode_key(before))
         if index is None:
             sql, name = "SELECT count(*) FROM records WHERE tbl=? AND key>=? AND key<?", table.name
         else:
@@ -109,7 +112,7 @@ class _Handle:
                 "SELECT count(*) FROM entries WHERE idx=? AND ordering>=? AND ordering<?",
                 _index_name(table, index),
             )
-        return int(self._db.execute(sql, (name, low, after_prefix(low))).fetchone()[0])
+        return int(self._db.execute(sql, (name, low, high)).fetchone()[0])
 
     def put(self, table: Table[R], record: R) -> R:
         key = table.key(record)

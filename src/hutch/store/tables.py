@@ -6,6 +6,7 @@ from hutch.model.cluster import AccessKey, AccountSetting, Cluster, IdempotencyT
 from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.image import LocalImage
 from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
+from hutch.model.secret import Parameter, ParameterVersion, Secret, SecretVersion
 from hutch.model.task import Task
 from hutch.model.taskdef import Family, TaskDefinition
 from hutch.store.contract import Table
@@ -37,6 +38,7 @@ TASKS = Table(
         "by_last": lambda r: (r.cluster, r.last_status),
         "by_host": lambda r: (r.host_id,) if r.host_id and not r.is_stopped else None,
         "unplaced": lambda r: (f"{r.created_at:020.6f}",) if not r.host_id and not r.is_stopped else None,
+        "untried": lambda r: () if not r.host_id and not r.is_stopped and not r.waiting_reason else None,
         "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
     },
 )
@@ -68,6 +70,15 @@ PORT_LEASES = Table(
     {"by_task": lambda r: (r.task_id,)},
 )
 LOCAL_IMAGES = Table("local_images", LocalImage, lambda r: (r.name,))
+SECRETS = Table(
+    "secrets",
+    Secret,
+    lambda r: (r.name,),
+    {"by_deletion": lambda r: (f"{r.deletion_at:020.6f}",) if r.deletion_at is not None else None},
+)
+SECRET_VERSIONS = Table("secret_versions", SecretVersion, lambda r: (r.name, r.version_id))
+PARAMETERS = Table("parameters", Parameter, lambda r: (r.name,))
+PARAMETER_VERSIONS = Table("parameter_versions", ParameterVersion, lambda r: (r.name, f"{r.number:010d}"))
 
 ALL_TABLES: tuple[Table[Any], ...] = (
     IDENTITY,
@@ -87,4 +98,8 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     ADDRESS_LEASES,
     PORT_LEASES,
     LOCAL_IMAGES,
+    SECRETS,
+    SECRET_VERSIONS,
+    PARAMETERS,
+    PARAMETER_VERSIONS,
 )

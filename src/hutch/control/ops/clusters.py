@@ -1,4 +1,4 @@
-"""Use cases of clusters, their capacity providers, container instances and account settings."""
+"""Use cases of clusters, their capacity providers and account settings."""
 
 import re
 from collections.abc import Sequence
@@ -8,14 +8,12 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.base.clock import Clock
-from hutch.base.errors import Invalid, NotFound
+from hutch.base.errors import Invalid
 from hutch.control.ops.tasks import active_cluster
 from hutch.model.cluster import AccountSetting, Cluster
-from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.record import Cause
-from hutch.model.task import RUNNING, STOPPED
+from hutch.model.task import RUNNING
 from hutch.rules.arns import short_name
-from hutch.rules.placement_expression import parse as parse_expression
 from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
@@ -50,16 +48,6 @@ class ClusterCounts(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     instances: int
     by_type: dict[str, int] = {}
-
-
-class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
-    """A container instance with its host and what the host has promised."""
-
-    instance: ContainerInstance
-    host: Host
-    reservation: Reservation
-    running: int
-    pending: int
 
 
 class ClusterOps:
@@ -164,116 +152,8 @@ def _counts(reader: Reader, name: str) -> ClusterCounts:
         reader.count(tables.TASKS, name, s, index="by_last")
         for s in ("PROVISIONING", "PENDING", "ACTIVATING")
     )
-    return ClusterCounts(
-        running=running, pending=pending, instances=reader.count(tables.CONTAINER_INSTANCES, name)
-    )
-
-
-class InstanceOps:
-    """Container instance use cases."""
-
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-
-    def describe(self, cluster: str, references: Sequence[str]) -> tuple[list[InstanceView], list[str]]:
-        """(found, missing)."""
-        if not 1 <= len(references) <= 100:
-            raise Invalid("containerInstances must name 1 to 100 instances.")
-        with self._store.read() as reader:
-            name = active_cluster(reader, cluster).name
-            found, missing = [], []
-            for reference in references:
-                instance = reader.get(tables.CONTAINER_INSTANCES, name, short_name(reference))
-                if instance is None:
-                    missing.append(reference)
-                else:
-                    found.append(_view(reader, instance))
-            return found, missing
-
-    def page(
-        self, cluster: str, status: str, expression: str, after: IndexKey | None, limit: int
-    ) -> tuple[list[ContainerInstance], bool]:
-        """A page, filtered by status ("" for all but INACTIVE) and by the cluster query language."""
-        wanted = parse_expression(expression) if expression else None
-        with self._store.read() as reader:
-            name = active_cluster(reader, cluster).name
-            page = []
-            for instance in reader.scan(tables.CONTAINER_INSTANCES, name, after=after):
-                if status and instance.status != status:
-                    continue
-                view = _view(reader, instance)
-                subject = {
-                    f"attribute:{k}": v for k, v in {**view.host.attributes, **instance.attributes}.items()
-                }
-                subject |= {
-                    "agentConnected": "true" if view.host.connected else "false",
-                    "agentVersion": view.host.agent_version,
-                    "runningTasksCount": str(view.running),
-                }
-                if wanted is None or wanted(subject):
-                    page.append(instance)
-        return page[:limit], len(page) > limit
-
-    async def set_status(
-        self, cause: Cause, cluster: str, references: Sequence[str], status: str
-    ) -> tuple[list[InstanceView], list[str]]:
-        """ACTIVE or DRAINING. A draining instance gets no new tasks; what runs on it is left alone."""
-        if not 1 <= len(references) <= 10:
-            raise Invalid("containerInstances must name 1 to 10 instances.")
-        if status not in ("ACTIVE", "DRAINING"):
-            raise Invalid("status must be ACTIVE or DRAINING.")
-
-        def work(tx: Tx) -> tuple[list[InstanceView], list[str]]:
-            name = active_cluster(tx, cluster).name
-            found, missing = [], []
-            for reference in references:
-                instance = tx.get(tables.CONTAINER_INSTANCES, name, short_name(reference))
-                if instance is None:
-                    missing.append(reference)
-                    continue
-                if instance.status != status:
-                    instance = tx.put(tables.CONTAINER_INSTANCES, replace(instance, status=status))
-                found.append(_view(tx, instance))
-            return found, missing
-
-        return await self._store.write(cause, work)
-
-    async def put_attributes(self, cause: Cause, cluster: str, attributes: Sequence[dict[str, str]]) -> None:
-        """Set custom attributes of instances, or remove those whose value is None."""
-        if not 1 <= len(attributes) <= 10:
-            raise Invalid("attributes must have 1 to 10 items.")
-
-        def work(tx: Tx) -> None:
-            name = active_cluster(tx, cluster).name
-            for attribute in attributes:
-                instance = tx.get(tables.CONTAINER_INSTANCES, name, short_name(attribute.get("targetId", "")))
-                if instance is None:
-                    raise NotFound("The specified target was not found.", code="TargetNotFoundException")
-                kept = {k: v for k, v in instance.attributes.items() if k != attribute["name"]}
-                if "value" in attribute:
-                    kept[attribute["name"]] = attribute["value"]
-                tx.put(tables.CONTAINER_INSTANCES, replace(instance, attributes=kept))
-
-        await self._store.write(cause, work)
-
-
-def _view(reader: Reader, instance: ContainerInstance) -> InstanceView:
-    host = reader.get(tables.HOSTS, instance.host_id) or Host(host_id=instance.host_id, name="")
-    tasks = [
-        t
-        for t in reader.scan(tables.TASKS, instance.host_id, index="by_host")
-        if t.container_instance_id == instance.instance_id
-    ]
-    running = sum(1 for t in tasks if t.last_status == RUNNING)
-    return InstanceView(
-        instance=instance,
-        host=host,
-        reservation=reader.get(tables.RESERVATIONS, instance.host_id)
-        or Reservation(host_id=instance.host_id),
-        running=running,
-        pending=sum(1 for t in tasks if t.desired_status != STOPPED and t.last_status != RUNNING),
-    )
+    instances = sum(1 for i in reader.scan(tables.CONTAINER_INSTANCES, name) if i.status != "INACTIVE")
+    return ClusterCounts(running=running, pending=pending, instances=instances)
 
 
 class AccountSettingOps:

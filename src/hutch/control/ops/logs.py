@@ -20,6 +20,7 @@ MAX_SPAN_MS = 24 * 3600 * 1000
 TOO_OLD_MS = 14 * 24 * 3600 * 1000
 TOO_NEW_MS = 2 * 3600 * 1000
 MAX_PAGE_BYTES = 1_048_576
+GROUPS_PER_READ = 500
 RETENTION_DAYS = frozenset(
     (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653)
 )
@@ -67,6 +68,26 @@ class LogOps:
         """A page of groups, and whether there are more."""
         found = self._store.groups(prefix, after=after, limit=limit + 1, pattern=pattern)
         return found[:limit], len(found) > limit
+
+    def groups_like(
+        self, pattern: str, log_class: str, after: str, limit: int
+    ) -> tuple[list[LogGroup], bool]:
+        """ListLogGroups: a page of groups by name pattern ("" for all: up to five of `text` or `^text`, with `|`)."""
+        terms = pattern.split("|")
+        found: list[LogGroup] = []
+        while True:
+            batch = self._store.groups("", after=after, limit=GROUPS_PER_READ)
+            for group in batch:
+                named = not pattern or any(
+                    group.name.startswith(t[1:]) if t.startswith("^") else t in group.name for t in terms
+                )
+                if named and log_class in ("", group.log_class):
+                    if len(found) == limit:
+                        return found, True
+                    found.append(group)
+            if len(batch) < GROUPS_PER_READ:
+                return found, False
+            after = batch[-1].name
 
     async def set_retention(self, name: str, days: int | None) -> None:
         if days is not None and days not in RETENTION_DAYS:
@@ -181,18 +202,21 @@ class LogOps:
         if missing:
             raise NotFound("The specified log stream does not exist.")
         page: list[StoredEvent] = []
+        size = 0
         while True:
             batch = self._store.read_events(
                 streams,
                 start_ms=start_ms or 0,
-                end_ms=FAR_FUTURE_MS if end_ms is None else end_ms,
+                # Unlike GetLogEvents, the end is in the range.
+                end_ms=FAR_FUTURE_MS if end_ms is None else end_ms + 1,
                 after=after,
                 limit=MAX_BATCH_EVENTS,
             )
             for event in batch:
                 if matches(event.message):
                     page.append(event)
-                    if len(page) == limit or len(page) > len(_within_page(page)):
+                    size += len(event.message.encode()) + EVENT_OVERHEAD_BYTES
+                    if len(page) == limit or size > MAX_PAGE_BYTES:
                         return page, (event.timestamp_ms, event.seq)
             if len(batch) < MAX_BATCH_EVENTS:
                 return page, None

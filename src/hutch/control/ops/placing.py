@@ -17,7 +17,7 @@ from hutch.model.host import Reservation
 from hutch.model.task import CauseLink, Container, Endpoint, NetworkBinding, Task
 from hutch.rules import lifecycle, placement
 from hutch.store import tables
-from hutch.store.contract import Reader, Tx
+from hutch.store.contract import Reader, Tx, ordering_key
 
 
 class PlacementLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,37 +55,60 @@ def plan_for(reader: Reader, queue: Sequence[Task], limits: PlacementLimits) -> 
     return placement.make_plan(queue, snapshot(reader, limits, with_groups=with_groups))
 
 
-def commit_plan(
-    tx: Tx, plan: placement.Plan, limits: PlacementLimits, ids: IdSource, clock: Clock
-) -> list[Task]:
-    """Carry a plan out: reserve, lease, place; write down why the others wait. Returns the placed tasks."""
-    placed = []
+def place_new(
+    tx: Tx, tasks: Sequence[Task], limits: PlacementLimits, ids: IdSource, clock: Clock
+) -> tuple[list[Task], list[placement.Waiting]]:
+    """Place tasks that are not in the store yet, in the unit of work that makes them: each is written once.
+
+    Returns the placed ones as stored, and the others, not stored.
+    """
+    plan = plan_for(tx, tasks, limits)
+    placed = [tx.put(tables.TASKS, _place_or_end(tx, d.task, d, limits, ids, clock)) for d in plan.placements]
+    return placed, list(plan.waiting)
+
+
+def commit_plan(tx: Tx, plan: placement.Plan, limits: PlacementLimits, ids: IdSource, clock: Clock) -> int:
+    """Carry a plan for stored tasks out; write down why the others wait. Returns how many were placed."""
+    count = 0
     for decision in plan.placements:
-        current = tx.get(tables.TASKS, decision.task.cluster, decision.task.task_id)
-        if current is None or current.host_id or current.is_stopped:
-            continue
-        try:
-            task = _bind(tx, current, decision.host_id, limits, ids, clock)
-        except LimitExceeded as refusal:
-            # A full subnet or a taken port is not cured by waiting for a host: the task says so and ends.
-            cause = CauseLink(kind="NetworkUnavailable", text=refusal.message)
-            tx.put(tables.TASKS, lifecycle.never_ran(current, refusal.message, (cause,), clock.now()))
-            continue
-        task = replace(
-            task, container_instance_id=decision.container_instance_id or task.container_instance_id
-        )
-        reserve(tx, decision.host_id, task, +1)
-        placed.append(tx.put(tables.TASKS, lifecycle.placed(task, decision.host_id, clock.now())))
+        if current := _still_waits(tx, decision.task):
+            task = tx.put(tables.TASKS, _place_or_end(tx, current, decision, limits, ids, clock))
+            count += not task.is_stopped
     for waiting in plan.waiting:
-        current = tx.get(tables.TASKS, waiting.task.cluster, waiting.task.task_id)
-        if (
-            current
-            and not current.host_id
-            and not current.is_stopped
-            and current.waiting_reason != waiting.reason
-        ):
+        current = _still_waits(tx, waiting.task)
+        if current and current.waiting_reason != waiting.reason:
             tx.put(tables.TASKS, replace(current, waiting_reason=waiting.reason))
-    return placed
+    return count
+
+
+def _still_waits(reader: Reader, task: Task) -> Task | None:
+    """The task as it is now, unless it was placed or ended meanwhile."""
+    current = reader.get(tables.TASKS, task.cluster, task.task_id)
+    return current if current and not current.host_id and not current.is_stopped else None
+
+
+def _place_or_end(
+    tx: Tx, task: Task, decision: placement.Placement, limits: PlacementLimits, ids: IdSource, clock: Clock
+) -> Task:
+    """The task on its host, with what it holds there leased. A full subnet or a taken port is not cured by waiting
+    for a host: then the task says so and ends."""
+    try:
+        bound = _bind(tx, task, decision.host_id, limits, ids, clock)
+    except LimitExceeded as refusal:
+        cause = CauseLink(kind="NetworkUnavailable", text=refusal.message)
+        return lifecycle.never_ran(task, refusal.message, (cause,), clock.now())
+    instance = decision.container_instance_id or task.container_instance_id
+    reserve(tx, decision.host_id, bound, +1)
+    return lifecycle.placed(replace(bound, container_instance_id=instance), decision.host_id, clock.now())
+
+
+def with_position(reader: Reader, task: Task) -> Task:
+    """The task as it is shown: one that waits says its place in the queue, which is not stored."""
+    if not task.waiting_reason:
+        return task
+    key = ordering_key(tables.TASKS, task, "unplaced")
+    ahead = reader.count(tables.TASKS, index="unplaced", before=key)
+    return replace(task, waiting_reason=f"position {ahead + 1} in the queue: {task.waiting_reason}")
 
 
 def _bind(tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSource, clock: Clock) -> Task:

@@ -14,6 +14,7 @@ from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
 MAX_DELETE = 10
+ACTIVE, INACTIVE, DELETE_IN_PROGRESS = "ACTIVE", "INACTIVE", "DELETE_IN_PROGRESS"
 _REFERENCE = re.compile(
     r"(?:arn:aws[a-z-]*:ecs:[a-z0-9-]*:[0-9]*:task-definition/)?([A-Za-z0-9_-]{1,255})(?::([0-9]{1,10}))?"
 )
@@ -71,9 +72,9 @@ class TaskDefinitionOps:
             found = find_task_definition(tx, reference)
             if found is None:
                 raise Invalid("The specified task definition does not exist.", code="ClientException")
-            if found.status != "ACTIVE":
+            if found.status != ACTIVE:
                 return found
-            changed = replace(found, status="INACTIVE", deregistered_at=self._clock.now())
+            changed = replace(found, status=INACTIVE, deregistered_at=self._clock.now())
             stored = tx.put(tables.TASK_DEFINITIONS, changed)
             _update_family(tx, found.family)
             return stored
@@ -83,7 +84,10 @@ class TaskDefinitionOps:
     async def delete(
         self, cause: Cause, references: list[str]
     ) -> tuple[list[TaskDefinition], list[tuple[str, str]]]:
-        """INACTIVE revisions are removed once no task refers to them; (deleted, [(reference, reason)])."""
+        """INACTIVE to DELETE_IN_PROGRESS; (deleted, [(reference, reason)]).
+
+        `remove_unused` takes the record away when no task needs it any more.
+        """
         if not 1 <= len(references) <= MAX_DELETE:
             raise Invalid(f"taskDefinitions must name 1 to {MAX_DELETE} revisions.")
 
@@ -93,7 +97,7 @@ class TaskDefinitionOps:
                 found = find_task_definition(tx, reference)
                 if found is None or ":" not in reference.rpartition("/")[2]:
                     failures.append((reference, "The specified task definition does not exist."))
-                elif found.status == "ACTIVE":
+                elif found.status == ACTIVE:
                     failures.append(
                         (
                             reference,
@@ -101,9 +105,7 @@ class TaskDefinitionOps:
                         )
                     )
                 else:
-                    changed = replace(
-                        found, status="DELETE_IN_PROGRESS", delete_requested_at=self._clock.now()
-                    )
+                    changed = replace(found, status=DELETE_IN_PROGRESS, delete_requested_at=self._clock.now())
                     deleted.append(tx.put(tables.TASK_DEFINITIONS, changed))
             return deleted, failures
 
@@ -137,7 +139,9 @@ class TaskDefinitionOps:
             page: list[str] = []
             for family in reader.scan(tables.FAMILIES, after=after):
                 active = family.latest_active_revision is not None
-                if family.name.startswith(prefix) and status in ("ALL", "ACTIVE" if active else "INACTIVE"):
+                if family.name.startswith(prefix) and status in ("ALL", ACTIVE if active else INACTIVE):
+                    if not active and not reader.scan(tables.TASK_DEFINITIONS, family.name, limit=1):
+                        continue  # all its revisions were deleted; the record only keeps the count
                     if len(page) == limit:
                         return page, True
                     page.append(family.name)
@@ -166,11 +170,35 @@ def resolve_task_definition(reader: Reader, reference: str) -> TaskDefinition:
     return found
 
 
+def remove_unused(tx: Tx) -> tuple[int, frozenset[IndexKey]]:
+    """Remove revisions whose deletion was asked for and that no task needs; a unit of work.
+
+    A task needs its revision until it is stopped. Returns how many were removed, and for each that was not the key
+    of one task that needs it.
+    """
+    doomed = tx.scan(tables.TASK_DEFINITIONS, DELETE_IN_PROGRESS, index="by_status")
+    needed: dict[tuple[str, int], IndexKey] = {}
+    if doomed:
+        for index in ("by_host", "unplaced"):
+            for task in tx.scan(tables.TASKS, index=index):
+                needed[(task.family, task.revision)] = (task.cluster, task.task_id)
+    witnesses = set()
+    removed = 0
+    for definition in doomed:
+        witness = needed.get((definition.family, definition.revision))
+        if witness is not None:
+            witnesses.add(witness)
+        else:
+            tx.delete(tables.TASK_DEFINITIONS, *tables.TASK_DEFINITIONS.key(definition))
+            removed += 1
+    return removed, frozenset(witnesses)
+
+
 def _update_family(tx: Tx, name: str) -> None:
     family = tx.get(tables.FAMILIES, name)
     assert family is not None
     newest = next(
-        (d.revision for d in tx.scan(tables.TASK_DEFINITIONS, name, reverse=True) if d.status == "ACTIVE"),
+        (d.revision for d in tx.scan(tables.TASK_DEFINITIONS, name, reverse=True) if d.status == ACTIVE),
         None,
     )
     if newest != family.latest_active_revision:

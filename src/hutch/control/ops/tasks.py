@@ -11,7 +11,7 @@ from hutch.base.errors import Conflict, Invalid, NotFound
 from hutch.base.ids import IdSource
 from hutch.control.ops import launch
 from hutch.control.ops.launch import LaunchRequest, Route
-from hutch.control.ops.placing import PlacementLimits, commit_plan, plan_for, store_stopped
+from hutch.control.ops.placing import PlacementLimits, place_new, store_stopped, with_position
 from hutch.control.ops.taskdefs import resolve_task_definition
 from hutch.control.ops.vpc import resolve_awsvpc
 from hutch.model.cluster import Cluster, IdempotencyToken
@@ -24,6 +24,7 @@ from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
 MAX_DESCRIBE = 100
+MAX_HOSTS_PLACED_AT_ONCE = 16
 MAX_REASON_CHARACTERS = 1024
 
 
@@ -86,10 +87,8 @@ class TaskOps:
             ):
                 return self._replay(tx, before, digest), []
             definition = resolve_task_definition(tx, reference)
-            tasks = self._create(tx, request, cluster_record, definition)
-            failures: list[Failure] = []
-            if not self._wait:
-                tasks, failures = self._place_or_fail(tx, tasks)
+            new = self._new_tasks(tx, request, cluster_record, definition)
+            tasks, failures = self._store_new(tx, new)
             if request.client_token:
                 tx.put(
                     tables.IDEMPOTENCY_TOKENS,
@@ -116,16 +115,14 @@ class TaskOps:
         found = [tx.get(tables.TASKS, *key) for key in keys]
         return [t for t in found if t is not None]
 
-    def _create(
-        self, tx: Tx, request: LaunchRequest, cluster: Cluster, definition: TaskDefinition
+    def _new_tasks(
+        self, reader: Reader, request: LaunchRequest, cluster: Cluster, definition: TaskDefinition
     ) -> list[Task]:
+        """Task records that are checked and not stored."""
         routes = launch.choose_routes(request, cluster, definition)
         launch.check_request(request, routes, definition)
-        subnets, groups = self._network(tx, request, definition)
-        return [
-            tx.put(tables.TASKS, self._new(request, route, cluster, definition, subnets, groups))
-            for route in routes
-        ]
+        subnets, groups = self._network(reader, request, definition)
+        return [self._new(request, route, cluster, definition, subnets, groups) for route in routes]
 
     def _network(
         self, reader: Reader, request: LaunchRequest, definition: TaskDefinition
@@ -158,15 +155,25 @@ class TaskOps:
             strict_aws=self._strict_aws,
         )
 
+    def _store_new(self, tx: Tx, tasks: list[Task]) -> tuple[list[Task], list[Failure]]:
+        """Write new tasks, placed at once where that is cheap; what is answered are the tasks as they were made.
+
+        A fleet's hosts are too many to look through within a request: there the placement loop does it, for many tasks
+        at once.
+        """
+        if not self._wait:
+            return self._place_or_fail(tx, tasks)
+        if tx.count(tables.HOSTS) > MAX_HOSTS_PLACED_AT_ONCE:
+            return [tx.put(tables.TASKS, t) for t in tasks], []
+        _, waiting = place_new(tx, tasks, self._limits, self._ids, self._clock)
+        for left in waiting:
+            tx.put(tables.TASKS, msgspec.structs.replace(left.task, waiting_reason=left.reason))
+        return tasks, []
+
     def _place_or_fail(self, tx: Tx, tasks: list[Task]) -> tuple[list[Task], list[Failure]]:
-        """AWS's manner: what can't be placed at once is a failure, and no task is left behind."""
-        plan = plan_for(tx, tasks, self._limits)
-        placed = commit_plan(tx, plan, self._limits, self._ids, self._clock)
-        failures = []
-        for waiting in plan.waiting:
-            tx.delete(tables.TASKS, waiting.task.cluster, waiting.task.task_id)
-            failures.append(Failure(reason=waiting.failure, detail=waiting.reason))
-        return placed, failures
+        """AWS's manner: what can't be placed at once is a failure, and no task is made."""
+        placed, waiting = place_new(tx, tasks, self._limits, self._ids, self._clock)
+        return placed, [Failure(reason=w.failure, detail=w.reason) for w in waiting]
 
     async def start(
         self,
@@ -195,8 +202,7 @@ class TaskOps:
                     failures.append(Failure(arn=given, reason="MISSING" if instance is None else "INACTIVE"))
                     continue
                 task = self._new(one, routes[0], cluster_record, definition, subnets, groups)
-                task = msgspec.structs.replace(task, container_instance_id=instance.instance_id)
-                tasks.append(tx.put(tables.TASKS, task))
+                tasks.append(msgspec.structs.replace(task, container_instance_id=instance.instance_id))
             placed, unplaced = self._place_or_fail(tx, tasks)
             return placed, failures + unplaced
 
@@ -234,7 +240,7 @@ class TaskOps:
                 if record is None:
                     missing.append(given)
                 else:
-                    found.append(record)
+                    found.append(with_position(reader, record))
             return found, missing
 
     def page(
@@ -278,6 +284,7 @@ class TaskOps:
             found = reader.scan(tables.TASKS, wanted, index="by_id")
             if not found and 4 <= len(wanted) < 32:
                 found = [t for t in reader.scan(tables.TASKS) if t.task_id.startswith(wanted)]
+            found = [with_position(reader, t) for t in found]
         if len(found) != 1:
             how = "no task" if not found else f"{len(found)} tasks"
             raise NotFound(f"{how} with an id that starts with {wanted!r}; `hutch ps --all` lists them")

@@ -24,7 +24,8 @@ from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
 from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
-from hutch.host.agent.taskfile import TaskFile, load
+from hutch.host.agent.taskbook import TaskBook
+from hutch.host.agent.taskfile import TaskFile
 from hutch.host.agent.tasklogs import prune_logs, read_tail
 from hutch.host.drivers.contract import Driver, HostFault
 from hutch.host.images.archives import write_atomically
@@ -57,6 +58,8 @@ class AgentContext(msgspec.Struct, frozen=True, kw_only=True):
     ingress: Ingress
     clock: Clock
     control_socket: Path
+    memory_mib: int = 0
+    """Memory to offer; 0: all that the machine has."""
 
 
 class HostAgent:
@@ -66,6 +69,7 @@ class HostAgent:
         self._context = context
         self._tasks_directory = context.state_directory / "tasks"
         self._kept_logs = context.state_directory / "stopped-task-logs"
+        self._book = TaskBook(context.state_directory / "tasks.db")
         self._runners: dict[str, TaskRunner] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._facts: dict[str, wire.DriverFactMsg] = {}
@@ -95,6 +99,7 @@ class HostAgent:
             ingress=context.ingress,
             clock=context.clock,
             watcher=self._watcher,
+            book=self._book,
             report=self._report,
             send_logs=self._send_logs,
         )
@@ -111,11 +116,14 @@ class HostAgent:
         except HostFault as fault:
             log.error("network not set up", reason=fault.message, fix=fault.fix)
         known = []
+        contents = await asyncio.to_thread(self._book.open)
         for directory in sorted(self._tasks_directory.iterdir()):
-            content = await asyncio.to_thread(load, directory)
-            if content is None:
-                await self._remove_unreadable(directory)
-            elif content.handle is None and not content.ended:
+            if directory.name not in contents:
+                await self._remove_unrecorded(directory)
+        for task_id, content in sorted(contents.items()):
+            directory = self._tasks_directory / task_id
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if content.handle is None and not content.ended:
                 await self._discard(directory, content)
             else:
                 known.append((directory, content))
@@ -130,6 +138,7 @@ class HostAgent:
             if content.driver in ("", driver.name):
                 await TaskRunner(self._runner_context, driver, "", directory, content).discard()
         await asyncio.to_thread(shutil.rmtree, directory, True)
+        await self._book.remove(content.spec.task_id)
 
     async def serve(self) -> None:
         """Stay connected to the control plane, for ever."""
@@ -205,6 +214,7 @@ class HostAgent:
         for driver in self._context.drivers:
             await driver.close()
         self._watcher.close()
+        await self._book.close()
 
     async def _wait_acknowledged(self, timeout_s: float) -> None:
         """Give the control plane the time to hear of the last stops; else it hears of them at the next start."""
@@ -395,14 +405,15 @@ class HostAgent:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("request failed", reason=repr(error))
 
-    async def _remove_unreadable(self, directory: Path) -> None:
-        """A directory without a task file: its set-up was cut off at the very start, or the file is damaged."""
+    async def _remove_unrecorded(self, directory: Path) -> None:
+        """A directory without a record: its set-up was cut off at the very start, or the record is damaged."""
         for driver in self._context.drivers:
             try:
                 await driver.destroy_leftovers(str(directory), directory.name)
             except HostFault as fault:
                 log.error("leftovers not removed", directory=str(directory), reason=fault.message)
         shutil.rmtree(directory, ignore_errors=True)
+        await self._book.remove(directory.name)
 
     # -- reports and logs
 
@@ -519,7 +530,7 @@ class HostAgent:
             agent_version=__version__,
             architecture=platform.machine(),
             cpu_units=cpus * CPU_UNITS_PER_VCPU,
-            memory_mib=total_memory_bytes() // MIB,
+            memory_mib=self._context.memory_mib or total_memory_bytes() // MIB,
             disk_gib=disk.f_bavail * disk.f_frsize // GIB,
             drivers=tuple(self._facts.values()),
             attributes={"hutch.drivers": ",".join(n for n, f in self._facts.items() if f.healthy)},

@@ -21,7 +21,8 @@ from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import GIB
 from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
-from hutch.host.agent.taskfile import TaskFile, save, without_secrets
+from hutch.host.agent.taskbook import TaskBook
+from hutch.host.agent.taskfile import TaskFile, without_secrets
 from hutch.host.agent.tasklogs import SendLogs, TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
     Attachment,
@@ -75,6 +76,7 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     ingress: Ingress
     clock: Clock
     watcher: FileWatcher
+    book: TaskBook
     report: Callable[[TaskFacts], None]
     send_logs: SendLogs
 
@@ -168,7 +170,10 @@ class TaskRunner:
         """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""
         await self._logs.drain(LAST_LOG_DRAIN_S)
         await self._logs.let_go()
+        # In this order: a record without its directory is taken for an ended task, a directory without its record for
+        # leftovers.
         await asyncio.to_thread(keep_logs, self._directory, kept_logs)
+        await self._context.book.remove(self.spec.task_id)
 
     async def close(self) -> None:
         """The agent ends: nothing of this task goes on in this process."""
@@ -607,7 +612,7 @@ class TaskRunner:
             if content == before:
                 return
             try:
-                await asyncio.shield(asyncio.to_thread(save, self._directory, content))
+                await asyncio.shield(self._context.book.save(content))
             except StorageFull as error:
                 if strict:
                     raise
