@@ -94,8 +94,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="drivers",
         type=str,
-        default="microvm",
-        help="Drivers to offer, by preference: microvm (launch type FARGATE), fake (all, for tests).",
+        default="microvm,container",
+        help="Drivers to offer, by preference: microvm (launch type FARGATE), container (EC2 and EXTERNAL, on the "
+        "host's own kernel), fake (all, for tests).",
     ),
     Setting(
         name="host_clusters",
@@ -145,6 +146,13 @@ SETTINGS: tuple[Setting, ...] = (
         default="auto",
         check=_one_of("auto", "kvm", "tcg"),
         help="How microVMs run; auto: KVM if a probe guest boots with it, else emulation.",
+    ),
+    Setting(
+        name="container_runtime",
+        type=str,
+        default="auto",
+        check=_one_of("auto", "runc", "crun", "runsc"),
+        help="OCI runtime of the container driver; auto: crun on a host with cgroups v2, else runc; runsc is gVisor.",
     ),
     Setting(
         name="guest_dir",
@@ -212,6 +220,7 @@ if typing.TYPE_CHECKING:
         placement: str = ""
         strict_aws: bool = False
         accelerator: str = ""
+        container_runtime: str = ""
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
         image_cache_gib: int = 0

@@ -10,9 +10,10 @@ from typing import Protocol
 
 import pytest
 from tests.conftest import REPO
-from tests.support.busybox_image import make_busybox_image
+from tests.support.busybox_image import make_busybox_directory, make_busybox_image
 
 from hutch.base.clock import SystemClock
+from hutch.host.drivers.container.driver import ContainerDriver
 from hutch.host.drivers.contract import Attachment, Driver, RootImage, SandboxSpec
 from hutch.host.drivers.fake import STATE_FILE, FakeDriver
 from hutch.host.drivers.microvm.driver import MicrovmDriver
@@ -183,7 +184,33 @@ class MicrovmHarness:
         return _container(name, command=("/bin/sh", "-c", script), **changes)
 
 
+class ContainerHarness(MicrovmHarness):
+    """The container driver, with the same busybox as a directory."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.task_id = secrets.token_hex(16)
+        self.platform_id = f"t{secrets.token_hex(3)}"
+        self._directory = tmp_path / "sandbox"
+        self._directory.mkdir(mode=0o700)
+        self._state = tmp_path / "driver"
+        self._image = make_busybox_directory(tmp_path)
+
+    def new_driver(self) -> ContainerDriver:
+        return ContainerDriver(
+            platform_id=self.platform_id, state_dir=self._state, runtime="auto", clock=SystemClock()
+        )
+
+    def remains(self) -> list[str]:
+        left = [str(p) for p in self._directory.glob("box")]
+        left += [str(p) for p in Path("/sys/fs/cgroup").glob(f"**/hutch-{self.platform_id}")]
+        left += [
+            line for line in Path("/proc/mounts").read_text().splitlines() if str(self._directory) in line
+        ]
+        return left + [str(p) for p in find_processes(str(self._directory / "box" / "runtime"))]
+
+
 HARNESSES: tuple[tuple[str, Callable[[Path], DriverHarness], tuple[pytest.MarkDecorator, ...]], ...] = (
     ("fake", FakeHarness, ()),
     ("microvm", MicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
+    ("container", ContainerHarness, (pytest.mark.needs("root", "runc"),)),
 )

@@ -12,6 +12,8 @@ import socket
 import sys
 from pathlib import Path
 
+import uvloop
+
 from hutch.apps.paths import Paths, guest_dir
 from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, Invalid
@@ -38,7 +40,8 @@ def main() -> int:
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
-        asyncio.run(_run(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(settings))
     except HutchError as error:
         log.error("host agent can't go on", reason=error.message)
         return 1
@@ -124,7 +127,16 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             accelerator=settings.accelerator,
             clock=clock,
         )
-    raise Invalid(f"--drivers: {name!r} is not one of microvm, fake")
+    if name == "container":
+        from hutch.host.drivers.container.driver import ContainerDriver
+
+        return ContainerDriver(
+            platform_id=platform_id,
+            state_dir=paths.host / "container",
+            runtime=settings.container_runtime,
+            clock=clock,
+        )
+    raise Invalid(f"--drivers: {name!r} is not one of microvm, container, fake")
 
 
 def _host_id(paths: Paths, fresh: str) -> str:

@@ -15,11 +15,26 @@ def oom_kill_record(pid: int) -> str | None:
     Does not block: reads what the ring buffer holds now.
     """
     pattern = re.compile(rf"Killed process {pid} \(")
-    found: str | None = None
+    return next((text for text in reversed(_records()) if pattern.search(text)), None)
+
+
+def oom_kill_record_of_group(path: str) -> str | None:
+    """The kernel's words on the process that it killed last, for want of memory, in a control group (its path, not
+    those below it); None as in `oom_kill_record`."""
+    of_group = re.compile(rf"oom-kill:.*,task_memcg={re.escape(path)},task=.*,pid=(\d+),uid=")
+    for text in reversed(_records()):
+        if found := of_group.search(text):
+            return oom_kill_record(int(found[1]))
+    return None
+
+
+def _records() -> list[str]:
+    """The texts that are in the kernel's ring buffer now, the oldest first; none if it can't be read."""
+    found: list[str] = []
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return None
+        return found
     try:
         with contextlib.suppress(BlockingIOError):
             for _ in range(_MAX_RECORDS):
@@ -30,8 +45,7 @@ def oom_kill_record(pid: int) -> str | None:
                 if not record:
                     break
                 text = record.decode("utf-8", "replace").partition(";")[2].partition("\n")[0]
-                if pattern.search(text):
-                    found = text[:500]
+                found.append(text[:500])
     except OSError:
         return found
     finally:

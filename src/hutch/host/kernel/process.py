@@ -96,6 +96,15 @@ def process_use(ref: ProcessRef) -> ProcessUse | None:
     )
 
 
+def session_of(pid: int) -> int | None:
+    """The session that a process is in; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rpartition(b")")[2].split()[3])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def find_processes(argument: str) -> tuple[ProcessRef, ...]:
     """All processes that have this very argument on their command line: what a crash left behind, by its
     name."""
@@ -119,6 +128,14 @@ def send_signal(ref: ProcessRef, number: int) -> None:
     if is_alive(ref):
         with contextlib.suppress(ProcessLookupError):
             os.kill(ref.pid, number)
+
+
+def kill_child(pid: int) -> None:
+    """End a child of ours that is about to end, and reap it. Blocks for as long as the kernel needs."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 async def kill_and_wait(ref: ProcessRef, *, term_timeout_s: float = 0.0) -> None:

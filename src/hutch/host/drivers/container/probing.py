@@ -1,0 +1,103 @@
+"""Running a health check's command in a container: with its limits of time and output, and nothing left behind."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.host.drivers.container.runtime import Runtime
+from hutch.host.drivers.contract import ProbeResult
+from hutch.host.kernel.process import session_of
+from hutch.host.kernel.run import spawn_child
+
+MAX_OUTPUT_BYTES = 4096
+TIMED_OUT_CODE = 137
+_STOP_READING_S = 0.5
+
+
+async def run_probe(
+    runtime: Runtime,
+    state: Path,
+    container_id: str,
+    bundle: Path,
+    process: dict[str, Any],
+    timeout_s: float,
+    members: Callable[[], Collection[int]],
+) -> ProbeResult:
+    """`process` is an OCI process object; `members` gives the pids of the container's control group."""
+    document, pid_file = bundle / "probe.json", bundle / "probe.pid"
+    document.write_bytes(msgspec.json.encode(process))
+    pid_file.unlink(missing_ok=True)
+    command = runtime.command(
+        state, "exec", "--process", str(document), "--pid-file", str(pid_file), container_id
+    )
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    output = _Output(read_end)
+    try:
+        try:
+            child = await spawn_child(command, output_fd=write_end)
+        finally:
+            os.close(write_end)
+        timed_out = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                await child.wait()
+        except TimeoutError:
+            timed_out = True
+        finally:
+            if child.returncode is None:
+                _kill(child, pid_file, members)
+                await child.wait()
+        # Something that the command left running may hold the pipe for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_READING_S):
+                await output.complete.wait()
+    finally:
+        output.close()
+    text = output.data.decode("utf-8", "replace").encode()[:MAX_OUTPUT_BYTES].decode("utf-8", "ignore")
+    code = child.returncode if child.returncode is not None else 255
+    if timed_out:
+        return ProbeResult(exit_code=TIMED_OUT_CODE, timed_out=True, output=text)
+    return ProbeResult(exit_code=code if code >= 0 else 128 - code, output=text)
+
+
+def _kill(child: asyncio.subprocess.Process, pid_file: Path, members: Callable[[], Collection[int]]) -> None:
+    """The runtime does not hand SIGKILL on, so the command is ended too, with all of its session."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        leader = int(pid_file.read_text())
+        for pid in members():
+            if session_of(pid) == leader:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+
+
+class _Output:
+    """The beginning of what a command writes; the rest is read and dropped."""
+
+    def __init__(self, fd: int) -> None:
+        self.data = b""
+        self.complete = asyncio.Event()
+        self._fd = fd
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
+
+    def _readable(self) -> None:
+        try:
+            part = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        if not part:
+            self.complete.set()
+            asyncio.get_running_loop().remove_reader(self._fd)
+        self.data += part[: MAX_OUTPUT_BYTES - len(self.data)]

@@ -1,0 +1,89 @@
+"""The files and mounts of a sandbox: made before its containers start, removed with it. Blocking; in a thread."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.host.drivers.container.plan import Places, etc_texts
+from hutch.host.drivers.contract import DriverError, SandboxSpec
+from hutch.host.kernel.mounts import mount_overlay, mounts_below, unmount_below
+
+
+def furnish(spec: SandboxSpec, host: str) -> None:
+    """All that containers share or keep through their restarts: roots, volumes, files of /etc. Raises `DriverError`."""
+    places = Places(Path(spec.directory))
+    try:
+        places.box.mkdir(mode=0o700)
+        places.runtime.mkdir()
+        (places.directory / "logs").mkdir(mode=0o700, exist_ok=True)
+        for volume in spec.task.volumes:
+            path = Path(volume.source_path) if volume.source_path else places.volume(volume.name)
+            # As Docker does: what is missing on the host is made, and stays there.
+            path.mkdir(parents=True, exist_ok=True)
+        for container in spec.task.containers:
+            etc = places.etc(container.name)
+            etc.mkdir(parents=True)
+            for path_inside, text in etc_texts(spec, container, host).items():
+                file = etc / path_inside.rpartition("/")[2]
+                file.write_text(text)
+                file.chmod(0o644)
+            _mount_root(places, container.name, spec.images[container.name].directory)
+    except OSError as error:
+        raise DriverError(
+            "SandboxNotMade",
+            f"the task's directories can't be made: {error}",
+            fix="the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs)",
+            aws_prefix="ResourceInitializationError",
+        ) from None
+
+
+def _mount_root(places: Places, name: str, lower: str) -> None:
+    root, overlay = places.root(name), places.overlay(name)
+    upper, work = overlay / "upper", overlay / "work"
+    for directory in (root, upper, work):
+        directory.mkdir(parents=True)
+    # The root directory that a container sees is the upper one: it must look like the image's.
+    seen = os.stat(lower)
+    os.chown(upper, seen.st_uid, seen.st_gid)
+    os.chmod(upper, seen.st_mode & 0o7777)
+    mount_overlay(lower, str(upper), str(work), str(root))
+
+
+def make_bundle(bundle: Path, config: dict[str, Any]) -> None:
+    """The directory of one start. Raises `DriverError`."""
+    try:
+        (bundle / "exit").mkdir(parents=True)
+        (bundle / "config.json").write_bytes(msgspec.json.encode(config))
+    except OSError as error:
+        raise DriverError("BundleNotMade", f"the container's bundle can't be made: {error}") from None
+
+
+def discard_bundle(places: Places, bundle: Path, runtime_id: str) -> None:
+    """Remove what a start left in files."""
+    shutil.rmtree(places.runtime / runtime_id, ignore_errors=True)
+    shutil.rmtree(bundle, ignore_errors=True)
+
+
+def clear(places: Places) -> None:
+    """Remove everything but the logs; no error if nothing is there. Raises `OSError`."""
+    unmount_below(places.box)
+    if mounts_below(places.box):
+        # Never delete through a mount: below it may be a directory of the host.
+        raise OSError(f"something is still mounted below {places.box}")
+    if places.box.exists():
+        shutil.rmtree(places.box)
+
+
+def try_overlay(directory: Path) -> None:
+    """Whether overlays can be mounted with their upper directory here. Raises `OSError`."""
+    work = directory / "overlay-probe"
+    try:
+        for name in ("lower", "upper", "work", "root"):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        mount_overlay(*(str(work / n) for n in ("lower", "upper", "work", "root")))
+    finally:
+        unmount_below(work)
+        shutil.rmtree(work, ignore_errors=True)
