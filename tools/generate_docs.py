@@ -6,14 +6,19 @@ from pathlib import Path
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.logs import service as logs
+from hutch.api.aws.secretsmanager import service as secretsmanager
+from hutch.api.aws.ssm import service as ssm
 from hutch.api.aws.sts import service as sts
 from hutch.api.coverage_page import render
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
+from hutch.control.ops.secrets import SecretOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.vault import Vault
 from hutch.settings import SETTINGS
 from hutch.store.logs import LogStore
 from hutch.store.memory import MemoryStore
@@ -26,9 +31,12 @@ def coverage() -> str:
     where = {"region": "us-east-1", "account_id": "000000000000"}
     limits = PlacementLimits(cpu_overcommit=1, memory_reserve_mib=0, ingress_ports=(1, 2))
     tasks = TaskOps(store, clock, ids, limits=limits, wait_for_placement=True, strict_aws=False)
+    vault = Vault({1: bytes(32)}, ids)
     services = [
         ecs.service(store, clock, tasks, paging, **where, strict_aws=False),
         logs.service(LogOps(LogStore(":memory:"), clock), paging, clock, ids, **where),
+        secretsmanager.service(SecretOps(store, vault, clock, ids, **where), paging),
+        ssm.service(ParameterOps(store, vault, clock, **where), paging),
         sts.service(),
         ec2.service(store, paging, **where),
     ]

@@ -18,6 +18,8 @@ import uvicorn
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.secretsmanager import service as secretsmanager
+from hutch.api.aws.ssm import service as ssm
 from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
@@ -28,14 +30,18 @@ from hutch.base.errors import HutchError
 from hutch.base.ids import IdSource, RandomIds
 from hutch.base.log import configure_logging, get_logger
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
+from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.images import ImageOps
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
+from hutch.control.ops.secrets import SecretOps, values_exist
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.vault import open_vault
 from hutch.host.network.bridge import networks_in_use
 from hutch.rules.netplan import pick_vpc_cidr
 from hutch.settings import Settings, load_settings
@@ -70,6 +76,7 @@ def _loop_factory() -> Any:
 async def _run(settings: Settings, ready_fd: int) -> None:
     paths = Paths(settings)
     paths.make()
+    paths.clear_uploads()
     clock, ids = SystemClock(), RandomIds()
     store = SqliteStore(paths.state)
     log_store = LogStore(paths.logs)
@@ -110,6 +117,9 @@ async def _compose(
     )
     await hosts.all_disconnected()
     logs = LogOps(log_store, clock)
+    vault = open_vault(paths.secrets_key, ids, values_exist=values_exist(store))
+    secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
+    parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
     fleet = Fleet(
         FleetContext(
             store=store,
@@ -144,6 +154,8 @@ async def _compose(
                 strict_aws=settings.strict_aws,
             ),
             logs_api.service(logs, paging, clock, ids, region=region, account_id=account_id),
+            secretsmanager.service(secrets, paging),
+            ssm.service(parameters, paging),
             sts.service(),
             ec2.service(store, paging, region=region, account_id=account_id),
         ],
@@ -162,6 +174,7 @@ async def _compose(
         PlacementLoop(store, clock, ids, limits).run(),
         retention.run(),
         MembershipLoop(store, hosts).run(),
+        SecretExpiryLoop(secrets, ids).run(),
         fleet.dispatch_changes(),
     ]
     await _serve(settings, paths, app, fleet, loops, ready_fd)

@@ -21,6 +21,7 @@ class Paths:
         self.images = self.data / "images"
         self.uploads = self.data / "uploads"
         self.credentials = self.data / "credentials.json"
+        self.secrets_key = self.data / "secrets.key"
         self.platform = self.data / "platform.json"
         self.lock = self.data / "platform.lock"
         self.fleet_socket = self.run / "fleet.sock"
@@ -46,6 +47,11 @@ class Paths:
             ) from None
         if len(str(self.fleet_socket)) > 100:
             raise Invalid(f"--run-dir: {self.run} is too long for unix sockets (about 100 characters)")
+
+    def clear_uploads(self) -> None:
+        """Remove what a control plane that was killed has left of uploads. Only where no other one serves."""
+        for leftover in self.uploads.iterdir():
+            leftover.unlink(missing_ok=True)
 
 
 def guest_dir(settings: Settings) -> Path:
