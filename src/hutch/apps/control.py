@@ -109,8 +109,6 @@ async def _compose(
         account_id=account_id,
         vpc_cidr=pick_vpc_cidr(await networks_in_use()) if cidr == "auto" else cidr,
     )
-    identity = Identity(store, clock, ids, account_id=account_id)
-    await identity.ensure_root_key(paths.credentials)
     limits = placement_limits(settings)
     hosts = HostOps(
         store, clock, ids, clusters=tuple(settings.host_clusters.split(",")), default_zone=f"{region}a"
@@ -118,6 +116,8 @@ async def _compose(
     await hosts.all_disconnected()
     logs = LogOps(log_store, clock)
     vault = open_vault(paths.secrets_key, ids, values_exist=values_exist(store))
+    identity = Identity(store, clock, ids, vault, account_id=account_id)
+    await identity.ensure_root_key(paths.credentials)
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
     fleet = Fleet(

@@ -23,7 +23,7 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 class SignatureRefused(HutchError):
     """A request's signature is missing, malformed, expired or wrong.
 
-    `kind` is one of Missing, Incomplete, Expired, UnknownKey, Mismatch.
+    `kind` is one of Missing, Incomplete, Expired, UnknownKey, ExpiredToken, Mismatch.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -44,6 +44,8 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     """`YYYYMMDDTHHMMSSZ`."""
     expires_s: int = 0
     """Life of a presigned request; 0 for a header signature."""
+    security_token: str = ""
+    """The session token of temporary credentials."""
 
 
 def parse_scope(query: str, headers: Mapping[str, str]) -> Scope:
@@ -73,7 +75,14 @@ def _from_header(authorization: str, headers: Mapping[str, str]) -> Scope:
         raise SignatureRefused(
             "Incomplete", "Authorization header requires existence of an 'X-Amz-Date' header."
         )
-    return _scope(parts["Credential"], parts["SignedHeaders"], parts["Signature"], timestamp, 0)
+    return _scope(
+        parts["Credential"],
+        parts["SignedHeaders"],
+        parts["Signature"],
+        timestamp,
+        0,
+        headers.get("x-amz-security-token", ""),
+    )
 
 
 def _from_query(given: Mapping[str, str]) -> Scope:
@@ -90,10 +99,11 @@ def _from_query(given: Mapping[str, str]) -> Scope:
         given["X-Amz-Signature"],
         given["X-Amz-Date"],
         int(expires),
+        given.get("X-Amz-Security-Token", ""),
     )
 
 
-def _scope(credential: str, signed: str, signature: str, timestamp: str, expires_s: int) -> Scope:
+def _scope(credential: str, signed: str, signature: str, timestamp: str, expires_s: int, token: str) -> Scope:
     parts = credential.split("/")
     if len(parts) < 5 or parts[-1] != "aws4_request":
         raise SignatureRefused(
@@ -112,6 +122,7 @@ def _scope(credential: str, signed: str, signature: str, timestamp: str, expires
         signature=signature,
         timestamp=timestamp,
         expires_s=expires_s,
+        security_token=token,
     )
 
 

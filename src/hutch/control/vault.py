@@ -79,7 +79,7 @@ def open_vault(path: Path, ids: IdSource, *, values_exist: bool) -> Vault:
     except FileNotFoundError:
         if values_exist:
             raise HutchError(
-                f"{path} is missing, and secrets or parameters are stored that only its key opens; restore it from a "
+                f"{path} is missing, and secrets, parameters or access keys are stored that only its key opens; restore it from a "
                 f"backup of the data directory"
             ) from None
         keys = {1: bytes.fromhex(ids.hex(2 * KEY_BYTES))}

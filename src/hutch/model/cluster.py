@@ -1,7 +1,5 @@
 """Clusters, and the account settings that apply to them."""
 
-import msgspec
-
 from hutch.model.record import Record
 
 
@@ -34,15 +32,4 @@ class IdempotencyToken(Record, frozen=True, kw_only=True, omit_defaults=True):
     token: str
     request_digest: str
     resource_ids: tuple[str, ...]
-    created_at: float
-
-
-class AccessKey(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A signing key of a principal. The secret is needed in clear to verify an HMAC signature."""
-
-    access_key_id: str
-    secret_key: str = msgspec.field(default="")
-    principal_arn: str
-    user_id: str
-    status: str = "Active"
     created_at: float

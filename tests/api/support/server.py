@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import msgspec
 import uvicorn
 from botocore.config import Config
+from msgspec.structs import replace
 
 from hutch.api.gateway.app import build_app
 from hutch.api.gateway.native import NativeRoute
 from hutch.api.gateway.operation import Service
 from hutch.base.clock import Clock, SystemClock
 from hutch.base.ids import RandomIds
-from hutch.control.identity import Identity
-from hutch.model.cluster import AccessKey
+from hutch.control.identity import Credentials, Identity
+from hutch.control.vault import Vault
+from hutch.model.iam import AccessKey
 from hutch.store.memory import MemoryStore
 from hutch.store.tables import ACCESS_KEYS
 
@@ -41,12 +44,16 @@ class ApiServer:
         self.store = store or MemoryStore()
         ids = RandomIds()
         clock = clock or SystemClock()
-        self.identity = Identity(self.store, clock, ids, account_id=ACCOUNT_ID)
+        self.vault = Vault({1: bytes(32)}, ids)
+        self.identity = Identity(self.store, clock, ids, self.vault, account_id=ACCOUNT_ID)
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self.store.open())
         self.loop.run_until_complete(self.identity.ensure_root_key(directory / "credentials.json"))
+        given = msgspec.json.decode((directory / "credentials.json").read_bytes(), type=Credentials)
         with self.store.read() as reader:
-            self.key: AccessKey = reader.scan(ACCESS_KEYS)[0]
+            stored = reader.get(ACCESS_KEYS, given.access_key_id)
+        self.key: AccessKey = replace(stored, sealed=None, secret_key=given.secret_access_key)
+        """The root key, with its secret in clear."""
         self.app = build_app(
             services,
             self.identity,

@@ -199,7 +199,7 @@ class Gateway:
                 f"Credential should be scoped to a valid region: this is {self._region!r}, "
                 f"not {signature.region[:50]!r}.",
             )
-        key = self._identity.verify(
+        caller = self._identity.verify(
             signature,
             scope["method"],
             scope["raw_path"],
@@ -208,10 +208,11 @@ class Gateway:
             payload_sha256,
         )
         return Principal(
-            arn=key.principal_arn,
+            arn=caller.arn,
             account_id=self._account_id,
-            user_id=key.user_id,
-            access_key_id=key.access_key_id,
+            user_id=caller.user_id,
+            access_key_id=caller.access_key_id,
+            caller=caller,
         )
 
     def _route(self, http: HttpRequest, signing_name: str, envelope: _Envelope) -> tuple[ServedService, Call]:

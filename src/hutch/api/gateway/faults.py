@@ -29,6 +29,7 @@ _JSON_SIGNATURE = {
     "Incomplete": ("IncompleteSignatureException", 400),
     "Expired": ("InvalidSignatureException", 403),
     "UnknownKey": ("UnrecognizedClientException", 400),
+    "ExpiredToken": ("ExpiredTokenException", 400),
     "Mismatch": ("InvalidSignatureException", 403),
 }
 _QUERY_SIGNATURE = {
@@ -36,6 +37,7 @@ _QUERY_SIGNATURE = {
     "Incomplete": ("IncompleteSignature", 400),
     "Expired": ("SignatureDoesNotMatch", 403),
     "UnknownKey": ("InvalidClientTokenId", 403),
+    "ExpiredToken": ("ExpiredToken", 403),
     "Mismatch": ("SignatureDoesNotMatch", 403),
 }
 _EC2_SIGNATURE = {
@@ -43,6 +45,7 @@ _EC2_SIGNATURE = {
     "Incomplete": ("IncompleteSignature", 400),
     "Expired": ("RequestExpired", 400),
     "UnknownKey": ("AuthFailure", 401),
+    "ExpiredToken": ("RequestExpired", 400),
     "Mismatch": ("AuthFailure", 401),
 }
 

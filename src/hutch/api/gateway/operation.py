@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.model.iam import Caller
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +26,8 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     user_id: str
     access_key_id: str
+    caller: Caller
+    """The same with all that its permissions depend on."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

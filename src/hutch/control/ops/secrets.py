@@ -402,5 +402,7 @@ def values_exist(store: Store) -> bool:
     """Whether anything is stored that only the vault's keys open."""
     with store.read() as reader:
         return bool(
-            reader.scan(tables.SECRET_VERSIONS, limit=1) or reader.scan(tables.PARAMETER_VERSIONS, limit=1)
+            reader.scan(tables.SECRET_VERSIONS, limit=1)
+            or reader.scan(tables.PARAMETER_VERSIONS, limit=1)
+            or any(key.sealed for key in reader.scan(tables.ACCESS_KEYS))
         )
