@@ -29,6 +29,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.jail import DEFAULT_USER_IDS, MonitorJail
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import Sandbox, Started
 from hutch.host.drivers.microvm.vm import (
@@ -79,9 +80,18 @@ class MicrovmDriver:
     )
 
     def __init__(
-        self, *, platform_id: str, guest_dir: Path, state_dir: Path, accelerator: str, clock: Clock
+        self,
+        *,
+        platform_id: str,
+        guest_dir: Path,
+        state_dir: Path,
+        accelerator: str,
+        clock: Clock,
+        user_ids: tuple[int, int] = DEFAULT_USER_IDS,
+        cap_cpu: bool = False,
     ) -> None:
-        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed)."""
+        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). `user_ids`, `cap_cpu`:
+        see `MonitorJail`."""
         self._platform_id = platform_id
         self._guest_dir = guest_dir
         self._state_dir = state_dir
@@ -89,6 +99,9 @@ class MicrovmDriver:
         self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
         self._sandboxes: dict[str, Sandbox] = {}
         self._tsc_khz: int | None = None
+        self._jail = MonitorJail(
+            platform_id=platform_id, state_dir=state_dir, user_ids=user_ids, cap_cpu=cap_cpu
+        )
 
     async def fingerprint(self) -> DriverFactMsg:
         """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
@@ -135,7 +148,7 @@ class MicrovmDriver:
             finally:
                 if sandbox is not None:
                     await sandbox.release()
-                await remove_vm(self._vm_name(task.task_id), VmFiles(directory))
+                await remove_vm(self._vm_name(task.task_id), VmFiles(directory), self._jail)
 
     async def create(self, spec: SandboxSpec) -> Handle:
         """Boot the task's VM, mount its disks, set up its network. On failure nothing is left but the
@@ -158,7 +171,7 @@ class MicrovmDriver:
             if not ready:
                 if sandbox is not None:
                     await sandbox.release()
-                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory))
+                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
         boot_ms, set_up_ms = round((booted - begun) * 1000), round((self._clock.monotonic() - booted) * 1000)
         log.info("microVM ready", task=task_id, accelerator=accelerator, boot_ms=boot_ms, set_up_ms=set_up_ms)
@@ -200,6 +213,7 @@ class MicrovmDriver:
             accelerator=accelerator,
             vcpus=vm_vcpus(task.cpu_units),
             memory_mib=vm_memory_mib(task.memory_mib),
+            cpu_units=task.cpu_units,
             disks=(
                 *((serial, path, True) for serial, path in sorted(images.items())),
                 (plan.SCRATCH_SERIAL, str(files.scratch), False),
@@ -208,7 +222,7 @@ class MicrovmDriver:
             mac=task.interface.mac.lower() if task.interface is not None else "",
             tsc_khz=self._tsc_khz,
         )
-        ref = await asyncio.to_thread(launch, request, files, image)
+        ref = await launch(request, files, image, self._jail)
         sandbox = Sandbox(spec, files, ref, self._clock)
         try:
             await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
@@ -321,13 +335,14 @@ class MicrovmDriver:
                 async with asyncio.timeout(1):
                     await sandbox.save_console()
             await sandbox.release()
-        await remove_vm(self._vm_name(task_id), VmFiles(directory))
+        await remove_vm(self._vm_name(task_id), VmFiles(directory), self._jail)
 
     async def close(self) -> None:
         """Let go of all VMs without touching them."""
         sandboxes, self._sandboxes = self._sandboxes, {}
         for sandbox in sandboxes.values():
             await sandbox.release()
+        self._jail.close()
 
     def _vm_name(self, task_id: str) -> str:
         return vm_name(self._platform_id, task_id)

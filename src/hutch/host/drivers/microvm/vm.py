@@ -9,20 +9,18 @@ import asyncio
 import contextlib
 import os
 import shutil
-import zlib
 from pathlib import Path
 
 import msgspec
 
 from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
 from hutch.host.drivers.microvm.qemu import Disk, VmSpec, inherited_fds, qemu_argv
 from hutch.host.guestlink.unix import listen_unix
-from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, process_ref
-from hutch.host.kernel.run import CommandFailed, spawn_daemon
+from hutch.host.kernel.jail_root import JailRoot
+from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, kill_and_wait
 from hutch.host.kernel.tap import open_tap
 
-_FIRST_USER_ID = 1_879_048_192
-_USER_IDS = 1 << 24
 MAX_QEMU_LOG_BYTES = 1024 * 1024
 
 
@@ -56,6 +54,8 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     accelerator: str
     vcpus: int
     memory_mib: int
+    cpu_units: int = 0
+    """Its share of the host's CPUs, 1,024 for each; 0: one for each vCPU."""
     disks: tuple[tuple[str, str, bool], ...] = ()
     tap: str = ""
     mac: str = ""
@@ -86,18 +86,18 @@ def vm_name(platform_id: str, task_id: str) -> str:
     return f"hutch-{platform_id}-{task_id}"
 
 
-def _user_id(name: str) -> int | None:
-    """A user of the VM's own, with no rights to anything: QEMU gets all it needs as open descriptors."""
-    if os.geteuid() != 0:
-        return None
-    return _FIRST_USER_ID + zlib.crc32(name.encode()) % _USER_IDS
+async def launch(request: VmRequest, files: VmFiles, image: GuestImage, jail: MonitorJail) -> ProcessRef:
+    """Start QEMU in its jail; its sockets can be connected to at once.
 
-
-def launch(request: VmRequest, files: VmFiles, image: GuestImage) -> ProcessRef:
-    """Start QEMU; its sockets can be connected to at once. Blocks for some milliseconds: call it in a thread.
-
-    Raises `DriverError`. Nothing is left open here; the files are removed by `remove_vm`.
+    Raises `DriverError`. Nothing is left open here; files, process and jail are removed by `remove_vm`.
     """
+    root = await jail.root(request.accelerator)
+    return await asyncio.to_thread(_launch, request, files, image, jail, root)
+
+
+def _launch(
+    request: VmRequest, files: VmFiles, image: GuestImage, jail: MonitorJail, root: JailRoot
+) -> ProcessRef:
     with contextlib.ExitStack() as stack:
         try:
             spec = _open_all(request, files, image, stack)
@@ -105,22 +105,23 @@ def launch(request: VmRequest, files: VmFiles, image: GuestImage) -> ProcessRef:
             raise DriverError(
                 "VmFilesUnavailable", f"can't open what the VM needs: {error.filename or ''} {error.strerror}"
             ) from None
-        try:
-            process = spawn_daemon(
-                qemu_argv(spec),
-                output_path=str(files.qemu_log),
+        writable = [d.fd for d in spec.disks if not d.read_only]
+        ref = jail.start(
+            JailRequest(
+                name=request.name,
+                argv=qemu_argv(spec),
                 pass_fds=inherited_fds(spec),
-                cwd="/",
-                user_id=_user_id(request.name),
-            )
-        except (CommandFailed, OSError) as error:
-            raise DriverError(
-                "VmMonitorMissing", f"QEMU can't be started: {error}", fix="install qemu-system-x86"
-            ) from None
-    ref = process_ref(process.pid)
+                output_path=str(files.qemu_log),
+                accelerator=request.accelerator,
+                vcpus=request.vcpus,
+                memory_mib=request.memory_mib,
+                cpu_units=request.cpu_units or request.vcpus * 1024,
+                largest_file_bytes=max([MAX_QEMU_LOG_BYTES, *(os.fstat(fd).st_size for fd in writable)]),
+            ),
+            root,
+        )
     # It is reaped through its pidfd (`wait_gone`), as a VM that an earlier agent started is.
-    process.returncode = 0
-    if ref is None:
+    if not is_alive(ref):
         raise DriverError("VmFailed", f"QEMU ended at once: {tail(files.qemu_log)}")
     return ref
 
@@ -155,10 +156,14 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
     )
 
 
-async def remove_vm(name: str, files: VmFiles) -> None:
-    """End every process of that name and remove the VM's files; logs and console stay. Idempotent."""
+async def remove_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:
+    """End every process of that name, remove its jail and the VM's files; logs and console stay. Idempotent.
+
+    Raises `DriverError` if the jail can't be removed.
+    """
     for ref in await asyncio.to_thread(find_processes, name):
         await kill_and_wait(ref)
+    await jail.remove(name)
     await asyncio.to_thread(shutil.rmtree, files.vm, True)
 
 

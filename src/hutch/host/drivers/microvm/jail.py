@@ -1,0 +1,141 @@
+"""What QEMU's jail looks like: which files, how much memory, how many threads. The jail itself: `host/kernel/jail.py`."""
+
+import asyncio
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from hutch.base.units import MIB
+from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
+from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups
+from hutch.host.kernel.jail import Jailer, JailFailed, JailSpec, launcher_path
+from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root
+from hutch.host.kernel.process import ProcessRef
+from hutch.host.kernel.run import CommandFailed
+from hutch.host.kernel.users import UserLeases
+
+DEFAULT_USER_IDS = (1_879_048_192, 1_895_825_407)
+MONITOR_MEMORY_MIB = 256
+"""QEMU's own memory, measured at 60 MiB while idle, with room for its queues; the host's page cache of its disks is
+counted too, but gives way."""
+MONITOR_THREADS = 96
+"""Besides the vCPUs: QEMU's disk workers are at most 64."""
+_FIRMWARE = ("bios-microvm.bin", "linuxboot_dma.bin", "kvmvapic.bin", "pvh.bin")
+_DEVICES = {"tcg": ("/dev/urandom",), "kvm": ("/dev/urandom", "/dev/kvm")}
+
+
+class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One QEMU to be jailed."""
+
+    name: str
+    argv: Sequence[str]
+    pass_fds: Sequence[int]
+    output_path: str
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+    """Of the VM."""
+    cpu_units: int
+    largest_file_bytes: int
+    early: bool = False
+    """As in `JailSpec`: only for a VM that does not run before it is told to."""
+
+
+class MonitorJail:
+    """Starts QEMU processes in jails, for one platform."""
+
+    def __init__(
+        self,
+        *,
+        platform_id: str,
+        state_dir: Path,
+        user_ids: tuple[int, int] = DEFAULT_USER_IDS,
+        cap_cpu: bool = False,
+    ) -> None:
+        """`user_ids`: first and last of the range; `cap_cpu`: a task gets its CPU share and never more."""
+        self._place = state_dir / "jail"
+        self._cap_cpu = cap_cpu
+        self._roots: dict[str, JailRoot] = {}
+        self._lock = asyncio.Lock()
+        self._platform_id = platform_id
+        self._users = UserLeases(*user_ids)
+        self._made: Jailer | None = None
+
+    @property
+    def _jailer(self) -> Jailer:
+        if self._made is None:
+            try:
+                cgroups = host_cgroups()
+            except CgroupError as error:
+                raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
+            self._made = Jailer(
+                platform_id=self._platform_id, launcher=launcher_path(), users=self._users, cgroups=cgroups
+            )
+        return self._made
+
+    async def root(self, accelerator: str) -> JailRoot:
+        """The root for QEMU under an accelerator, made when it is first needed (30 ms). Raises `DriverError`."""
+        async with self._lock:
+            if accelerator not in self._roots:
+                try:
+                    self._roots[accelerator] = await prepare_root(
+                        self._place, PROGRAM, extra=_files(), devices=_DEVICES[accelerator]
+                    )
+                except (RootUnavailable, CommandFailed) as error:
+                    raise DriverError(
+                        "VmMonitorMissing",
+                        f"QEMU can't be jailed: {error.message}",
+                        fix="install qemu-system-x86",
+                    ) from None
+            return self._roots[accelerator]
+
+    def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
+        """Start QEMU; it runs when this returns. Blocking, about 10 ms. Raises `DriverError`."""
+        translated_mib = TCG_BUFFER_MIB if request.accelerator == "tcg" else 0
+        limits = CgroupLimits(
+            cpu_units=request.cpu_units,
+            cpu_cap_units=request.cpu_units if self._cap_cpu else 0,
+            memory_bytes=(request.memory_mib + translated_mib + MONITOR_MEMORY_MIB) * MIB,
+            pids=request.vcpus + MONITOR_THREADS,
+        )
+        spec = JailSpec(
+            name=request.name,
+            arguments=request.argv[1:],
+            pass_fds=request.pass_fds,
+            output_path=request.output_path,
+            root=root,
+            devices=_DEVICES[request.accelerator],
+            limits=limits,
+            largest_file_bytes=request.largest_file_bytes,
+            early=request.early,
+        )
+        try:
+            return self._jailer.start(spec)
+        except JailFailed as error:
+            raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
+
+    async def remove(self, name: str) -> None:
+        """End whatever runs in the jail of that name, and leave nothing of it. Idempotent. Raises `DriverError`."""
+        try:
+            await self._jailer.remove(name)
+        except CgroupError as error:
+            raise DriverError("JailStays", error.message, retryable=True) from None
+
+    def cpu_ns(self, name: str) -> int | None:
+        """CPU time used in the jail of that name."""
+        return self._jailer.cpu_ns(name)
+
+    def close(self) -> None:
+        """Remove what the platform has on the host if no jail is left."""
+        if self._made is not None:
+            self._made.close()
+
+
+def _files() -> list[Path]:
+    """Besides QEMU itself: its accelerators, which are modules in Debian, and the firmware of its machine."""
+    modules = Path(f"/usr/lib/{platform.machine()}-linux-gnu/qemu").glob("accel-tcg-*.so")
+    firmware = (Path("/usr/share/qemu", name) for name in _FIRMWARE)
+    return [*modules, *(f for f in firmware if f.exists())]

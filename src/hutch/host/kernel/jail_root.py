@@ -1,0 +1,111 @@
+"""The only files that a jailed program sees: itself, its libraries, and what else it was said to need.
+
+A root is made once for each state of those files, from hard links where that is possible (nothing is copied then, and
+the page cache is shared with the host's own), else from copies. It is mounted nowhere on the host.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hutch.base.errors import HutchError
+from hutch.host.kernel.run import CommandFailed, run
+
+_LINKED_DIRECTORIES = ("bin", "sbin", "lib", "lib64")
+
+
+class JailRoot(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory that can be a root, and where in it the program is."""
+
+    directory: Path
+    program: str
+
+
+class RootUnavailable(HutchError):
+    """The program is not installed, or its root can't be made."""
+
+
+async def prepare_root(
+    place: Path, program: str, *, extra: Sequence[Path], devices: Sequence[str]
+) -> JailRoot:
+    """The root of `program` (a name on the path) below `place`, made if it is missing.
+
+    `extra`: further files, with their libraries if they have any. `devices` get a placeholder, which the launcher
+    covers with the node itself. Raises `RootUnavailable`, `CommandFailed`.
+    """
+    path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    if path is None:
+        raise RootUnavailable(f"{program} is not installed")
+    files = [Path(path), *extra]
+    for file in (Path(path), *(e for e in extra if ".so" in e.name)):
+        files += await _libraries(file)
+    unique = sorted(set(files))
+    directory = place / f"root-{_key(unique, devices)}"
+    if not directory.exists():
+        try:
+            _fill(directory, unique, devices)
+        except OSError as error:
+            raise RootUnavailable(f"the jail's root {directory} can't be made: {error}") from None
+    return JailRoot(directory=directory, program=path)
+
+
+async def _libraries(program: Path) -> list[Path]:
+    """Shared libraries and the loader, by the loader's own account."""
+    try:
+        listed = (await run(["ldd", str(program)], timeout_s=20)).decode()
+    except CommandFailed as failure:
+        if b"not a dynamic executable" in failure.stderr:
+            return []
+        raise
+    words = (w for line in listed.splitlines() for w in line.split() if w.startswith("/"))
+    return [Path(w) for w in words]
+
+
+def _key(files: Iterable[Path], devices: Sequence[str]) -> str:
+    digest = hashlib.sha256(" ".join(devices).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _fill(directory: Path, files: Iterable[Path], devices: Sequence[str]) -> None:
+    draft = directory.with_name(f"{directory.name}.{os.getpid()}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    _make_directory(draft)
+    for name in _LINKED_DIRECTORIES:
+        if Path("/", name).is_symlink():
+            (draft / name).symlink_to(os.readlink(Path("/", name)))
+    _make_directory(draft / "proc")
+    for file in files:
+        _place(file.resolve(), draft / str(file.parent.resolve()).lstrip("/") / file.name)
+    for device in devices:
+        placeholder = draft / device.lstrip("/")
+        _make_directory(placeholder.parent)
+        placeholder.touch(mode=0o444)
+    try:
+        draft.rename(directory)
+    except OSError as error:
+        shutil.rmtree(draft)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def _make_directory(path: Path) -> None:
+    for each in (*reversed(path.parents), path):
+        if not each.exists():
+            each.mkdir()
+            each.chmod(0o755)
+
+
+def _place(source: Path, target: Path) -> None:
+    _make_directory(target.parent)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
