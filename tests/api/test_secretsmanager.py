@@ -245,7 +245,7 @@ def test_files_of_the_vault(tmp_path: Path) -> None:
     from hutch.control.vault import open_vault
 
     path, ids = tmp_path / "secrets.key", RandomIds()
-    with pytest.raises(HutchError, match="is missing, and secrets or parameters are stored"):
+    with pytest.raises(HutchError, match="is missing, and secrets, parameters or access keys are stored"):
         open_vault(path, ids, values_exist=True)
     old = open_vault(path, ids, values_exist=False).seal(b"v", "x")
     document = json.loads(path.read_bytes())
