@@ -18,6 +18,7 @@ down:
 	@.venv/bin/hutch down
 
 test: setup
+	@tools/setup-tests
 	@mkdir -p build/images && $(PYTHON) examples/web/build.py --out build/images/web.tar
 	@cd guest && $(CARGO_ENV) cargo test --locked --quiet
 	@cd jail && $(CARGO_ENV) cargo test --locked --quiet

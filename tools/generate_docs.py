@@ -33,7 +33,7 @@ def coverage() -> str:
     tasks = TaskOps(store, clock, ids, limits=limits, wait_for_placement=True, strict_aws=False)
     vault = Vault({1: bytes(32)}, ids)
     services = [
-        ecs.service(store, clock, tasks, paging, **where, strict_aws=False),
+        ecs.service(store, clock, ids, tasks, paging, **where, strict_aws=False),
         logs.service(LogOps(LogStore(":memory:"), clock), paging, clock, ids, **where),
         secretsmanager.service(SecretOps(store, vault, clock, ids, **where), paging),
         ssm.service(ParameterOps(store, vault, clock, **where), paging),

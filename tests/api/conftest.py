@@ -1,8 +1,9 @@
-"""Fixtures of the API tests: a server with toy services, and one with STS."""
+"""Fixtures of the API tests: a server with toy services, and one with those that hutch really serves."""
 
 from collections.abc import Iterator
 
 import pytest
+from tests.api.support.aws import AwsServer
 from tests.api.support.server import ApiServer
 from tests.api.support.toys import Toys
 
@@ -17,5 +18,12 @@ def toys() -> Toys:
 @pytest.fixture(scope="module")
 def server(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     running = ApiServer([*toys.services(), sts_service()], tmp_path_factory.mktemp("api"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsServer]:
+    running = AwsServer(tmp_path_factory.mktemp("aws"))
     yield running
     running.stop()

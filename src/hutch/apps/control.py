@@ -29,6 +29,7 @@ from hutch.base.clock import Clock, SystemClock
 from hutch.base.errors import HutchError
 from hutch.base.ids import IdSource, RandomIds
 from hutch.base.log import configure_logging, get_logger
+from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.fleet import Fleet, FleetContext
@@ -147,6 +148,7 @@ async def _compose(
             ecs.service(
                 store,
                 clock,
+                ids,
                 tasks,
                 paging,
                 region=region,
@@ -175,6 +177,7 @@ async def _compose(
         retention.run(),
         MembershipLoop(store, hosts).run(),
         SecretExpiryLoop(secrets, ids).run(),
+        DefinitionLoop(store, ids).run(),
         fleet.dispatch_changes(),
     ]
     await _serve(settings, paths, app, fleet, loops, ready_fd)

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hutch.base.errors import Invalid
+from hutch.base.errors import Invalid, LimitExceeded
 
 MAX_TAGS = 50
 _ALLOWED = re.compile(r"[\w\s_.:/=+\-@]*")
 
 
 def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """[{"key", "value"}] as a mapping, checked. Raises `Invalid`."""
+    """[{"key", "value"}] as a mapping, checked. Raises `Invalid`, `LimitExceeded`."""
     tags: dict[str, str] = {}
     for item in items:
         key, value = str(item.get("key", "")), str(item.get("value", ""))
@@ -27,13 +27,13 @@ def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
             raise Invalid(f"Duplicate tag key {key!r}.")
         tags[key] = value
     if len(tags) > MAX_TAGS:
-        raise Invalid(f"A resource can have at most {MAX_TAGS} tags.")
+        raise LimitExceeded(f"A resource can have at most {MAX_TAGS} tags.")
     return tags
 
 
 def merged(before: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    """A resource's tags after TagResource. Raises `Invalid` beyond the limit."""
+    """A resource's tags after TagResource. Raises `LimitExceeded`."""
     result = {**before, **more}
     if sum(1 for k in result if not k.startswith("aws:")) > MAX_TAGS:
-        raise Invalid(f"A resource can have at most {MAX_TAGS} tags.")
+        raise LimitExceeded(f"A resource can have at most {MAX_TAGS} tags.")
     return result

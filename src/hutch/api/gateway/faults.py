@@ -121,8 +121,6 @@ def signature_fault(refusal: SignatureRefused, protocol: str) -> Fault:
 def domain_fault(error: HutchError, faults: FaultTable, model: ServiceModel) -> Fault:
     """An error of a use case in the service's words: its own code, else that of its kind."""
     code = error.code
-    if code is None and isinstance(error, NotServed) and model.exception("UnsupportedFeatureException"):
-        code = "UnsupportedFeatureException"
     if code is None:
         code = usual_code(type(error), model.protocol, faults)
     status = 503 if isinstance(error, Unavailable) else 400

@@ -6,7 +6,7 @@ from typing import Any
 from hutch.api.aws.ec2.filters import Field, filtered, member
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
-from hutch.base.errors import HutchError, Invalid, NotFound
+from hutch.base.errors import HutchError, Invalid, NotFound, NotServed, Unavailable
 from hutch.control.ops.vpc import RESERVED_FIRST
 from hutch.model.network import AddressLease, SecurityGroup, Subnet, Vpc
 from hutch.store import tables
@@ -280,5 +280,9 @@ def service(store: Store, paging: Paging, *, region: str, account_id: str) -> Se
     return Service(
         name="ec2",
         operations=Ec2Handlers(store, paging, region, account_id).operations(),
-        faults=((NotFound, "InvalidParameterValue"), (HutchError, "InvalidParameterValue")),
+        faults=(
+            (NotServed, "UnsupportedOperation"),
+            (Unavailable, "Unavailable"),
+            (HutchError, "InvalidParameterValue"),
+        ),
     )

@@ -2,10 +2,27 @@
 
 from typing import Any
 
+import msgspec
+
 from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
-from hutch.control.ops.clusters import InstanceOps, InstanceView
+from hutch.base.errors import Invalid
+from hutch.control.ops.instances import InstanceOps, InstanceView, Registration, all_attributes
+from hutch.model.host import ContainerInstance
+from hutch.rules.arns import short_name
+from hutch.rules.tags import tags_from_list
+
+_REGISTER = Coverage(
+    enforced=("cluster", "instanceIdentityDocument", "containerInstanceArn", "attributes", "tags"),
+    inert={
+        "instanceIdentityDocumentSignature": "the request's own signature says who asks",
+        "totalResources": "hutch's host agent measures and reports them",
+        "versionInfo": "hutch's host agent reports its own version",
+    },
+    refused={"platformDevices": "hutch offers no GPUs"},
+)
+"""AWS's agent calls it; hutch's hosts join by themselves. Here it brings back what was deregistered."""
 
 
 class InstanceHandlers:
@@ -40,6 +57,18 @@ class InstanceHandlers:
             op("UpdateContainerInstancesState", self.update, "cluster", "containerInstances", "status"),
             op("PutAttributes", self.put_attributes, "cluster", "attributes"),
             op("DeleteAttributes", self.delete_attributes, "cluster", "attributes"),
+            op(
+                "ListAttributes",
+                self.list_attributes,
+                "cluster",
+                "targetType",
+                "attributeName",
+                "attributeValue",
+                "nextToken",
+                "maxResults",
+            ),
+            op("DeregisterContainerInstance", self.deregister, "cluster", "containerInstance", "force"),
+            Operation(name="RegisterContainerInstance", handler=self.register, coverage=_REGISTER),
         )
 
     async def describe(self, request: Request) -> dict[str, Any]:
@@ -49,7 +78,7 @@ class InstanceHandlers:
         with_tags = "TAGS" in given.get("include", ())
         return {
             "containerInstances": [self._shape(v, with_tags=with_tags) for v in found],
-            "failures": self._missing(cluster, missing),
+            "failures": [{"arn": self._arn(cluster, r), "reason": "MISSING"} for r in missing],
         }
 
     async def list_instances(self, request: Request) -> dict[str, Any]:
@@ -74,45 +103,85 @@ class InstanceHandlers:
     async def update(self, request: Request) -> dict[str, Any]:
         given = request.input
         cluster = given.get("cluster", "")
-        found, missing = await self._ops.set_status(
+        found, failures = await self._ops.set_status(
             cause_of(request), cluster, given["containerInstances"], given["status"]
         )
         return {
             "containerInstances": [self._shape(v, with_tags=False) for v in found],
-            "failures": self._missing(cluster, missing),
+            "failures": [{"arn": self._arn(cluster, r), "reason": why} for r, why in failures],
         }
+
+    async def register(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        wanted = Registration(
+            host_id=_host_in(given.get("instanceIdentityDocument", "")),
+            instance_id=short_name(given.get("containerInstanceArn", "")),
+            attributes={a["name"]: a.get("value", "") for a in given.get("attributes", ())},
+            tags=tags_from_list(given.get("tags", ())),
+        )
+        view = await self._ops.register(cause_of(request), given.get("cluster", ""), wanted)
+        return {"containerInstance": self._shape(view, with_tags=True)}
+
+    async def deregister(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        view = await self._ops.deregister(
+            cause_of(request),
+            given.get("cluster", ""),
+            given["containerInstance"],
+            force=given.get("force", False),
+        )
+        return {"containerInstance": self._shape(view, with_tags=True)}
 
     async def put_attributes(self, request: Request) -> dict[str, Any]:
         given = request.input
         attributes = [{"value": "", **a} for a in given["attributes"]]
-        await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), attributes)
-        return {"attributes": given["attributes"]}
+        changed = await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), attributes)
+        return {"attributes": self._with_targets(given["attributes"], changed)}
 
     async def delete_attributes(self, request: Request) -> dict[str, Any]:
         given = request.input
         names = [{k: v for k, v in a.items() if k != "value"} for a in given["attributes"]]
-        await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), names)
-        return {"attributes": given["attributes"]}
+        changed = await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), names)
+        return {"attributes": self._with_targets(given["attributes"], changed)}
 
-    def _missing(self, cluster: str, references: list[str]) -> list[dict[str, str]]:
-        name = cluster.rpartition("/")[2] or "default"
+    async def list_attributes(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        start = page_start(self._paging, "ListAttributes", given)
+        page, more = self._ops.attributes(
+            given.get("cluster", ""),
+            given.get("attributeName", ""),
+            given.get("attributeValue"),
+            start,
+            page_size(given),
+        )
+        shapes = [{"name": n, "value": v} if v else {"name": n} for _, n, v in page]
+        answer: dict[str, Any] = {"attributes": self._with_targets(shapes, [i for i, _, _ in page])}
+        if more:
+            last, name, _ = page[-1]
+            answer["nextToken"] = self._paging.encode_token("ListAttributes", (last.instance_id, name))
+        return answer
+
+    def _with_targets(
+        self, attributes: list[dict[str, str]], instances: list[ContainerInstance]
+    ) -> list[dict[str, str]]:
+        """Attributes as AWS answers them: their target by its ARN."""
         return [
             {
-                "arn": r if r.startswith("arn:") else self._arns.of("container-instance", f"{name}/{r}"),
-                "reason": "MISSING",
+                **attribute,
+                "targetType": "container-instance",
+                "targetId": self._arn(instance.cluster, instance.instance_id),
             }
-            for r in references
+            for attribute, instance in zip(attributes, instances, strict=True)
         ]
+
+    def _arn(self, cluster: str, reference: str) -> str:
+        if reference.startswith("arn:"):
+            return reference
+        name = cluster.rpartition("/")[2] or "default"
+        return self._arns.of("container-instance", f"{name}/{reference}")
 
     def _shape(self, view: InstanceView, *, with_tags: bool) -> dict[str, Any]:
         instance, host = view.instance, view.host
-        attributes = {
-            "ecs.availability-zone": host.availability_zone,
-            "ecs.cpu-architecture": host.architecture,
-            "ecs.os-type": "linux",
-            **host.attributes,
-            **instance.attributes,
-        }
         left_cpu = host.cpu_units - view.reservation.cpu_units
         left_memory = host.memory_mib - view.reservation.memory_mib
         return {
@@ -127,11 +196,25 @@ class InstanceHandlers:
             "agentConnected": host.connected,
             "runningTasksCount": view.running,
             "pendingTasksCount": view.pending,
-            "attributes": [{"name": k, "value": v} for k, v in attributes.items()],
+            "attributes": [{"name": k, "value": v} for k, v in all_attributes(instance, host).items()],
             "registeredAt": instance.registered_at,
             "attachments": [],
             "tags": tag_list(instance.tags) if with_tags else [],
         }
+
+
+def _host_in(document: str) -> str:
+    """The `instanceId` of an EC2 instance identity document; "" if none is given. Raises `Invalid`."""
+    if not document:
+        return ""
+    try:
+        return msgspec.json.decode(document, type=_IdentityDocument).instanceId
+    except msgspec.MsgspecError:
+        raise Invalid("instanceIdentityDocument is not a JSON document with an instanceId.") from None
+
+
+class _IdentityDocument(msgspec.Struct):
+    instanceId: str
 
 
 def _resources(cpu_units: int, memory_mib: int) -> list[dict[str, Any]]:

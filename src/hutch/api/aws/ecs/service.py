@@ -9,8 +9,10 @@ from hutch.api.aws.ecs.tasks import TaskHandlers
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import Clock
-from hutch.base.errors import Conflict, HutchError, Unavailable
-from hutch.control.ops.clusters import AccountSettingOps, ClusterOps, InstanceOps
+from hutch.base.errors import Conflict, HutchError, NotServed, Unavailable
+from hutch.base.ids import IdSource
+from hutch.control.ops.clusters import AccountSettingOps, ClusterOps
+from hutch.control.ops.instances import InstanceOps
 from hutch.control.ops.tagging import TagOps
 from hutch.control.ops.taskdefs import TaskDefinitionOps
 from hutch.control.ops.tasks import TaskOps
@@ -20,6 +22,7 @@ from hutch.store.contract import Store
 def service(
     store: Store,
     clock: Clock,
+    ids: IdSource,
     tasks: TaskOps,
     paging: Paging,
     *,
@@ -37,12 +40,13 @@ def service(
                 TaskDefinitionOps(store, clock, strict_aws=strict_aws), arns, paging
             ).operations(),
             *TaskHandlers(tasks, TaskShapes(region, account_id), paging).operations(),
-            *InstanceHandlers(InstanceOps(store, clock), arns, paging).operations(),
+            *InstanceHandlers(InstanceOps(store, clock, ids), arns, paging).operations(),
             *AccountHandlers(AccountSettingOps(store), TagOps(store)).operations(),
         ),
         faults=(
             (Conflict, "ConflictException"),
             (Unavailable, "ServerException"),
+            (NotServed, "UnsupportedFeatureException"),
             (HutchError, "InvalidParameterException"),
         ),
     )

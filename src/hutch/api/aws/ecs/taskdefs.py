@@ -5,6 +5,7 @@ from typing import Any
 from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list, without_none
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
+from hutch.base.errors import HutchError, Unavailable
 from hutch.control.ops.taskdefs import TaskDefinitionOps
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.tags import tags_from_list
@@ -117,7 +118,12 @@ class TaskDefinitionHandlers:
             return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced))
 
         return (
-            Operation(name="RegisterTaskDefinition", handler=self.register, coverage=_REGISTER),
+            Operation(
+                name="RegisterTaskDefinition",
+                handler=self.register,
+                coverage=_REGISTER,
+                faults=((Unavailable, "ServerException"), (HutchError, "ClientException")),
+            ),
             op("DescribeTaskDefinition", self.describe, "taskDefinition", "include"),
             op("DeregisterTaskDefinition", self.deregister, "taskDefinition"),
             op("DeleteTaskDefinitions", self.delete, "taskDefinitions"),

@@ -7,7 +7,7 @@ from typing import Any
 from hutch.api.gateway.operation import Coverage, EventStream, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import Clock
-from hutch.base.errors import AlreadyExists, HutchError, Invalid, NotFound, Unavailable
+from hutch.base.errors import AlreadyExists, HutchError, Invalid, LimitExceeded, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.control.ops.logs import LogOps
 from hutch.rules.logfilter import parse_filter
@@ -18,6 +18,19 @@ LIVE_TAIL_LONGEST_S = 3 * 3600.0
 LIVE_TAIL_PERIOD_S = 1.0
 LIVE_TAIL_MOST_EVENTS = 500
 MAX_EVENTS = 10_000
+
+
+_ONE_ACCOUNT = {
+    "includeLinkedAccounts": "hutch has one account",
+    "accountIdentifiers": "hutch has one account",
+    "dataSources": "hutch has no data sources",
+    "fieldIndexNames": "hutch has no field indexes",
+    "logGroupTags": "list groups by name",
+}
+
+
+FaultTable = tuple[tuple[type[HutchError], str], ...]
+_TOO_MANY_TAGS: FaultTable = ((LimitExceeded, "TooManyTagsException"),)
 
 
 class LogHandlers:
@@ -33,10 +46,15 @@ class LogHandlers:
         self._prefix = f"arn:aws:logs:{region}:{account_id}:log-group:"
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, refused: dict[str, str] | None = None) -> Operation:
-            return Operation(
-                name=name, handler=handler, coverage=Coverage(enforced=enforced, refused=refused or {})
-            )
+        def op(
+            name: str,
+            handler: Any,
+            *enforced: str,
+            refused: dict[str, str] | None = None,
+            faults: FaultTable = (),
+        ) -> Operation:
+            coverage = Coverage(enforced=enforced, refused=refused or {})
+            return Operation(name=name, handler=handler, coverage=coverage, faults=faults)
 
         by_group = ("logGroupName", "logGroupIdentifier")
         return (
@@ -107,9 +125,21 @@ class LogHandlers:
             ),
             op("PutRetentionPolicy", self.put_retention, "logGroupName", "retentionInDays"),
             op("DeleteRetentionPolicy", self.delete_retention, "logGroupName"),
-            op("TagResource", self.tag, "resourceArn", "tags"),
+            op("TagResource", self.tag, "resourceArn", "tags", faults=_TOO_MANY_TAGS),
             op("UntagResource", self.untag, "resourceArn", "tagKeys"),
             op("ListTagsForResource", self.list_tags, "resourceArn"),
+            op("TagLogGroup", self.tag_group, "logGroupName", "tags"),
+            op("UntagLogGroup", self.untag_group, "logGroupName", "tags"),
+            op("ListTagsLogGroup", self.list_tags_of_group, "logGroupName"),
+            op(
+                "ListLogGroups",
+                self.list_groups,
+                "logGroupNamePattern",
+                "logGroupClass",
+                "nextToken",
+                "limit",
+                refused=_ONE_ACCOUNT,
+            ),
             op(
                 "StartLiveTail",
                 self.live_tail,
@@ -124,7 +154,7 @@ class LogHandlers:
         given = request.input
         if given.get("deletionProtectionEnabled"):
             raise Invalid("hutch does not support deletionProtectionEnabled.")
-        tags = tags_from_list({"key": k, "value": v} for k, v in given.get("tags", {}).items())
+        tags = _checked(given.get("tags", {}))
         await self._ops.create_group(given["logGroupName"], given.get("logGroupClass", "STANDARD"), tags)
         return {}
 
@@ -142,6 +172,29 @@ class LogHandlers:
         }
         if more:
             answer["nextToken"] = self._paging.encode_token("DescribeLogGroups", (page[-1].name,))
+        return answer
+
+    async def list_groups(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        token = given.get("nextToken")
+        page, more = self._ops.groups_like(
+            given.get("logGroupNamePattern", ""),
+            given.get("logGroupClass", ""),
+            self._paging.decode_token("ListLogGroups", token)[0] if token else "",
+            given.get("limit", 50),
+        )
+        answer: dict[str, Any] = {
+            "logGroups": [
+                {
+                    "logGroupName": g.name,
+                    "logGroupArn": self._prefix + g.name,
+                    "logGroupClass": g.log_class,
+                }
+                for g in page
+            ]
+        }
+        if more:
+            answer["nextToken"] = self._paging.encode_token("ListLogGroups", (page[-1].name,))
         return answer
 
     async def delete_group(self, request: Request) -> dict[str, Any]:
@@ -267,17 +320,34 @@ class LogHandlers:
 
     async def tag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        tags = tags_from_list({"key": k, "value": v} for k, v in given["tags"].items())
-        await self._ops.change_tags(self._from_arn(given["resourceArn"]), tags)
+        await self._ops.change_tags(self._tagged(given["resourceArn"]), _checked(given["tags"]))
         return {}
 
     async def untag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._ops.change_tags(self._from_arn(given["resourceArn"]), {}, given["tagKeys"])
+        await self._ops.change_tags(self._tagged(given["resourceArn"]), {}, given["tagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> dict[str, Any]:
-        return {"tags": self._ops.tags(self._from_arn(request.input["resourceArn"]))}
+        return {"tags": self._ops.tags(self._tagged(request.input["resourceArn"]))}
+
+    async def tag_group(self, request: Request) -> dict[str, Any]:
+        given = request.input
+        await self._ops.change_tags(given["logGroupName"], _checked(given["tags"]))
+        return {}
+
+    async def untag_group(self, request: Request) -> dict[str, Any]:
+        await self._ops.change_tags(request.input["logGroupName"], {}, request.input["tags"])
+        return {}
+
+    async def list_tags_of_group(self, request: Request) -> dict[str, Any]:
+        return {"tags": self._ops.tags(request.input["logGroupName"])}
+
+    def _tagged(self, arn: str) -> str:
+        """The group that a tag operation names, which takes ARNs only."""
+        if not arn.startswith("arn:"):
+            raise Invalid("The specified resourceArn is not an ARN.")
+        return self._from_arn(arn)
 
     async def live_tail(self, request: Request) -> EventStream:
         given = request.input
@@ -374,6 +444,10 @@ class LogHandlers:
             "storedBytes": 0,
         }
         return {k: v for k, v in shape.items() if v is not None}
+
+
+def _checked(tags: dict[str, str]) -> dict[str, str]:
+    return tags_from_list({"key": k, "value": v} for k, v in tags.items())
 
 
 def _token(direction: str, position: tuple[int, int]) -> str:

@@ -1,0 +1,106 @@
+"""The services that hutch serves, on a store in memory, behind a real HTTP server in strict mode.
+
+One host has connected, so that tasks are placed; nobody carries them out.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from botocore.config import Config
+from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
+
+from hutch.api.aws.ec2 import service as ec2
+from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.sts import service as sts
+from hutch.api.gateway.operation import Service
+from hutch.api.gateway.paging import Paging
+from hutch.base.clock import SystemClock
+from hutch.base.ids import RandomIds
+from hutch.control.controllers.definitions import DefinitionLoop
+from hutch.control.controllers.loops import MembershipLoop
+from hutch.control.ops.hosts import HostOps
+from hutch.control.ops.logs import LogOps
+from hutch.control.ops.placing import PlacementLimits
+from hutch.control.ops.platform import ensure_platform
+from hutch.control.ops.tasks import TaskOps
+from hutch.store.logs import LogStore
+from hutch.store.memory import MemoryStore
+from hutch.wire.fleet import DriverFactMsg, Fingerprint
+
+HOST_ID = "i-0123456789abcdef0"
+
+
+class AwsServer:
+    """ECS, CloudWatch Logs, EC2 and STS as the control plane serves them, until `stop`."""
+
+    def __init__(self, directory: Path) -> None:
+        clock, ids = SystemClock(), RandomIds()
+        self.store = MemoryStore()
+        self.log_store = LogStore(directory / "logs.sqlite")
+        asyncio.run(self.log_store.open())
+        limits = PlacementLimits(cpu_overcommit=4.0, memory_reserve_mib=0, ingress_ports=(30000, 30100))
+        tasks = TaskOps(self.store, clock, ids, limits=limits, wait_for_placement=False, strict_aws=False)
+        paging = Paging("00" * 32)
+        self.services: list[Service] = [
+            ecs.service(
+                self.store, clock, ids, tasks, paging, region=REGION, account_id=ACCOUNT_ID, strict_aws=False
+            ),
+            logs_api.service(
+                LogOps(self.log_store, clock), paging, clock, ids, region=REGION, account_id=ACCOUNT_ID
+            ),
+            ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
+            sts.service(),
+        ]
+        self.http = ApiServer(self.services, directory, store=self.store, clock=clock)
+        self.hosts = HostOps(self.store, clock, ids, clusters=("*",), default_zone=f"{REGION}a")
+        self.run(
+            ensure_platform(
+                self.store, clock, ids, region=REGION, account_id=ACCOUNT_ID, vpc_cidr="172.31.0.0/16"
+            )
+        )
+        self.connect_host()
+        loops = (DefinitionLoop(self.store, ids).run(), MembershipLoop(self.store, self.hosts).run())
+        self._loops = [asyncio.run_coroutine_threadsafe(c, self.http.loop) for c in loops]
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Carry out work on the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.http.loop).result(20)
+
+    def connect_host(self) -> None:
+        """As the fleet does when a host's agent has connected."""
+        driver = DriverFactMsg(
+            name="fake", launch_types=("FARGATE", "EC2", "EXTERNAL"), healthy=True, reason=""
+        )
+        fingerprint = Fingerprint(
+            name="one",
+            agent_version="1.0",
+            architecture="x86_64",
+            cpu_units=64 * 1024,
+            memory_mib=256 * 1024,
+            disk_gib=1000,
+            drivers=(driver,),
+        )
+        self.run(self.hosts.connected(HOST_ID, fingerprint))
+
+    def client(self, service: str, *, checks: bool = True) -> Any:
+        """A boto3 client; without `checks` it sends what it knows to be wrong."""
+        config = Config(
+            retries={"total_max_attempts": 1}, parameter_validation=checks, inject_host_prefix=False
+        )
+        return self.http.client(service, config=config)
+
+    def stop(self) -> None:
+        """End the server; a loop that failed is told here."""
+        for loop in self._loops:
+            assert not loop.done(), loop.exception()
+            loop.cancel()
+        self.http.stop()
+        asyncio.run(self.log_store.close())
+
+
+def until_changed(server: AwsServer, seq: int) -> int:
+    """Wait for the store to change after `seq`; its newest sequence number."""
+    return int(server.run(asyncio.wait_for(server.store.wait_for_change(seq), 10)))
