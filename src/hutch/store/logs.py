@@ -4,29 +4,38 @@
 """
 
 import asyncio
-import queue
 import sqlite3
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
-from hutch.base.errors import AlreadyExists, NotFound, StorageFull, Unavailable
+from hutch.base.errors import AlreadyExists, HutchError, NotFound, StorageFull, Unavailable
+from hutch.store.log_scan import Position, Row, merged_rows, stream_rows
+from hutch.store.log_writer import LogWriter
 
-MAX_BATCH = 256
 MAX_SUBSCRIBER_EVENTS = 5000
-SCHEMA_VERSION = 1
+MAX_SCAN_EVENTS = 10_000
+MAX_SCAN_BYTES = 4 * 1024 * 1024
+DELETED_AT_ONCE = 5_000
+EVENT_OVERHEAD_BYTES = 26
+SCHEMA_VERSION = 2
+T = TypeVar("T")
 _SCHEMA = """
 CREATE TABLE log_groups (name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL, retention_days INTEGER,
                          class TEXT NOT NULL, tags TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE streams (id INTEGER PRIMARY KEY, grp TEXT NOT NULL, name TEXT NOT NULL, created_ms INTEGER NOT NULL,
-                      first_ms INTEGER, last_ms INTEGER, ingested_ms INTEGER, UNIQUE (grp, name));
+CREATE TABLE streams (id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, name TEXT NOT NULL,
+                      created_ms INTEGER NOT NULL, first_ms INTEGER, last_ms INTEGER, ingested_ms INTEGER,
+                      UNIQUE (grp, name));
 CREATE TABLE events (stream INTEGER NOT NULL, ts INTEGER NOT NULL, seq INTEGER NOT NULL, ingested_ms INTEGER NOT NULL,
                      message TEXT NOT NULL, PRIMARY KEY (stream, ts, seq)) WITHOUT ROWID;
 """
+_FROM_1_TO_2 = "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
+_GARBAGE = ""
+"""The group of streams that were deleted and whose events are still to be removed."""
 
 
 class LogGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,57 +72,68 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
 
 
-class _Write:
-    __slots__ = ("error", "future", "loop", "result", "work")
+class Scan(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a search: what was read, and where the next piece begins (None at the end)."""
 
-    def __init__(self, work: Any) -> None:
-        self.work = work
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.result: Any = None
-        self.error: BaseException | None = None
+    events: list[StoredEvent]
+    next: Position | None
 
 
 class LogStore:
-    """Opened and closed by a composition root; ":memory:" as path is for tests."""
+    """Opened and closed by a composition root. Reads never wait for writes, and are bounded."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
         self._db: sqlite3.Connection | None = None
-        self._guard = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._writer: LogWriter | None = None
         self._next_seq = 1
         self._subscribers: set[Subscription] = set()
 
     async def open(self) -> None:
         try:
-            db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000"):
-                db.execute(f"PRAGMA {pragma}").fetchall()
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA_VERSION:
-                raise Unavailable(
-                    f"{self._path} was written by a newer hutch (format {found}); run that version"
-                )
-            if found == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            newest = db.execute("SELECT max(m) FROM (SELECT max(seq) AS m FROM events)").fetchone()[0]
+            db = self._connect()
+            self._migrate(db)
+            counter = db.execute("SELECT value FROM counters WHERE name='seq'").fetchone()
+            self._db = self._connect()
         except sqlite3.Error as error:
-            raise StorageFull(f"can't write {self._path}: {error}") from None
-        self._next_seq = (newest or 0) + 1
-        self._db = db
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread.start()
+            raise self._storage_error(error) from None
+        self._next_seq = counter[0] + 1
+        self._writer = LogWriter(db, self._storage_error)
 
     async def close(self) -> None:
-        if self._thread is not None:
-            self._jobs.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.close()
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "busy_timeout=10000"):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        Path(self._path).chmod(0o600)
+        return db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            raise Unavailable(f"{self._path} was written by a newer hutch (format {found}); run that version")
+        if found == SCHEMA_VERSION:
+            return
+        newest = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0] if found else 0
+        db.executescript(
+            f"BEGIN; {'' if found else _SCHEMA} {_FROM_1_TO_2} INSERT INTO counters VALUES ('seq', {newest:d}); "
+            f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+        )
+
+    def _storage_error(self, error: sqlite3.Error) -> HutchError:
+        text = str(error)
+        if "malformed" in text or "not a database" in text:
+            return Unavailable(
+                f"{self._path} is damaged ({text}): move it away to begin with empty logs, or restore a copy"
+            )
+        return StorageFull(f"can't write {self._path}: {text}; free space on that file system")
 
     # -- groups and streams
 
@@ -135,13 +155,15 @@ class LogStore:
         await self._write(work)
 
     async def delete_group(self, name: str) -> None:
+        """Gone at once; its events are removed a piece at a time (by `drop_expired`, if this is cut off)."""
+
         def work(db: sqlite3.Connection) -> None:
             _require_group(db, name)
-            db.execute("DELETE FROM events WHERE stream IN (SELECT id FROM streams WHERE grp=?)", (name,))
-            db.execute("DELETE FROM streams WHERE grp=?", (name,))
+            db.execute("UPDATE streams SET grp=?, name=id WHERE grp=?", (_GARBAGE, name))
             db.execute("DELETE FROM log_groups WHERE name=?", (name,))
 
         await self._write(work)
+        await self._drop_garbage()
 
     async def set_retention(self, name: str, days: int | None) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -169,12 +191,14 @@ class LogStore:
         await self._write(work)
 
     async def delete_stream(self, group: str, name: str) -> None:
+        """Gone at once; its events are removed a piece at a time (by `drop_expired`, if this is cut off)."""
+
         def work(db: sqlite3.Connection) -> None:
             stream = _require_stream(db, group, name)
-            db.execute("DELETE FROM events WHERE stream=?", (stream,))
-            db.execute("DELETE FROM streams WHERE id=?", (stream,))
+            db.execute("UPDATE streams SET grp=?, name=id WHERE id=?", (_GARBAGE, stream))
 
         await self._write(work)
+        await self._drop_garbage(group)
 
     def group(self, name: str) -> LogGroup:
         """Raises `NotFound`."""
@@ -187,13 +211,12 @@ class LogStore:
         self, prefix: str, *, after: str, limit: int, exact: bool = False, pattern: str = ""
     ) -> list[LogGroup]:
         """Groups in order of name, by prefix (or exact name, or a substring)."""
-        with self._guard:
-            rows = self._reader.execute(
-                "SELECT name, created_ms, retention_days, class, tags, bytes FROM log_groups WHERE name>? AND "
-                "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(lower(name),lower(?))) "
-                "ORDER BY name LIMIT ?",
-                (after, exact, prefix, exact, len(prefix), prefix, pattern, pattern, limit),
-            ).fetchall()
+        rows = self._reader.execute(
+            "SELECT name, created_ms, retention_days, class, tags, bytes FROM log_groups WHERE name>? AND "
+            "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(lower(name),lower(?))) "
+            "ORDER BY name LIMIT ?",
+            (after, exact, prefix, exact, len(prefix), prefix, pattern, pattern, limit),
+        ).fetchall()
         return [
             LogGroup(
                 name=n,
@@ -208,24 +231,34 @@ class LogStore:
 
     def stream(self, group: str, name: str) -> LogStream:
         """Raises `NotFound`."""
-        self.group(group)
-        found = [s for s in self.streams(group, prefix=name) if s.name == name]
-        if not found:
+        row = self._reader.execute(
+            f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name=?", (group, name)
+        ).fetchone()
+        if row is None or group == _GARBAGE:
+            self.group(group)
             raise NotFound("The specified log stream does not exist.")
-        return found[0]
+        return _stream(group, row)
 
-    def streams(self, group: str, *, prefix: str = "") -> list[LogStream]:
-        """Streams of a group in order of name."""
-        with self._guard:
-            rows = self._reader.execute(
-                "SELECT id, name, created_ms, first_ms, last_ms, ingested_ms FROM streams WHERE grp=? AND "
-                "substr(name,1,?)=? ORDER BY name",
-                (group, len(prefix), prefix),
-            ).fetchall()
-        return [
-            LogStream(stream_id=i, group=group, name=n, created_ms=c, first_ms=f, last_ms=la, ingested_ms=g)
-            for i, n, c, f, la, g in rows
-        ]
+    def streams(
+        self,
+        group: str,
+        *,
+        prefix: str = "",
+        after: tuple[int, str] | None = None,
+        limit: int,
+        by_last_event: bool = False,
+        descending: bool = False,
+    ) -> list[LogStream]:
+        """At most `limit` streams of a group in order of name, or of (last event, name); `after` that position."""
+        compare, order = ("<", "DESC") if descending else (">", "ASC")
+        place = "coalesce(last_ms,0)" if by_last_event else "0"
+        beyond = f"AND ({place},name){compare}(?,?) " if after is not None else ""
+        rows = self._reader.execute(
+            f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name>=? AND substr(name,1,?)=? {beyond}"
+            f"ORDER BY {f'{place} {order}, ' if by_last_event else ''}name {order} LIMIT ?",
+            (group, prefix, len(prefix), prefix, *(after or ()), limit),
+        ).fetchall()
+        return [_stream(group, row) for row in rows]
 
     # -- events
 
@@ -266,8 +299,9 @@ class LogStore:
                     "ingested_ms=? WHERE id=?",
                     (first, first, last, last, now_ms, stream),
                 )
-                size = sum(len(e.message) + 26 for e in stored)
+                size = sum(len(e.message) + EVENT_OVERHEAD_BYTES for e in stored)
                 db.execute("UPDATE log_groups SET bytes=bytes+? WHERE name=?", (size, group))
+                db.execute("UPDATE counters SET value=? WHERE name='seq'", (self._next_seq - 1,))
             return stored
 
         for event in await self._write(work):
@@ -276,48 +310,96 @@ class LogStore:
 
     def read_events(
         self,
-        streams: Sequence[LogStream],
+        stream: LogStream,
         *,
         start_ms: int,
         end_ms: int,
-        after: tuple[int, int] | None,
+        after: Position | None,
         limit: int,
+        max_bytes: int = MAX_SCAN_BYTES,
         reverse: bool = False,
     ) -> list[StoredEvent]:
-        """Events of streams with start <= timestamp < end, by (timestamp, seq), after (reverse: before) a position."""
-        if not streams:
-            return []
-        names = {s.stream_id: s.name for s in streams}
-        marks = ",".join("?" * len(names))
-        compare, order = ("<", "DESC") if reverse else (">", "ASC")
-        position = after or ((2**62, 2**62) if reverse else (-1, -1))
-        with self._guard:
-            rows = self._reader.execute(
-                f"SELECT stream, ts, seq, ingested_ms, message FROM events WHERE stream IN ({marks}) AND ts>=? AND "
-                f"ts<? AND (ts{compare}? OR (ts=? AND seq{compare}?)) ORDER BY ts {order}, seq {order} LIMIT ?",
-                (*names, start_ms, end_ms, position[0], position[0], position[1], limit),
-            ).fetchall()
-        return [
-            StoredEvent(stream=names[s], timestamp_ms=t, seq=q, ingested_ms=i, message=m)
-            for s, t, q, i, m in rows
-        ]
+        """Events of a stream with start <= timestamp < end, by (timestamp, seq), after (reverse: before) a position:
+        at most `limit` of them and (but for the first) `max_bytes`."""
+        with self._snapshot() as db:
+            rows = stream_rows(db, stream.stream_id, start_ms, end_ms, after, reverse=reverse)
+            taken, _ = _take(rows, limit, max_bytes)
+        return [_event(stream.group, stream.name, row) for row in taken]
+
+    def search(
+        self,
+        group: str,
+        *,
+        names: Sequence[str],
+        prefix: str,
+        start_ms: int,
+        end_ms: int,
+        after: Position | None,
+        limit: int = MAX_SCAN_EVENTS,
+        max_bytes: int = MAX_SCAN_BYTES,
+    ) -> Scan:
+        """The next piece of the events of a group's streams (of these names, or all with a prefix), in order of time."""
+        since = start_ms if after is None else max(start_ms, after[0])
+        sql = (
+            "SELECT first_ms, id, name FROM streams WHERE grp=? AND last_ms>=? AND first_ms<? AND "
+            f"{'name IN (' + ','.join('?' * len(names)) + ')' if names else 'name>=? AND substr(name,1,?)=?'} "
+            "ORDER BY first_ms"
+        )
+        which = tuple(names) if names else (prefix, len(prefix), prefix)
+        with self._snapshot() as db:
+            named: dict[int, str] = {}
+
+            def streams() -> Iterator[tuple[int, int]]:
+                for first_ms, stream, name in db.execute(sql, (group, since, end_ms, *which)):
+                    named[stream] = name
+                    yield first_ms, stream
+
+            rows = merged_rows(db, streams(), start_ms, end_ms, after)
+            taken, ended = _take(rows, limit, max_bytes)
+        events = [_event(group, named[row[2]], row) for row in taken]
+        return Scan(events=events, next=None if ended else (taken[-1][0], taken[-1][1]))
 
     async def drop_expired(self, now_ms: int) -> int:
-        """Delete events that outlived their group's retention; how many."""
+        """Delete events that outlived their group's retention, and what deleted groups left; how many."""
+        dropped = await self._drop_garbage()
+        found = self._reader.execute(
+            "SELECT s.id, s.grp, g.retention_days FROM streams s JOIN log_groups g ON g.name=s.grp WHERE "
+            "g.retention_days IS NOT NULL AND s.first_ms < ? - g.retention_days*86400000",
+            (now_ms,),
+        ).fetchall()
+        for stream, group, days in found:
+            dropped += await self._drop_events(stream, group, now_ms - days * 86_400_000)
+        return dropped
+
+    async def _drop_garbage(self, group: str = _GARBAGE) -> int:
+        """Remove deleted streams; `group`: from whose size to take them."""
+        dropped = 0
+        for (stream,) in self._reader.execute("SELECT id FROM streams WHERE grp=?", (_GARBAGE,)).fetchall():
+            dropped += await self._drop_events(stream, group, 2**62)
+            await self._write(partial(_forget_stream, stream=stream))
+        return dropped
+
+    async def _drop_events(self, stream: int, group: str, before_ms: int) -> int:
+        """Remove a stream's older events, so few at a time that other writers hardly wait; how many."""
 
         def work(db: sqlite3.Connection) -> int:
-            dropped = 0
-            for name, days in db.execute(
-                "SELECT name, retention_days FROM log_groups WHERE retention_days IS NOT NULL"
-            ).fetchall():
-                dropped += db.execute(
-                    "DELETE FROM events WHERE ts<? AND stream IN (SELECT id FROM streams WHERE grp=?)",
-                    (now_ms - days * 86_400_000, name),
-                ).rowcount
-            return dropped
+            sizes = db.execute(
+                "DELETE FROM events WHERE stream=? AND (ts,seq) IN (SELECT ts, seq FROM events WHERE stream=? AND ts<? "
+                "ORDER BY ts, seq LIMIT ?) RETURNING length(message)",
+                (stream, stream, before_ms, DELETED_AT_ONCE),
+            ).fetchall()
+            size = sum(s for (s,) in sizes) + EVENT_OVERHEAD_BYTES * len(sizes)
+            db.execute("UPDATE log_groups SET bytes=max(0, bytes-?) WHERE name=?", (size, group))
+            first = db.execute("SELECT min(ts) FROM events WHERE stream=?", (stream,)).fetchone()[0]
+            db.execute("UPDATE streams SET first_ms=coalesce(?, last_ms) WHERE id=?", (first, stream))
+            return len(sizes)
 
-        result: int = await self._write(work)
-        return result
+        total = 0
+        while True:
+            dropped = await self._write(work)
+            total += dropped
+            if dropped < DELETED_AT_ONCE:
+                return total
 
     def subscribe(self, groups: frozenset[str]) -> "Subscription":
         """New events of these groups from now on. Close it when done."""
@@ -325,63 +407,66 @@ class LogStore:
         self._subscribers.add(subscription)
         return subscription
 
-    # -- the writer thread
-
     @property
     def _reader(self) -> sqlite3.Connection:
         if self._db is None:
             raise Unavailable("the log store is closed")
         return self._db
 
-    async def _write(self, work: Any) -> Any:
-        if self._thread is None:
-            raise Unavailable("the log store is closed")
-        job = _Write(work)
-        self._jobs.put(job)
-        return await job.future
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch = [job]
-            while len(batch) < MAX_BATCH and not self._jobs.empty():
-                more = self._jobs.get()
-                if more is None:
-                    self._jobs.put(None)
-                    break
-                batch.append(more)
-            with self._guard:
-                self._commit(batch)
-            for loop in {j.loop for j in batch}:
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(_answer, [j for j in batch if j.loop is loop])
-
-    def _commit(self, batch: list[_Write]) -> None:
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
         db = self._reader
+        db.execute("BEGIN")
         try:
-            db.execute("BEGIN IMMEDIATE")
-            for job in batch:
-                db.execute("SAVEPOINT job")
-                try:
-                    job.result = job.work(db)
-                except (NotFound, AlreadyExists) as refusal:
-                    job.error = refusal
-                    db.execute("ROLLBACK TO job")
-                db.execute("RELEASE job")
+            yield db
+        finally:
             db.execute("COMMIT")
-        except sqlite3.Error as error:
-            with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-            for job in batch:
-                job.error = StorageFull(f"can't write {self._path}: {error}; free space on that file system")
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._writer is None:
+            raise Unavailable("the log store is closed")
+        result: T = await self._writer.write(work)
+        return result
 
 
-def _answer(jobs: list[_Write]) -> None:
-    for job in jobs:
-        if not job.future.done():
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+_STREAM_COLUMNS = "id, name, created_ms, first_ms, last_ms, ingested_ms"
+
+
+def _stream(group: str, row: tuple[int, str, int, int | None, int | None, int | None]) -> LogStream:
+    i, name, created, first, last, ingested = row
+    return LogStream(
+        stream_id=i,
+        group=group,
+        name=name,
+        created_ms=created,
+        first_ms=first,
+        last_ms=last,
+        ingested_ms=ingested,
+    )
+
+
+def _event(group: str, stream: str, row: Row) -> StoredEvent:
+    timestamp, seq, _, ingested, message = row
+    return StoredEvent(
+        stream=stream, timestamp_ms=timestamp, seq=seq, ingested_ms=ingested, message=message, group=group
+    )
+
+
+def _take(rows: Iterator[Row], limit: int, max_bytes: int) -> tuple[list[Row], bool]:
+    """The first rows, at most so many in number and (but for the first) in bytes; and whether that was all."""
+    taken: list[Row] = []
+    size = 0
+    for row in rows:
+        size += len(row[4].encode()) + EVENT_OVERHEAD_BYTES
+        if taken and (size > max_bytes or len(taken) == limit):
+            rows.close()  # type: ignore[attr-defined]
+            return taken, False
+        taken.append(row)
+    return taken, True
+
+
+def _forget_stream(db: sqlite3.Connection, stream: int) -> None:
+    db.execute("DELETE FROM streams WHERE id=? AND grp=?", (stream, _GARBAGE))
 
 
 def _require_group(db: sqlite3.Connection, name: str) -> None:

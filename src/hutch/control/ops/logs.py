@@ -10,12 +10,11 @@ from hutch.base.clock import Clock
 from hutch.base.errors import AlreadyExists, Invalid, NotFound
 from hutch.rules.logfilter import parse_filter
 from hutch.rules.tags import merged
-from hutch.store.logs import LogGroup, LogStore, LogStream, StoredEvent, Subscription
+from hutch.store.logs import EVENT_OVERHEAD_BYTES, LogGroup, LogStore, LogStream, StoredEvent, Subscription
 from hutch.wire.fleet import LogEvent
 
 MAX_BATCH_BYTES = 1_048_576
 MAX_BATCH_EVENTS = 10_000
-EVENT_OVERHEAD_BYTES = 26
 MAX_SPAN_MS = 24 * 3600 * 1000
 TOO_OLD_MS = 14 * 24 * 3600 * 1000
 TOO_NEW_MS = 2 * 3600 * 1000
@@ -109,13 +108,30 @@ class LogOps:
     async def delete_stream(self, group: str, name: str) -> None:
         await self._store.delete_stream(group, name)
 
-    def streams(self, group: str, prefix: str, *, by_last_event: bool, descending: bool) -> list[LogStream]:
-        """All streams of a group, ordered."""
+    def streams(
+        self,
+        group: str,
+        prefix: str,
+        *,
+        by_last_event: bool,
+        descending: bool,
+        after: tuple[int, str] | None,
+        limit: int,
+    ) -> tuple[list[LogStream], tuple[int, str] | None]:
+        """A page of a group's streams, ordered, and where to go on (None at the end)."""
         self._store.group(group)
-        found = self._store.streams(group, prefix=prefix)
-        if by_last_event:
-            found.sort(key=lambda s: (s.last_ms or 0, s.name))
-        return found[::-1] if descending else found
+        found = self._store.streams(
+            group,
+            prefix=prefix,
+            after=after,
+            limit=limit + 1,
+            by_last_event=by_last_event,
+            descending=descending,
+        )
+        if len(found) <= limit:
+            return found, None
+        last = found[limit - 1]
+        return found[:limit], ((last.last_ms or 0) if by_last_event else 0, last.name)
 
     async def put(self, group: str, stream: str, events: Sequence[tuple[int, str]]) -> Rejected:
         """PutLogEvents: (timestamp in ms, message) pairs in order of time."""
@@ -172,14 +188,14 @@ class LogOps:
     ) -> list[StoredEvent]:
         """Events of one stream in order of time: the ones after a position, or (backward) the last ones before it."""
         found = self._store.read_events(
-            [self._store.stream(group, stream)],
+            self._store.stream(group, stream),
             start_ms=start_ms or 0,
             end_ms=FAR_FUTURE_MS if end_ms is None else end_ms,
             after=after,
             limit=limit,
+            max_bytes=MAX_PAGE_BYTES,
             reverse=backward,
         )
-        found = _within_page(found)
         return found[::-1] if backward else found
 
     def filter(
@@ -194,33 +210,32 @@ class LogOps:
         after: tuple[int, int] | None,
         limit: int,
     ) -> tuple[list[StoredEvent], tuple[int, int] | None]:
-        """FilterLogEvents: a page of what matches, and where to go on (None at the end)."""
+        """FilterLogEvents: what matches in a bounded piece of the events (maybe nothing), and where to go on (None at
+        the end)."""
         self._store.group(group)
         matches = parse_filter(pattern)
-        streams = [s for s in self._store.streams(group, prefix=prefix) if not names or s.name in names]
-        missing = set(names) - {s.name for s in streams}
-        if missing:
-            raise NotFound("The specified log stream does not exist.")
+        for name in names:
+            self._store.stream(group, name)
+        scan = self._store.search(
+            group,
+            names=names,
+            prefix=prefix,
+            start_ms=start_ms or 0,
+            # Unlike GetLogEvents, the end is in the range.
+            end_ms=FAR_FUTURE_MS if end_ms is None else end_ms + 1,
+            after=after,
+        )
         page: list[StoredEvent] = []
         size = 0
-        while True:
-            batch = self._store.read_events(
-                streams,
-                start_ms=start_ms or 0,
-                # Unlike GetLogEvents, the end is in the range.
-                end_ms=FAR_FUTURE_MS if end_ms is None else end_ms + 1,
-                after=after,
-                limit=MAX_BATCH_EVENTS,
-            )
-            for event in batch:
-                if matches(event.message):
-                    page.append(event)
-                    size += len(event.message.encode()) + EVENT_OVERHEAD_BYTES
-                    if len(page) == limit or size > MAX_PAGE_BYTES:
-                        return page, (event.timestamp_ms, event.seq)
-            if len(batch) < MAX_BATCH_EVENTS:
-                return page, None
-            after = (batch[-1].timestamp_ms, batch[-1].seq)
+        for number, event in enumerate(scan.events):
+            if not matches(event.message):
+                continue
+            size += len(event.message.encode()) + EVENT_OVERHEAD_BYTES
+            if page and (size > MAX_PAGE_BYTES or len(page) == limit):
+                before = scan.events[number - 1]
+                return page, (before.timestamp_ms, before.seq)
+            page.append(event)
+        return page, scan.next
 
     def tail(self, groups: Sequence[str]) -> Subscription:
         """New events of groups from now on. Raises `NotFound`."""
@@ -231,16 +246,6 @@ class LogOps:
     async def expire(self) -> int:
         """Drop what outlived its retention."""
         return await self._store.drop_expired(self._now_ms())
-
-
-def _within_page(events: list[StoredEvent]) -> list[StoredEvent]:
-    """As many of the first events as fit in a page of a megabyte, but at least one."""
-    size = 0
-    for count, event in enumerate(events):
-        size += len(event.message.encode()) + EVENT_OVERHEAD_BYTES
-        if size > MAX_PAGE_BYTES and count:
-            return events[:count]
-    return events
 
 
 def _check_group(name: str) -> None:

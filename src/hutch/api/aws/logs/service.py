@@ -216,16 +216,20 @@ class LogHandlers:
         prefix = given.get("logStreamNamePrefix", "")
         if by_time and prefix:
             raise Invalid("Cannot order by LastEventTime with a logStreamNamePrefix.")
-        streams = self._ops.streams(
-            group, prefix, by_last_event=by_time, descending=given.get("descending", False)
-        )
         scope = f"DescribeLogStreams/{group}"
         token = given.get("nextToken")
-        start = int(self._paging.decode_token(scope, token)[0]) if token else 0
-        limit = given.get("limit", 50)
-        answer: dict[str, Any] = {"logStreams": [self._stream(s) for s in streams[start : start + limit]]}
-        if start + limit < len(streams):
-            answer["nextToken"] = self._paging.encode_token(scope, (str(start + limit),))
+        position = self._paging.decode_token(scope, token) if token else None
+        streams, following = self._ops.streams(
+            group,
+            prefix,
+            by_last_event=by_time,
+            descending=given.get("descending", False),
+            after=(int(position[0]), position[1]) if position else None,
+            limit=given.get("limit", 50),
+        )
+        answer: dict[str, Any] = {"logStreams": [self._stream(s) for s in streams]}
+        if following is not None:
+            answer["nextToken"] = self._paging.encode_token(scope, (str(following[0]), following[1]))
         return answer
 
     async def put_events(self, request: Request) -> dict[str, Any]:
