@@ -294,11 +294,10 @@ async def test_a_crash_during_the_set_up_leaves_nothing_and_the_task_starts_anew
 
 async def test_reports_are_sent_again_until_they_are_acknowledged(host: Host) -> None:
     control = host.control
-    control.acks = False
+    control.withheld = frozenset({"STOPPED"})
     await host.start_agent()
     control.assign(make_task(ID, make_container(RUN_MS=1)))
     await control.until_status(ID, "STOPPED")
-    first = control.reports[-1].seq
     for restart in (False, True):
         await control.close()
         if restart:
@@ -308,8 +307,8 @@ async def test_reports_are_sent_again_until_they_are_acknowledged(host: Host) ->
         await control.listen()
         facts = await control.until_status(ID, "STOPPED")
         assert facts.containers[0].exit_code == 0
-    control.acks = True
-    control.acked_seq = first
+    control.withheld = frozenset()
+    control.acked_seq = control.reports[-1].seq
     await control.close()
     reported, count = len(control.reports), len(control.hellos)
     await control.listen()

@@ -19,11 +19,11 @@ TIMEOUT_S = 20.0
 
 
 class ControlEnd:
-    """Serves host agents on a unix socket. `acks` off: reports are taken and never acknowledged."""
+    """Serves host agents on a unix socket. Reports of a status in `withheld` are not acknowledged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.acks = True
+        self.withheld: frozenset[str] = frozenset()
         self.log_acks = True
         self.tasks: dict[str, TaskSpec] = {}
         self.stops: dict[str, wire.Stop] = {}
@@ -136,7 +136,7 @@ class ControlEnd:
     def _take_report(self, report: wire.Report) -> None:
         self.reports.append(report)
         self.facts[report.facts.task_id] = report.facts
-        if self.acks:
+        if report.facts.status not in self.withheld:
             self.acked_seq = max(self.acked_seq, report.seq)
             self.send(wire.Ack(seq=report.seq))
 

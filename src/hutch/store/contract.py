@@ -29,7 +29,8 @@ class Table(Generic[R]):
     """A kind of record: its name, type, primary key and secondary indexes. Declared once, in `store.tables`.
 
     Keys are tuples of strings, ordered element by element by code point, so that prefixes can be scanned.
-    An index function gives the record's key in that index, or None to leave it out.
+    An index function gives the record's key in that index, or None to leave it out. `read_mostly`: a backend may keep
+    decoded records of it in memory.
     """
 
     def __init__(
@@ -38,11 +39,14 @@ class Table(Generic[R]):
         record_type: type[R],
         key: Callable[[R], IndexKey],
         indexes: dict[str, Callable[[R], IndexKey | None]] | None = None,
+        *,
+        read_mostly: bool = False,
     ) -> None:
         self.name = name
         self.record_type = record_type
         self.key = key
         self.indexes = indexes or {}
+        self.read_mostly = read_mostly
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

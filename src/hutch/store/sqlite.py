@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,25 +47,33 @@ CREATE TABLE changes (seq INTEGER PRIMARY KEY, tbl TEXT NOT NULL, key TEXT NOT N
 """
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
-    t.name: msgspec.msgpack.Decoder(t.record_type) for t in ALL_TABLES
-}
+MAX_KEPT_RECORDS = 256
+"""Decoded records kept for each table that is read mostly, found again by their bytes (records are frozen)."""
+
+
+def _decoder(table: Table[Any]) -> Callable[[bytes], Any]:
+    decode = msgspec.msgpack.Decoder(table.record_type).decode
+    return lru_cache(MAX_KEPT_RECORDS)(decode) if table.read_mostly else decode
+
+
+_decoders = {t.name: _decoder(t) for t in ALL_TABLES}
 _decode_cause = msgspec.msgpack.Decoder(Cause).decode
 
 
 class _Handle:
     """Reads and writes on one connection; the transaction around it is its maker's."""
 
-    def __init__(self, db: sqlite3.Connection, cause: bytes = b"") -> None:
+    def __init__(self, db: sqlite3.Connection, cause: Cause | None = None) -> None:
         self._db = db
         self._cause = cause
-        self.changed = 0
+        self._cause_bytes = _encode(cause) if cause else b""
+        self.changes: list[Change] = []
 
     def get(self, table: Table[R], *key: str) -> R | None:
         row = self._db.execute(
             "SELECT body FROM records WHERE tbl=? AND key=?", (table.name, encode_key(key))
         ).fetchone()
-        return _decoders[table.name].decode(row[0]) if row else None
+        return _decoders[table.name](row[0]) if row else None
 
     def scan(
         self,
@@ -97,7 +106,7 @@ class _Handle:
                 high,
                 -1 if limit is None else limit,
             )
-        decode = _decoders[table.name].decode
+        decode = _decoders[table.name]
         return [decode(row[0]) for row in self._db.execute(sql, parameters)]
 
     def count(
@@ -123,13 +132,13 @@ class _Handle:
         if (row[0] if row else 0) != record.version:
             raise StaleWrite(f"{table.name} {'/'.join(key)} changed since it was read")
         fresh = replace(record, version=record.version + 1)
-        before = _decoders[table.name].decode(row[1]) if row and table.indexes else None
+        before = _decoders[table.name](row[1]) if row and table.indexes else None
         self._db.execute(
             "INSERT OR REPLACE INTO records VALUES (?,?,?,?)",
             (table.name, primary, fresh.version, _encode(fresh)),
         )
         self._reindex(table, primary, before, fresh)
-        self._note(table.name, primary, fresh.version)
+        self._note(table.name, key, primary, fresh.version)
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:
@@ -139,7 +148,7 @@ class _Handle:
         primary = encode_key(key)
         self._db.execute("DELETE FROM records WHERE tbl=? AND key=?", (table.name, primary))
         self._reindex(table, primary, before, None)
-        self._note(table.name, primary, 0)
+        self._note(table.name, key, primary, 0)
         return True
 
     def _reindex(self, table: Table[R], primary: str, before: R | None, now: R | None) -> None:
@@ -158,12 +167,14 @@ class _Handle:
                     "INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary)
                 )
 
-    def _note(self, table: str, primary: str, version: int) -> None:
-        self.changed += 1
-        self._db.execute(
+    def _note(self, table: str, key: IndexKey, primary: str, version: int) -> None:
+        assert self._cause is not None
+        cursor = self._db.execute(
             "INSERT INTO changes (tbl, key, version, cause) VALUES (?,?,?,?)",
-            (table, primary, version, self._cause),
+            (table, primary, version, self._cause_bytes),
         )
+        seq = cursor.lastrowid or 0
+        self.changes.append(Change(seq=seq, table=table, key=key, version=version, cause=self._cause))
 
 
 def _index_name(table: Table[Any], index: str) -> str:
@@ -173,10 +184,11 @@ def _index_name(table: Table[Any], index: str) -> str:
 class _Job:
     """A unit of work on its way through the writer thread."""
 
-    __slots__ = ("cause", "error", "future", "loop", "result", "work")
+    __slots__ = ("cause", "changes", "error", "future", "loop", "result", "work")
 
     def __init__(self, cause: Cause, work: Callable[[Tx], Any]) -> None:
-        self.cause = _encode(cause)
+        self.cause = cause
+        self.changes: list[Change] = []
         self.work = work
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
@@ -253,6 +265,9 @@ class SqliteStore:
     def changes(self, after: int, limit: int = 1000) -> Sequence[Change] | None:
         if self._reader is None:
             raise Unavailable("the store is closed")
+        recent = self._signal.recent(after, limit)
+        if recent is not None:
+            return recent
         rows = self._reader.execute(
             "SELECT seq, tbl, key, version, cause FROM changes WHERE seq>? ORDER BY seq LIMIT ?",
             (after, limit),
@@ -333,6 +348,7 @@ class SqliteStore:
             if len(batch) > 1:
                 for job in batch:
                     job.error = None
+                    job.changes = []
                     self._run_batch(db, [job])
                 return
             batch[0].error = _storage_error(error, self._path)
@@ -348,9 +364,9 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             for job in batch:
                 changed += self._run_job(db, job)
+                if job.changes:
+                    newest = job.changes[-1].seq
             self._trim(db, changed)
-            if changed:
-                newest = db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0]
             db.execute("COMMIT")
         except sqlite3.Error:
             with suppress(sqlite3.Error):
@@ -372,7 +388,8 @@ class SqliteStore:
             db.execute("RELEASE job")
             return 0
         db.execute("RELEASE job")
-        return handle.changed
+        job.changes = handle.changes
+        return len(handle.changes)
 
     def _trim(self, db: sqlite3.Connection, changed: int) -> None:
         self._writes_since_trim += changed
@@ -381,7 +398,7 @@ class SqliteStore:
             db.execute("DELETE FROM changes WHERE seq <= (SELECT max(seq) FROM changes) - ?", (FEED_LENGTH,))
 
     def _answer(self, jobs: list[_Job], newest: int) -> None:
-        self._signal.advance(newest)
+        self._signal.advance(newest, [c for job in jobs for c in job.changes])
         for job in jobs:
             if job.future.done():
                 continue

@@ -430,7 +430,8 @@ class HostAgent:
         self._reported.set()
 
     async def _send_reports(self, writer: asyncio.StreamWriter) -> None:
-        """Send what is not sent yet, as fast as the other end takes it; meanwhile newer facts replace older ones."""
+        """Send what is not sent yet, as fast as the other end makes it durable: while a round is under way newer facts
+        replace older ones, so a busy control plane gets fewer reports and not later ones."""
         while True:
             await self._reported.wait()
             await self._connected.wait()
@@ -440,7 +441,11 @@ class HostAgent:
                 report = self._unacked.get(seq)
                 if report is not None:
                     write_message(writer, report)
-                    await writer.drain()
+            await writer.drain()
+            last = self._seq
+            while any(seq <= last for seq in self._unacked):
+                self._acked.clear()
+                await self._acked.wait()
 
     def _acknowledged(self, seq: int) -> None:
         for number in [s for s in self._unacked if s <= seq]:

@@ -91,10 +91,11 @@ class _Sandbox:
         self._lines = 0
 
     def save(self) -> None:
-        """Keep the state; whole, but not fsynced: nothing real hangs on it."""
-        draft = self._path.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(self.state))
-        os.replace(draft, self._path)
+        """Keep the state; in one write, which a kill can't cut, but not fsynced: nothing real hangs on it."""
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+        data = msgspec.json.encode(self.state)
+        os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
+        os.close(fd)
 
     def watch(self) -> None:
         """Announce what has ended, and set timers for what will."""
