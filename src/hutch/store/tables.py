@@ -13,12 +13,12 @@ from hutch.model.taskdef import Family, TaskDefinition
 from hutch.store.contract import Table
 
 IDENTITY = Table("identity", PlatformIdentity, lambda r: ("platform",))
-ACCESS_KEYS = Table("access_keys", AccessKey, lambda r: (r.access_key_id,))
+ACCESS_KEYS = Table("access_keys", AccessKey, lambda r: (r.access_key_id,), read_mostly=True)
 IAM_USERS = Table("iam_users", User, lambda r: (r.name.lower(),))
 IAM_ROLES = Table("iam_roles", Role, lambda r: (r.name.lower(),))
 IAM_POLICIES = Table("iam_policies", ManagedPolicy, lambda r: (r.name.lower(),))
 INSTANCE_PROFILES = Table("instance_profiles", InstanceProfile, lambda r: (r.name.lower(),))
-CLUSTERS = Table("clusters", Cluster, lambda r: (r.name,))
+CLUSTERS = Table("clusters", Cluster, lambda r: (r.name,), read_mostly=True)
 ACCOUNT_SETTINGS = Table("account_settings", AccountSetting, lambda r: (r.principal_arn, r.name))
 IDEMPOTENCY_TOKENS = Table(
     "idempotency_tokens",
@@ -26,12 +26,13 @@ IDEMPOTENCY_TOKENS = Table(
     lambda r: (r.scope, r.token),
     {"by_age": lambda r: (f"{r.created_at:020.6f}",)},
 )
-FAMILIES = Table("families", Family, lambda r: (r.name,))
+FAMILIES = Table("families", Family, lambda r: (r.name,), read_mostly=True)
 TASK_DEFINITIONS = Table(
     "task_definitions",
     TaskDefinition,
     lambda r: (r.family, f"{r.revision:010d}"),
     {"by_status": lambda r: (r.status,)},
+    read_mostly=True,
 )
 TASKS = Table(
     "tasks",
@@ -47,17 +48,18 @@ TASKS = Table(
         "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
     },
 )
-HOSTS = Table("hosts", Host, lambda r: (r.host_id,))
+HOSTS = Table("hosts", Host, lambda r: (r.host_id,), read_mostly=True)
 RESERVATIONS = Table("reservations", Reservation, lambda r: (r.host_id,))
 CONTAINER_INSTANCES = Table(
     "container_instances",
     ContainerInstance,
     lambda r: (r.cluster, r.instance_id),
     {"by_host": lambda r: (r.host_id,)},
+    read_mostly=True,
 )
 VPCS = Table("vpcs", Vpc, lambda r: (r.vpc_id,))
-SUBNETS = Table("subnets", Subnet, lambda r: (r.subnet_id,))
-SECURITY_GROUPS = Table("security_groups", SecurityGroup, lambda r: (r.group_id,))
+SUBNETS = Table("subnets", Subnet, lambda r: (r.subnet_id,), read_mostly=True)
+SECURITY_GROUPS = Table("security_groups", SecurityGroup, lambda r: (r.group_id,), read_mostly=True)
 ADDRESS_LEASES = Table(
     "address_leases",
     AddressLease,
