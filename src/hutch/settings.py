@@ -50,6 +50,15 @@ def _host_port(value: str) -> str | None:
     return None if host and port.isdigit() and int(port) < 65536 else "must be HOST:PORT"
 
 
+def _user_id_range(value: str) -> str | None:
+    first, _, last = value.partition("-")
+    if not (first.isdecimal() and last.isdecimal()):
+        return "must be FIRST-LAST"
+    if not 1000 <= int(first) < int(last) < 2**32 - 1:
+        return "must be a range of user ids from 1000 on"
+    return None
+
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(name="data_dir", type=str, default="/var/lib/hutch", help="Where all state lives."),
     Setting(
@@ -155,6 +164,28 @@ SETTINGS: tuple[Setting, ...] = (
         help="OCI runtime of the container driver; auto: crun on a host with cgroups v2, else runc; runsc is gVisor.",
     ),
     Setting(
+        name="cpu_burst",
+        type=str,
+        default="auto",
+        check=_one_of("auto", "on", "off"),
+        help="May a microVM take CPU that the host has idle, beyond its share? auto: yes, unless --strict-aws.",
+    ),
+    Setting(
+        name="vm_disk_mib_per_s",
+        type=int,
+        default=0,
+        unit="MiB/s",
+        check=_at_least(0),
+        help="Most that a microVM may read from, and write to, the host's disk; 0: no limit.",
+    ),
+    Setting(
+        name="vm_user_ids",
+        type=str,
+        default="1879048192-1895825407",
+        check=_user_id_range,
+        help="User ids, first and last, that nobody else on this host has: each microVM's monitor runs as one of them.",
+    ),
+    Setting(
         name="guest_dir",
         type=str,
         default="",
@@ -221,6 +252,9 @@ if typing.TYPE_CHECKING:
         strict_aws: bool = False
         accelerator: str = ""
         container_runtime: str = ""
+        cpu_burst: str = ""
+        vm_disk_mib_per_s: int = 0
+        vm_user_ids: str = ""
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
         image_cache_gib: int = 0

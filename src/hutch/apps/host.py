@@ -19,7 +19,7 @@ from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, Invalid
 from hutch.base.ids import RandomIds
 from hutch.base.log import configure_logging, get_logger
-from hutch.base.units import GIB
+from hutch.base.units import GIB, MIB
 from hutch.host.agent.agent import AgentContext, HostAgent
 from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
@@ -119,13 +119,21 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
         return FakeDriver(clock=clock)
     if name == "microvm":
         from hutch.host.drivers.microvm.driver import MicrovmDriver
+        from hutch.host.drivers.microvm.jail import Confinement
 
+        first, _, last = settings.vm_user_ids.partition("-")
+        capped = settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
         return MicrovmDriver(
             platform_id=platform_id,
             guest_dir=guest_dir(settings),
             state_dir=paths.host,
             accelerator=settings.accelerator,
             clock=clock,
+            confinement=Confinement(
+                user_ids=(int(first), int(last)),
+                cap_cpu=capped,
+                disk_bytes_per_s=settings.vm_disk_mib_per_s * MIB,
+            ),
         )
     if name == "container":
         from hutch.host.drivers.container.driver import ContainerDriver

@@ -29,7 +29,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
-from hutch.host.drivers.microvm.jail import DEFAULT_USER_IDS, MonitorJail
+from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import Sandbox, Started
 from hutch.host.drivers.microvm.vm import (
@@ -87,11 +87,9 @@ class MicrovmDriver:
         state_dir: Path,
         accelerator: str,
         clock: Clock,
-        user_ids: tuple[int, int] = DEFAULT_USER_IDS,
-        cap_cpu: bool = False,
+        confinement: Confinement | None = None,
     ) -> None:
-        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). `user_ids`, `cap_cpu`:
-        see `MonitorJail`."""
+        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed)."""
         self._platform_id = platform_id
         self._guest_dir = guest_dir
         self._state_dir = state_dir
@@ -100,7 +98,7 @@ class MicrovmDriver:
         self._sandboxes: dict[str, Sandbox] = {}
         self._tsc_khz: int | None = None
         self._jail = MonitorJail(
-            platform_id=platform_id, state_dir=state_dir, user_ids=user_ids, cap_cpu=cap_cpu
+            platform_id=platform_id, state_dir=state_dir, confinement=confinement or Confinement()
         )
 
     async def fingerprint(self) -> DriverFactMsg:

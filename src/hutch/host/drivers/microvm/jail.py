@@ -10,14 +10,13 @@ import msgspec
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
-from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups
+from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups, whole_disk
 from hutch.host.kernel.jail import Jailer, JailFailed, JailSpec, launcher_path
 from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root
 from hutch.host.kernel.process import ProcessRef
 from hutch.host.kernel.run import CommandFailed
 from hutch.host.kernel.users import UserLeases
 
-DEFAULT_USER_IDS = (1_879_048_192, 1_895_825_407)
 MONITOR_MEMORY_MIB = 256
 """QEMU's own memory, measured at 60 MiB while idle, with room for its queues; the host's page cache of its disks is
 counted too, but gives way."""
@@ -25,6 +24,17 @@ MONITOR_THREADS = 96
 """Besides the vCPUs: QEMU's disk workers are at most 64."""
 _FIRMWARE = ("bios-microvm.bin", "linuxboot_dma.bin", "kvmvapic.bin", "pvh.bin")
 _DEVICES = {"tcg": ("/dev/urandom",), "kvm": ("/dev/urandom", "/dev/kvm")}
+
+
+class Confinement(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host's owner decided about all jails."""
+
+    user_ids: tuple[int, int] = (1_879_048_192, 1_895_825_407)
+    """First and last of the range that monitors run as."""
+    cap_cpu: bool = False
+    """A task gets its share of CPU and never more."""
+    disk_bytes_per_s: int = 0
+    """For reads and for writes, each, of each task; 0: no limit."""
 
 
 class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,21 +57,14 @@ class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
 class MonitorJail:
     """Starts QEMU processes in jails, for one platform."""
 
-    def __init__(
-        self,
-        *,
-        platform_id: str,
-        state_dir: Path,
-        user_ids: tuple[int, int] = DEFAULT_USER_IDS,
-        cap_cpu: bool = False,
-    ) -> None:
-        """`user_ids`: first and last of the range; `cap_cpu`: a task gets its CPU share and never more."""
+    def __init__(self, *, platform_id: str, state_dir: Path, confinement: Confinement) -> None:
+        """`state_dir`: what is made once for all jails goes below it."""
         self._place = state_dir / "jail"
-        self._cap_cpu = cap_cpu
+        self._confinement = confinement
         self._roots: dict[str, JailRoot] = {}
         self._lock = asyncio.Lock()
         self._platform_id = platform_id
-        self._users = UserLeases(*user_ids)
+        self._users = UserLeases(*confinement.user_ids)
         self._made: Jailer | None = None
 
     @property
@@ -97,9 +100,11 @@ class MonitorJail:
         translated_mib = TCG_BUFFER_MIB if request.accelerator == "tcg" else 0
         limits = CgroupLimits(
             cpu_units=request.cpu_units,
-            cpu_cap_units=request.cpu_units if self._cap_cpu else 0,
+            cpu_cap_units=request.cpu_units if self._confinement.cap_cpu else 0,
             memory_bytes=(request.memory_mib + translated_mib + MONITOR_MEMORY_MIB) * MIB,
             pids=request.vcpus + MONITOR_THREADS,
+            disk_bytes_per_s=self._confinement.disk_bytes_per_s,
+            disk=whole_disk(self._place) if self._confinement.disk_bytes_per_s else None,
         )
         spec = JailSpec(
             name=request.name,
