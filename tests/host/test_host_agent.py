@@ -363,7 +363,7 @@ async def test_damaged_records_are_put_aside(host: Host, damage: str) -> None:
     await host.control.until_status(ID, "RUNNING")
 
 
-async def test_many_saves_share_an_fsync_and_all_are_there_after_a_crash(tmp_path: Path) -> None:
+async def test_many_saves_at_once_are_all_there_after_a_crash(tmp_path: Path) -> None:
     book = TaskBook(tmp_path / "tasks.db")
     assert book.open() == {}
     ids = [f"{n:032x}" for n in range(300)]

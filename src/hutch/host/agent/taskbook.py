@@ -1,7 +1,9 @@
-"""What an agent knows of its tasks, durable: one SQLite file for all of them.
+"""What an agent knows of its tasks, for the next agent: one SQLite file for all of them.
 
-A save returns after it is on the disk (WAL, synchronous=FULL). One thread owns the file and makes all saves that wait
-durable with one fsync, so that a hundred tasks that start at once do not wait for each other's.
+A save returns when it is in the kernel's hands: it survives the death of every process, whenever that comes. It is not
+fsynced (WAL, synchronous=NORMAL keeps the file whole): what takes the kernel down takes every sandbox with it, and what
+the next agent finds then, an older record or a directory without one, says rightly that the sandbox is gone. What was
+told to the control plane is durable there. One thread owns the file and writes all saves that wait in one transaction.
 """
 
 import asyncio
@@ -63,7 +65,7 @@ class TaskBook:
         return {task_id: content for task_id, body in rows if (content := _decode(task_id, body)) is not None}
 
     async def save(self, content: TaskFile) -> None:
-        """Make it durable. Raises `StorageFull`."""
+        """Keep it, whoever is killed next. Raises `StorageFull`."""
         await self._do(_Job(content.spec.task_id, msgspec.json.encode(content)))
 
     async def remove(self, task_id: str) -> None:
@@ -87,7 +89,7 @@ class TaskBook:
         db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         self._path.chmod(0o600)
         db.execute("PRAGMA journal_mode=WAL").fetchall()
-        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA synchronous=NORMAL")
         db.execute(_SCHEMA)
         return db
 
