@@ -34,6 +34,7 @@ from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, Reten
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
+from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.images import ImageOps
 from hutch.control.ops.logs import LogOps
@@ -128,6 +129,7 @@ async def _compose(
             ids=ids,
             hosts=hosts,
             logs=logs,
+            launch_secrets=LaunchSecrets(secrets, parameters),
             region=region,
             account_id=account_id,
             platform_id=platform.identity.platform_id,

@@ -17,6 +17,7 @@ from hutch.base.clock import Clock
 from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
+from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets, stop_unlaunched
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import store_stopped
@@ -45,6 +46,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     ids: IdSource
     hosts: HostOps
     logs: LogOps
+    launch_secrets: LaunchSecrets
     region: str
     account_id: str
     platform_id: str
@@ -163,6 +165,7 @@ class HostSession:
         self.host_id = hello.host_id
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(maxsize=4096)
         self._log_batches: asyncio.Queue[wire.LogBatch] = asyncio.Queue(maxsize=256)
+        self._refused: asyncio.Queue[tuple[Task, LaunchRefused]] = asyncio.Queue()
         self._assigned: set[str] = set()
         self._stopping: set[str] = set()
         self._pending: dict[str, asyncio.Future[wire.Reply]] = {}
@@ -185,7 +188,8 @@ class HostSession:
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
-        parts = [asyncio.create_task(p) for p in (self._receive(), self._apply_reports(), self._store_logs())]
+        works = (self._receive(), self._apply_reports(), self._store_logs(), self._stop_refused())
+        parts = [asyncio.create_task(w) for w in works]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -255,9 +259,26 @@ class HostSession:
             )
             return None
         subnet = reader.get(tables.SUBNETS, task.network.subnet_id) if task.network else None
-        return task_spec(
+        spec = task_spec(
             task, definition, subnet, region=self._context.region, account_id=self._context.account_id
         )
+        if task.desired_status == STOPPED:
+            return spec
+        try:
+            return self._context.launch_secrets.fill(reader, spec, definition)
+        except LaunchRefused as refused:
+            if task.task_id in self._assigned or task.task_id in self._hello.task_ids:
+                # It runs already: what its containers were started with is theirs.
+                return spec
+            self._refused.put_nowait((task, refused))
+            return None
+
+    async def _stop_refused(self) -> None:
+        """End the tasks that can't be launched for want of a secret."""
+        while True:
+            task, refused = await self._refused.get()
+            cause = Cause(id=f"{self.host_id}/{task.task_id}", actor="control", action="launch")
+            await stop_unlaunched(self._context.store, cause, task, refused, self._context.clock.now())
 
     def _send(self, message: wire.ToHost) -> None:
         if not self._writer.is_closing():

@@ -93,6 +93,7 @@ def _container_spec(task: Task, container: Container, document: dict[str, Any], 
         working_directory=definition.get("workingDirectory"),
         user=definition.get("user"),
         environment=_environment(task, definition, override, region),
+        secret_names=tuple(s["name"] for s in definition.get("secrets", [])),
         hostname=definition.get("hostname", ""),
         mounts=tuple(
             MountSpec(volume=m["sourceVolume"], path=m["containerPath"], read_only=m.get("readOnly", False))

@@ -140,6 +140,7 @@ def task_health(containers: tuple[Container, ...]) -> str:
 
 def _stopped(task: Task, now: float) -> Task:
     """Straight to the end, for a task that no host ever had."""
+    placement = Phase(name="placement", started_at=task.created_at, ended_at=now)
     return replace(
         task,
         last_status=STOPPED,
@@ -147,7 +148,8 @@ def _stopped(task: Task, now: float) -> Task:
         stopped_at=now,
         waiting_reason="",
         containers=tuple(replace(c, last_status="STOPPED") for c in task.containers),
-        phases=(*task.phases, Phase(name="placement", started_at=task.created_at, ended_at=now)),
+        network=replace(task.network, status="DELETED") if task.network else None,
+        phases=task.phases if task.placed_at is not None else (*task.phases, placement),
     )
 
 

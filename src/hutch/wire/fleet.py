@@ -85,6 +85,10 @@ class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     working_directory: str | None = None
     user: str | None = None
     environment: dict[str, str] = {}
+    secret_names: tuple[str, ...] = ()
+    """Variables whose values are secret."""
+    secrets: dict[str, str] = {}
+    """Those values. In assignments only: never logged, never written to disk."""
     hostname: str = ""
     mounts: tuple[MountSpec, ...] = ()
     depends_on: tuple[DependencySpec, ...] = ()

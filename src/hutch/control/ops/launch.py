@@ -17,6 +17,7 @@ from hutch.model.cluster import Cluster
 from hutch.model.task import LAUNCH_TYPES, Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.placement_expression import parse as parse_expression
+from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
 
 MAX_COUNT = 10
@@ -165,7 +166,7 @@ def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinitio
 
 
 def _check_overrides(overrides: Mapping[str, Any], definition: TaskDefinition) -> None:
-    names = {c["name"] for c in definition.document["containerDefinitions"]}
+    names = {c["name"]: c for c in definition.document["containerDefinitions"]}
     seen: set[str] = set()
     for override in overrides.get("containerOverrides", []):
         name = override.get("name")
@@ -174,6 +175,7 @@ def _check_overrides(overrides: Mapping[str, Any], definition: TaskDefinition) -
         if name in seen:
             raise Invalid(f"There is more than one override for container {name}.")
         seen.add(name)
+        check_override(names[name], override.get("environment"))
 
 
 def new_task(

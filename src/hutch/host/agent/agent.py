@@ -317,7 +317,10 @@ class HostAgent:
                 named.stop(stop)
 
     def _assign(self, spec: wire.TaskSpec) -> None:
-        if spec.task_id in self._runners or spec.task_id in self._orphans or self._closing:
+        if (known := self._runners.get(spec.task_id)) is not None:
+            known.take_secrets(spec)
+            return
+        if spec.task_id in self._orphans or self._closing:
             return
         if not _TASK_ID.fullmatch(spec.task_id):
             log.error("assignment refused", task=spec.task_id, reason="not a task id")
@@ -325,6 +328,7 @@ class HostAgent:
         directory = self._tasks_directory / spec.task_id
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._adopt(directory, TaskFile(spec=spec))
+        self._runners[spec.task_id].take_secrets(spec)
 
     def _adopt(self, directory: Path, content: TaskFile) -> None:
         task_id = content.spec.task_id

@@ -22,7 +22,7 @@ from hutch.base.retry import backoff_seconds
 from hutch.base.units import GIB
 from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
 from hutch.host.agent.taskbook import TaskBook
-from hutch.host.agent.taskfile import TaskFile, without_secrets
+from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets, without_secrets
 from hutch.host.agent.tasklogs import SendLogs, TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
     Attachment,
@@ -109,6 +109,9 @@ class TaskRunner:
         self._saving = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._early_exits: dict[str, ContainerExited] = {}
+        self._assigned = asyncio.Event()
+        """Set once an assignment came after this runner was made."""
+        self._ending = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._logs = TaskLogs(content.spec, directory / "logs", context.send_logs, context.watcher)
@@ -127,6 +130,15 @@ class TaskRunner:
         causes = (cause,) if cause is not None else ()
         self._events.put_nowait(lambda: self._machine.stop(stop.stop_code, stop.reason, causes, self._now()))
         self._changed.set()
+
+    def take_secrets(self, spec: TaskSpec) -> None:
+        """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
+        given = {c.name: c.secrets for c in spec.containers}
+        containers = tuple(
+            replace(c, secrets=given.get(c.name, {})) if lacks_secrets(c) else c for c in self.spec.containers
+        )
+        self.spec = replace(self.spec, containers=containers)
+        self._assigned.set()
 
     async def run(self) -> None:
         """From wherever the task's file says it is to its end. Cancelled: let go of it, touch nothing."""
@@ -397,6 +409,7 @@ class TaskRunner:
             self._seen.note("started_at", now)
             self._seen.status = "RUNNING"
         elif self._machine.is_stopping and self._seen.status in ("ACTIVATING", "RUNNING"):
+            self._ending.set()
             self._seen.note("stopping_at", now)
             self._seen.status = "DEACTIVATING"
             self._changed.set()
@@ -452,7 +465,11 @@ class TaskRunner:
 
     async def _start_container(self, name: str) -> None:
         assert self._driver is not None and self._file.handle is not None
-        container = container_named(self.spec, name)
+        try:
+            container = with_secrets(await self._with_all_secrets(name))
+        except HostFault as missing:
+            self._start_failed(name, missing)
+            return
         async with self._starting:
             begun_at = self._now()
             try:
@@ -472,6 +489,27 @@ class TaskRunner:
         self._events.put_nowait(
             partial(self._container_started, name, started.runtime_id, started.started_at)
         )
+
+    async def _with_all_secrets(self, name: str) -> ContainerSpec:
+        """The container with its secrets, which an agent that was started anew gets with the next assignment."""
+        if lacks_secrets(container_named(self.spec, name)):
+            log.info("container waits for its secrets", task=self.spec.task_id, container=name)
+            events = [asyncio.ensure_future(e.wait()) for e in (self._assigned, self._ending)]
+            try:
+                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for event in events:
+                    event.cancel()
+                await asyncio.gather(*events, return_exceptions=True)
+        container = container_named(self.spec, name)
+        if lacks_secrets(container):
+            raise HostFault(
+                "SecretNotFound",
+                f'secrets of container "{name}" can\'t be had any more, and it is to be started again',
+                fix="create them anew",
+                aws_prefix="ResourceInitializationError",
+            )
+        return container
 
     def _start_failed(self, name: str, fault: HostFault) -> None:
         first, *others = cause_chain(fault)

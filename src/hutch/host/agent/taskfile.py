@@ -1,6 +1,7 @@
 """What an agent knows of a task: enough to take it over after any crash (see `taskbook`).
 
-Registry credentials are left out: an image that was prepared is not pulled again.
+Registry credentials and the values of secrets are left out. An image that was prepared is not pulled again; a container
+that is to be started by an agent that has no values of its secrets waits for the next assignment.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.host.drivers.contract import Attachment, Handle, RootImage
-from hutch.wire.fleet import PhaseFact, Stop, TaskFacts, TaskSpec
+from hutch.wire.fleet import ContainerSpec, PhaseFact, Stop, TaskFacts, TaskSpec
 
 FORMAT = 1
 
@@ -48,4 +49,16 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def without_secrets(spec: TaskSpec) -> TaskSpec:
     """The specification as it may be written to disk."""
-    return replace(spec, containers=tuple(replace(c, registry_credentials=None) for c in spec.containers))
+    containers = (replace(c, registry_credentials=None, secrets={}) for c in spec.containers)
+    return replace(spec, containers=tuple(containers))
+
+
+def lacks_secrets(container: ContainerSpec) -> bool:
+    """Whether it can't be started for want of values."""
+    return bool(set(container.secret_names) - container.secrets.keys())
+
+
+def with_secrets(container: ContainerSpec) -> ContainerSpec:
+    """The container as its driver gets it: the values of its secrets are in its environment."""
+    environment = {**container.environment, **container.secrets}
+    return replace(container, environment=environment, secrets={}, registry_credentials=None)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from hutch.base.errors import Invalid
+from hutch.rules import secret_references
 from hutch.rules.awslogs import start_pattern
 from hutch.rules.taskdef.refusals import refuse
 
@@ -41,6 +42,7 @@ def check_containers(document: dict[str, Any]) -> None:
         _check_timeouts(container)
         _check_limits(container)
         _check_log(container)
+        _check_secrets(container)
     if len(set(names)) != len(names):
         raise refuse("Container names must be unique within a task definition.")
     if not any(c.get("essential", True) for c in containers):
@@ -198,6 +200,13 @@ def _check_log(container: dict[str, Any]) -> None:
         start_pattern(options)
     except Invalid as error:
         raise refuse(f"{error.message}.") from None
+
+
+def _check_secrets(container: dict[str, Any]) -> None:
+    try:
+        secret_references.check_container(container)
+    except Invalid as error:
+        raise refuse(error.message) from None
 
 
 def _check_dependencies(containers: list[dict[str, Any]]) -> None:

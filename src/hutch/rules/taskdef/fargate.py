@@ -66,6 +66,10 @@ def _container(container: dict[str, Any], document: dict[str, Any]) -> list[str]
         found.append(
             "Tasks using the Fargate launch type must have a container stop timeout of less than 120 seconds."
         )
+    if container.get("secrets") and not document.get("executionRoleArn"):
+        found.append(
+            "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'."
+        )
     log = container.get("logConfiguration", {})
     driver = log.get("logDriver")
     if driver and driver not in _FARGATE_LOG_DRIVERS:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.rules.secret_references import SecretReference, parse_value_from
 from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
 from hutch.rules.taskdef.containers import check_containers, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
@@ -134,4 +135,9 @@ def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
             found.add("ecs.capability.container-ordering")
         if container.get("privileged"):
             found.add("com.amazonaws.ecs.capability.privileged-container")
+        if container.get("repositoryCredentials"):
+            found.add("ecs.capability.private-registry-authentication.secretsmanager")
+        for secret in container.get("secrets", ()):
+            kind = "asm" if isinstance(parse_value_from(secret["valueFrom"]), SecretReference) else "ssm"
+            found.add(f"ecs.capability.secrets.{kind}.environment-variables")
     return tuple(sorted(found))

@@ -1,0 +1,138 @@
+"""What a task is given when it is launched and is in no record: values of its secrets, credentials of its registries.
+
+Resolved from the store while the assignment is made, each time that one is made; so nothing of it is kept anywhere.
+"""
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from hutch.base.errors import HutchError, Invalid, NotFound
+from hutch.control.ops.parameters import ParameterOps
+from hutch.control.ops.placing import store_stopped
+from hutch.control.ops.secrets import SecretOps
+from hutch.model.record import Cause
+from hutch.model.task import PENDING, CauseLink, Task
+from hutch.model.taskdef import TaskDefinition
+from hutch.rules import lifecycle
+from hutch.rules.secret_references import (
+    ParameterReference,
+    SecretReference,
+    json_member,
+    parse_value_from,
+    registry_credentials,
+)
+from hutch.store import tables
+from hutch.store.contract import Reader, Store, Tx
+from hutch.wire.fleet import ContainerSpec, TaskSpec
+
+MAX_SECRETS_BYTES = 512 * 1024
+_AWS_PREFIX = "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed: "
+_FIXES = {
+    "SecretNotFound": "correct the reference in the task definition, or create what it names",
+    "SecretInvalid": "correct the value, or the JSON key in the task definition",
+    "SecretsTooLarge": "put large values into a file of the image or of a volume",
+    "SecretUnreadable": "restore secrets.key of the data directory from a backup",
+}
+
+
+class LaunchRefused(HutchError):
+    """A task can't be launched for want of a secret. `message` is the reason as AWS words it; never a value."""
+
+    def __init__(self, kind: str, message: str, container: str, reference: str) -> None:
+        super().__init__(_AWS_PREFIX + message)
+        self.link = CauseLink(
+            kind=kind,
+            text=message,
+            evidence={"container": container, "reference": reference},
+            fix=_FIXES[kind],
+        )
+
+
+class LaunchSecrets:
+    """Fills in what an assignment has besides its records."""
+
+    def __init__(self, secrets: SecretOps, parameters: ParameterOps) -> None:
+        self._secrets = secrets
+        self._parameters = parameters
+
+    def fill(self, reader: Reader, spec: TaskSpec, definition: TaskDefinition) -> TaskSpec:
+        """The specification with its values in the clear. Raises `LaunchRefused` for the first that can't be had."""
+        documents = {c["name"]: c for c in definition.document["containerDefinitions"]}
+        if not any(c.get("secrets") or c.get("repositoryCredentials") for c in documents.values()):
+            return spec
+        containers = tuple(self._container(reader, c, documents[c.name]) for c in spec.containers)
+        size = sum(len(k) + len(v.encode()) for c in containers for k, v in c.secrets.items())
+        if size > MAX_SECRETS_BYTES:
+            text = f"the task's secrets have {size} bytes in all, and {MAX_SECRETS_BYTES} can be passed"
+            raise LaunchRefused("SecretsTooLarge", text, "", "")
+        return replace(spec, containers=containers)
+
+    def _container(self, reader: Reader, spec: ContainerSpec, document: dict[str, Any]) -> ContainerSpec:
+        values = {
+            s["name"]: self._value(reader, spec.name, s["valueFrom"]) for s in document.get("secrets", ())
+        }
+        given = document.get("repositoryCredentials")
+        credentials = self._credentials(reader, spec.name, given["credentialsParameter"]) if given else None
+        return replace(spec, secrets=values, registry_credentials=credentials)
+
+    def _value(self, reader: Reader, container: str, value_from: str) -> str:
+        reference = parse_value_from(value_from)
+        try:
+            if isinstance(reference, ParameterReference):
+                return _usable(self._parameter(reader, reference))
+            text = self._secret(reader, reference)
+            return _usable(json_member(text, reference.json_key) if reference.json_key else text)
+        except HutchError as error:
+            raise _refused(error, reference, container, value_from) from None
+
+    def _credentials(self, reader: Reader, container: str, secret_id: str) -> tuple[str, str]:
+        reference = SecretReference(secret_id=secret_id)
+        try:
+            return registry_credentials(self._secret(reader, reference))
+        except HutchError as error:
+            raise _refused(error, reference, container, secret_id) from None
+
+    def _secret(self, reader: Reader, reference: SecretReference) -> str:
+        found = self._secrets.read_value(reader, reference.secret_id, reference.version_id, reference.stage)
+        if found.version.is_binary:
+            raise Invalid("the secret is binary, and an environment variable can hold text only")
+        return found.value.decode()
+
+    def _parameter(self, reader: Reader, reference: ParameterReference) -> str:
+        return self._parameters.open(self._parameters.read(reader, reference.name)[0])
+
+
+def _usable(value: str) -> str:
+    if "\0" in value:
+        raise Invalid("the value holds a null byte, which no environment variable can")
+    return value
+
+
+def _refused(
+    error: HutchError, reference: SecretReference | ParameterReference, container: str, text: str
+) -> LaunchRefused:
+    kind = "SecretUnreadable"
+    if isinstance(error, NotFound) or error.code == "InvalidRequestException":
+        kind = "SecretNotFound"
+    elif isinstance(error, Invalid):
+        kind = "SecretInvalid"
+    if isinstance(reference, ParameterReference):
+        what = f"invalid ssm parameters: {reference.name}" if kind == "SecretNotFound" else error.message
+        return LaunchRefused(kind, f"unable to retrieve secrets from ssm: {what}", container, text)
+    code = {"SecretNotFound": error.code or "ResourceNotFoundException"}.get(kind, "")
+    words = f"{code}: {error.message}" if code else error.message
+    message = f"unable to retrieve secret from asm: failed to fetch secret {reference.secret_id} from secrets manager: "
+    return LaunchRefused(kind, message + words, container, text)
+
+
+async def stop_unlaunched(store: Store, cause: Cause, task: Task, refused: LaunchRefused, now: float) -> None:
+    """End a task that no host was given. Nothing happens if it went on or ended meanwhile."""
+
+    def work(tx: Tx) -> None:
+        current = tx.get(tables.TASKS, task.cluster, task.task_id)
+        if current is None or current.last_status != PENDING:
+            return
+        store_stopped(tx, current, lifecycle.never_ran(current, refused.message, (refused.link,), now))
+
+    await store.write(cause, work)

@@ -1,0 +1,109 @@
+"""Secrets on their way into tasks, on a platform whose driver only pretends: a container's dials come as secrets."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from tests.support.platform import Platform
+
+pytestmark = pytest.mark.needs("root")
+
+
+@pytest.fixture(scope="module")
+def clients(fake_platform: Platform) -> dict[str, Any]:
+    made = {n: fake_platform.client(n) for n in ("ecs", "secretsmanager", "ssm")}
+    made["ecs"].create_cluster(clusterName="flow")
+    return made
+
+
+def launch(ecs: Any, **container: Any) -> dict[str, Any]:
+    """A task of one container that ends by itself; as it was when it had stopped."""
+    dials = {"HUTCH_FAKE_RUN_MS": "50"}
+    given = {
+        "name": "main",
+        "image": "x",
+        "environment": [{"name": k, "value": v} for k, v in dials.items()],
+        **container,
+    }
+    definition = ecs.register_task_definition(
+        family="secrets",
+        containerDefinitions=[given],
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="256",
+        memory="512",
+    )["taskDefinition"]["taskDefinitionArn"]
+    answer = ecs.run_task(cluster="flow", taskDefinition=definition, launchType="FARGATE")
+    assert answer["failures"] == []
+    arns = [t["taskArn"] for t in answer["tasks"]]
+    ecs.get_waiter("tasks_stopped").wait(
+        cluster="flow", tasks=arns, WaiterConfig={"Delay": 1, "MaxAttempts": 20}
+    )
+    task: dict[str, Any] = ecs.describe_tasks(cluster="flow", tasks=arns)["tasks"][0]
+    return task
+
+
+def exit_from(reference: str) -> dict[str, Any]:
+    return {"secrets": [{"name": "HUTCH_FAKE_EXIT", "valueFrom": reference}]}
+
+
+def test_values_reach_the_container_and_no_file(clients: dict[str, Any], fake_platform: Platform) -> None:
+    secrets, ssm, ecs = clients["secretsmanager"], clients["ssm"], clients["ecs"]
+    name, other = f"app/{uuid.uuid4().hex[:6]}", f"in-the-clear-{uuid.uuid4().hex}"
+    arn = secrets.create_secret(Name=name, SecretString=json.dumps({"code": 41, "other": other}))["ARN"]
+    old = secrets.put_secret_value(SecretId=name, SecretString='{"code": "42"}')
+    ssm.put_parameter(Name=f"/{name}/exit", Value="43", Type="SecureString")
+    parameter = ssm.get_parameter(Name=f"/{name}/exit")["Parameter"]["ARN"]
+    wanted = {
+        f"{arn}:code::": 42,
+        f"{arn}:code:AWSPREVIOUS:": 41,
+        f"{arn}:code::{old['VersionId']}": 42,
+        f"/{name}/exit": 43,
+        parameter: 43,
+    }
+    for reference, code in wanted.items():
+        task = launch(ecs, **exit_from(reference))
+        assert task["containers"][0]["exitCode"] == code, (reference, task)
+    keeps = {"secrets": [{"name": "OTHER", "valueFrom": f"{arn}:other:AWSPREVIOUS:"}]}
+    assert launch(ecs, **keeps)["containers"][0]["exitCode"] == 0
+    files = [p for p in fake_platform.data_dir.rglob("*") if p.is_file()]
+    assert len(files) > 5 and [p for p in files if other.encode() in p.read_bytes()] == []
+
+
+def test_a_launch_without_its_secret_says_why(clients: dict[str, Any]) -> None:
+    secrets, ecs = clients["secretsmanager"], clients["ecs"]
+    prefix = "ResourceInitializationError: unable to pull secrets or registry auth: "
+    name = f"app/{uuid.uuid4().hex[:6]}"
+    arn = secrets.create_secret(Name=name, SecretString="not json")["ARN"]
+    for reference, words in (
+        ("/nowhere", "invalid ssm parameters: /nowhere"),
+        (
+            arn.replace(name, "nowhere"),
+            "ResourceNotFoundException: Secrets Manager can't find the specified secret.",
+        ),
+        (f"{arn}::nothing:", "can't find the specified secret value for staging label: nothing"),
+        (f"{arn}:key::", "is not a JSON object"),
+    ):
+        task = launch(ecs, **exit_from(reference))
+        assert task["stopCode"] == "TaskFailedToStart", task
+        assert task["stoppedReason"].startswith(prefix) and words in task["stoppedReason"]
+        assert "not json" not in str(task)
+    for credentials in (arn, "nowhere"):
+        task = launch(ecs, repositoryCredentials={"credentialsParameter": credentials})
+        assert task["stopCode"] == "TaskFailedToStart" and task["stoppedReason"].startswith(prefix)
+    secrets.delete_secret(SecretId=name)
+    task = launch(ecs, **exit_from(arn))
+    assert "marked for deletion" in task["stoppedReason"]
+
+
+def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:
+    for container, words in (
+        ({"secrets": [{"name": "HUTCH_FAKE_RUN_MS", "valueFrom": "/a"}]}, "must be unique and not shared"),
+        (exit_from("arn:aws:s3:::bucket"), "neither the ARN of a secret"),
+        ({"repositoryCredentials": {"credentialsParameter": ""}}, "repositoryCredentials needs"),
+        ({"environmentFiles": [{"value": "arn:aws:s3:::b/x.env", "type": "s3"}]}, "environmentFiles"),
+    ):
+        with pytest.raises(ClientError, match=words):
+            launch(clients["ecs"], **container)
