@@ -2,20 +2,24 @@
 
 import fcntl
 import os
+import signal
+from types import FrameType
 from pathlib import Path
 
 from hutch.base.errors import InUse, StorageFull
 
 
 class LockFile:
-    """An exclusive lock. `acquire` raises `InUse` naming the holder's pid."""
+    """An exclusive lock. `acquire` raises `InUse` naming the holder's pid. Who inherits `fd` holds it as well."""
 
     def __init__(self, path: Path, what: str) -> None:
         self._path = path
         self._what = what
-        self._fd = -1
+        self.fd = -1
 
-    def acquire(self) -> None:
+    def acquire(self, *, patience_s: float = 0.0) -> None:
+        """Take it. If the process that took it is gone, but children of it are still ending, wait for them for
+        `patience_s` (main thread only)."""
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -24,16 +28,39 @@ class LockFile:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise InUse(
-                f"{self._what} is in use by process {holder}; stop it with `hutch down`, or give this platform a "
-                f"data directory of its own with --data-dir"
-            ) from None
+            if not patience_s or _is_alive(holder) or not _wait(fd, patience_s):
+                os.close(fd)
+                raise InUse(
+                    f"{self._what} is in use by process {holder}; stop it with `hutch down`, or give this platform a "
+                    f"data directory of its own with --data-dir"
+                ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self._fd = fd
+        self.fd = fd
 
     def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _is_alive(pid: str) -> bool:
+    return pid.isdecimal() and os.path.exists(f"/proc/{pid}")
+
+
+def _wait(fd: int, patience_s: float) -> bool:
+    """Wait for the lock; whether we have it."""
+
+    def give_up(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, patience_s)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except TimeoutError:
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return True

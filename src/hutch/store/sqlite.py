@@ -11,21 +11,19 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
-from hutch.base.errors import HutchError, StaleWrite, StorageFull, Unavailable
+from hutch.base.errors import HutchError, StorageFull, Unavailable
 from hutch.base.log import get_logger
 from hutch.model.record import Cause, Record
-from hutch.store.contract import Change, IndexKey, Reader, Table, Tx
+from hutch.store.contract import Change, Reader, Tx
 from hutch.store.feed import FeedSignal
-from hutch.store.keys import after_prefix, decode_key, encode_key
+from hutch.store.keys import decode_key
 from hutch.store.lockfile import LockFile
-from hutch.store.tables import ALL_TABLES
+from hutch.store.sqlite_handle import ReadHandle, WriteHandle, WrittenRecords
 
 log = get_logger(__name__)
 
@@ -46,139 +44,7 @@ CREATE TABLE changes (seq INTEGER PRIMARY KEY, tbl TEXT NOT NULL, key TEXT NOT N
                       cause BLOB NOT NULL);
 """
 
-_encode = msgspec.msgpack.Encoder().encode
-MAX_KEPT_RECORDS = 256
-"""Decoded records kept for each table that is read mostly, found again by their bytes (records are frozen)."""
-
-
-def _decoder(table: Table[Any]) -> Callable[[bytes], Any]:
-    decode = msgspec.msgpack.Decoder(table.record_type).decode
-    return lru_cache(MAX_KEPT_RECORDS)(decode) if table.read_mostly else decode
-
-
-_decoders = {t.name: _decoder(t) for t in ALL_TABLES}
 _decode_cause = msgspec.msgpack.Decoder(Cause).decode
-
-
-class _Handle:
-    """Reads and writes on one connection; the transaction around it is its maker's."""
-
-    def __init__(self, db: sqlite3.Connection, cause: Cause | None = None) -> None:
-        self._db = db
-        self._cause = cause
-        self._cause_bytes = _encode(cause) if cause else b""
-        self.changes: list[Change] = []
-
-    def get(self, table: Table[R], *key: str) -> R | None:
-        row = self._db.execute(
-            "SELECT body FROM records WHERE tbl=? AND key=?", (table.name, encode_key(key))
-        ).fetchone()
-        return _decoders[table.name](row[0]) if row else None
-
-    def scan(
-        self,
-        table: Table[R],
-        *prefix: str,
-        index: str | None = None,
-        after: IndexKey | None = None,
-        limit: int | None = None,
-        reverse: bool = False,
-    ) -> list[R]:
-        low, high = encode_key(prefix), after_prefix(encode_key(prefix))
-        low_is_open = False
-        if after is not None and reverse:
-            high = min(high, encode_key(after))
-        elif after is not None and encode_key(after) >= low:
-            low, low_is_open = encode_key(after), True
-        compare, order = (">" if low_is_open else ">="), ("DESC" if reverse else "ASC")
-        if index is None:
-            sql = f"SELECT body FROM records WHERE tbl=? AND key{compare}? AND key<? ORDER BY key {order} LIMIT ?"
-            parameters: tuple[Any, ...] = (table.name, low, high, -1 if limit is None else limit)
-        else:
-            sql = (
-                f"SELECT r.body FROM entries e JOIN records r ON r.tbl=? AND r.key=e.key WHERE e.idx=? AND "
-                f"e.ordering{compare}? AND e.ordering<? ORDER BY e.ordering {order} LIMIT ?"
-            )
-            parameters = (
-                table.name,
-                _index_name(table, index),
-                low,
-                high,
-                -1 if limit is None else limit,
-            )
-        decode = _decoders[table.name]
-        return [decode(row[0]) for row in self._db.execute(sql, parameters)]
-
-    def count(
-        self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
-    ) -> int:
-        low = encode_key(prefix)
-        high = after_prefix(low) if before is None else min(after_prefix(low), encode_key(before))
-        if index is None:
-            sql, name = "SELECT count(*) FROM records WHERE tbl=? AND key>=? AND key<?", table.name
-        else:
-            sql, name = (
-                "SELECT count(*) FROM entries WHERE idx=? AND ordering>=? AND ordering<?",
-                _index_name(table, index),
-            )
-        return int(self._db.execute(sql, (name, low, high)).fetchone()[0])
-
-    def put(self, table: Table[R], record: R) -> R:
-        key = table.key(record)
-        primary = encode_key(key)
-        row = self._db.execute(
-            "SELECT version, body FROM records WHERE tbl=? AND key=?", (table.name, primary)
-        ).fetchone()
-        if (row[0] if row else 0) != record.version:
-            raise StaleWrite(f"{table.name} {'/'.join(key)} changed since it was read")
-        fresh = replace(record, version=record.version + 1)
-        before = _decoders[table.name](row[1]) if row and table.indexes else None
-        self._db.execute(
-            "INSERT OR REPLACE INTO records VALUES (?,?,?,?)",
-            (table.name, primary, fresh.version, _encode(fresh)),
-        )
-        self._reindex(table, primary, before, fresh)
-        self._note(table.name, key, primary, fresh.version)
-        return fresh
-
-    def delete(self, table: Table[R], *key: str) -> bool:
-        before = self.get(table, *key)
-        if before is None:
-            return False
-        primary = encode_key(key)
-        self._db.execute("DELETE FROM records WHERE tbl=? AND key=?", (table.name, primary))
-        self._reindex(table, primary, before, None)
-        self._note(table.name, key, primary, 0)
-        return True
-
-    def _reindex(self, table: Table[R], primary: str, before: R | None, now: R | None) -> None:
-        for name, key_of in table.indexes.items():
-            old = key_of(before) if before is not None else None
-            new = key_of(now) if now is not None else None
-            if old == new:
-                continue
-            idx = _index_name(table, name)
-            if old is not None:
-                self._db.execute(
-                    "DELETE FROM entries WHERE idx=? AND ordering=?", (idx, encode_key(old) + primary)
-                )
-            if new is not None:
-                self._db.execute(
-                    "INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary)
-                )
-
-    def _note(self, table: str, key: IndexKey, primary: str, version: int) -> None:
-        assert self._cause is not None
-        cursor = self._db.execute(
-            "INSERT INTO changes (tbl, key, version, cause) VALUES (?,?,?,?)",
-            (table, primary, version, self._cause_bytes),
-        )
-        seq = cursor.lastrowid or 0
-        self.changes.append(Change(seq=seq, table=table, key=key, version=version, cause=self._cause))
-
-
-def _index_name(table: Table[Any], index: str) -> str:
-    return f"{table.name}.{index}"
 
 
 class _Job:
@@ -207,6 +73,7 @@ class SqliteStore:
         self._signal = FeedSignal()
         self._reader: sqlite3.Connection | None = None
         self._writes_since_trim = 0
+        self._written = WrittenRecords()
 
     async def open(self) -> None:
         self._lock.acquire()
@@ -252,7 +119,7 @@ class SqliteStore:
         try:
             if not nested:
                 self._reader.execute("BEGIN")
-            yield _Handle(self._reader)
+            yield ReadHandle(self._reader)
         except sqlite3.Error as error:
             raise _storage_error(error, self._path) from None
         finally:
@@ -369,13 +236,14 @@ class SqliteStore:
             self._trim(db, changed)
             db.execute("COMMIT")
         except sqlite3.Error:
+            self._written.clear()
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
         return newest
 
     def _run_job(self, db: sqlite3.Connection, job: _Job) -> int:
-        handle = _Handle(db, job.cause)
+        handle = WriteHandle(db, job.cause, self._written)
         db.execute("SAVEPOINT job")
         try:
             job.result = job.work(handle)
@@ -384,6 +252,7 @@ class SqliteStore:
                 # SQLite itself took the transaction back (disk full, I/O error): the others must run again.
                 raise sqlite3.OperationalError(str(error)) from error
             job.error = _storage_error(error, self._path) if isinstance(error, sqlite3.Error) else error
+            self._written.clear()
             db.execute("ROLLBACK TO job")
             db.execute("RELEASE job")
             return 0
