@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -179,6 +180,19 @@ async def test_the_host_reaches_a_task_and_a_task_reaches_the_outside(
         assert server.stdout.readline().strip() == f"{net.prefix}.0.1"
     name, host_address, address = outside
     assert await reaches(namespace, name, address) == host_address, "masqueraded as the host"
+
+
+async def test_what_listens_on_the_host_is_not_there_for_tasks(
+    net: Net, outside: tuple[str, str, str]
+) -> None:
+    _, namespace = await net.attached()
+    with socket.create_server(("", 7001)) as server:
+        for address in (f"{net.prefix}.0.1", f"{net.prefix}.16.1", outside[1]):
+            with pytest.raises(subprocess.CalledProcessError) as refused:
+                python_in(namespace, CONNECT, address)
+            assert b"ConnectionRefusedError" in refused.value.stderr, "refused at once, not left to time out"
+            socket.create_connection((address, 7001), timeout=5).close()
+            server.accept()[0].close()
 
 
 async def test_a_task_gets_no_answer_from_the_host_s_metadata_service(

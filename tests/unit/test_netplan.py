@@ -136,3 +136,5 @@ def test_the_rules_are_closed_by_default() -> None:
     metadata = forward.index('iifname "hutch-0a1b2c3d" ip daddr 169.254.0.0/16 reject')
     assert metadata < forward.index('iifname "hutch-0a1b2c3d" accept')
     assert forward[-1] == 'oifname "hutch-0a1b2c3d" drop'
+    to_host = [line.split(" input ", 1)[1] for line in lines if " input iifname" in line]
+    assert to_host[-1] == 'iifname "hutch-0a1b2c3d" reject', "the host's own services are not for tasks"

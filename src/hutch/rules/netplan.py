@@ -275,6 +275,8 @@ def base_rules(platform_id: str, vpc_cidr: str) -> str:
     `sources` knows that port, MAC and address. So IPv6, VLANs and DHCP servers in tasks come to nothing, and a port whose rules
     are missing is deaf. Security groups will be verdict maps from port to a chain for each task, behind this check.
 
+    Nothing that listens on the host, on whichever of its addresses, is there for tasks, except a name server.
+
     Link-local addresses are the host's own cloud metadata service: a task must not get the host's credentials. The
     segment size is clamped because a host's own link may be narrower than the tasks' (VPNs, clouds, nesting).
     """
@@ -283,8 +285,14 @@ def base_rules(platform_id: str, vpc_cidr: str) -> str:
 add table ip {table}
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 add chain ip {table} forward {{ type filter hook forward priority filter; policy accept; }}
+add chain ip {table} input {{ type filter hook input priority filter; policy accept; }}
 flush chain ip {table} postrouting
 flush chain ip {table} forward
+flush chain ip {table} input
+add rule ip {table} input iifname "{bridge}" ct state established,related accept
+add rule ip {table} input iifname "{bridge}" icmp type echo-request accept
+add rule ip {table} input iifname "{bridge}" meta l4proto {{ tcp, udp }} th dport 53 accept
+add rule ip {table} input iifname "{bridge}" reject
 add rule ip {table} postrouting ip saddr {vpc_cidr} ip daddr != {vpc_cidr} oifname != "{bridge}" masquerade
 add rule ip {table} forward iifname "{bridge}" oifname "{bridge}" accept
 add rule ip {table} forward iifname "{bridge}" ip daddr 169.254.0.0/16 reject
