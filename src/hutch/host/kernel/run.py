@@ -10,7 +10,8 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
@@ -23,6 +24,7 @@ CLEAN_ENVIRONMENT: Mapping[str, str] = {
     "LC_ALL": "C.UTF-8",
 }
 MAX_OUTPUT_BYTES = 1024 * 1024
+_READ_BYTES = 65536
 
 
 class CommandFailed(HutchError):
@@ -63,41 +65,167 @@ async def run(
     Raises `CommandFailed`. If the caller is cancelled or the time is up the whole process group is killed
     and reaped.
     """
+    with contextlib.ExitStack() as ours:
+        stdout, stderr = ours.enter_context(_Output()), ours.enter_context(_Output())
+        given = subprocess.DEVNULL if input_bytes is None else ours.enter_context(_file_with(input_bytes))
+        child = await start_child(
+            argv,
+            stdin=given,
+            stdout=stdout.write_end,
+            stderr=stderr.write_end,
+            environment=environment,
+            cwd=cwd,
+            pass_fds=pass_fds,
+        )
+        stdout.read()
+        stderr.read()
+        try:
+            async with asyncio.timeout(timeout_s):
+                returncode = await child.wait()
+                await stdout.complete.wait()
+                await stderr.complete.wait()
+        except TimeoutError:
+            await child.kill()
+            raise CommandFailed(argv, -signal.SIGKILL, b"", stderr.end(), timed_out=True) from None
+        except asyncio.CancelledError:
+            await child.kill()
+            raise
+        if returncode != 0:
+            failure = CommandFailed(argv, returncode, stdout.beginning(), stderr.end())
+            log.debug("command failed", command=failure.command_line, returncode=returncode)
+            raise failure
+        return stdout.beginning()
+
+
+class _Output:
+    """A pipe for a program's output. Of more than `MAX_OUTPUT_BYTES` the beginning and the end are kept."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        self.complete = asyncio.Event()
+        self._first, self._last = bytearray(), bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._read_end)
+        os.close(self._read_end)
+        if self.write_end >= 0:
+            os.close(self.write_end)
+
+    def read(self) -> None:
+        """From now on: the program has the other end, we give ours up."""
+        os.close(self.write_end)
+        self.write_end = -1
+        os.set_blocking(self._read_end, False)
+        asyncio.get_running_loop().add_reader(self._read_end, self._readable)
+
+    def beginning(self) -> bytes:
+        return bytes(self._first)
+
+    def end(self) -> bytes:
+        return bytes(self._first + self._last)[-MAX_OUTPUT_BYTES:]
+
+    def _readable(self) -> None:
+        try:
+            part = os.read(self._read_end, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not part:
+            asyncio.get_running_loop().remove_reader(self._read_end)
+            self.complete.set()
+            return
+        room = MAX_OUTPUT_BYTES - len(self._first)
+        self._first += part[:room]
+        self._last = (self._last + part[room:])[-MAX_OUTPUT_BYTES:] if part[room:] else self._last
+
+
+@contextlib.contextmanager
+def _file_with(data: bytes) -> Iterator[int]:
+    """A file descriptor that reads as `data`, however long it is."""
+    fd = os.memfd_create("input", os.MFD_CLOEXEC)
     try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=subprocess.PIPE if input_bytes is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        with open(fd, "wb", closefd=False) as f:
+            f.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class Child:
+    """A child process of ours that leads its own process group."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._fd = os.pidfd_open(pid)
+
+    async def wait(self) -> int:
+        """Its exit code once it has ended, negative for a signal. One caller at a time."""
+        if self.returncode is not None:
+            return self.returncode
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._fd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._fd)
+        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self._fd)
+        return self.returncode
+
+    async def kill(self) -> None:
+        """End it and its process group, and reap it."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            await self.wait()
+
+
+async def start_child(
+    argv: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int,
+    stderr: int,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Child:
+    """Start a child on these file descriptors; the caller waits for it or kills it. Raises `CommandFailed` if it is not
+    installed.
+
+    Not by the event loop: a child of uvloop's gets copies of its pipes under further numbers, and a daemon that does not
+    close them keeps everybody waiting who waits for the end of its output.
+    """
+
+    def start() -> int:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env={**CLEAN_ENVIRONMENT, **(environment or {})},
             cwd=cwd,
             pass_fds=pass_fds,
             start_new_session=True,
         )
+        process.returncode = 0  # `Child` reaps it
+        return process.pid
+
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    try:
+        return Child(await asyncio.shield(starting))
     except FileNotFoundError:
         raise CommandFailed(argv, 127, b"", f"{argv[0]} is not installed".encode()) from None
-    try:
-        async with asyncio.timeout(timeout_s):
-            stdout, stderr = await process.communicate(input_bytes)
-    except TimeoutError:
-        await _kill_group(process)
-        raise CommandFailed(argv, -signal.SIGKILL, b"", b"", timed_out=True) from None
     except asyncio.CancelledError:
-        await _kill_group(process)
+        # The thread uses the caller's file descriptors, so it comes to its end first.
+        await asyncio.wait({starting})
+        if starting.exception() is None:
+            await Child(starting.result()).kill()
         raise
-    if process.returncode != 0:
-        failure = CommandFailed(
-            argv, process.returncode or 0, stdout[:MAX_OUTPUT_BYTES], stderr[-MAX_OUTPUT_BYTES:]
-        )
-        log.debug("command failed", command=failure.command_line, returncode=process.returncode)
-        raise failure
-    return stdout[:MAX_OUTPUT_BYTES]
-
-
-async def _kill_group(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
 
 
 def spawn_daemon(

@@ -91,7 +91,8 @@ def check_task(spec: SandboxSpec) -> None:
 
 def task_limits(task: TaskSpec) -> CgroupLimits:
     """What all containers of a task may have together. CPU is a weight: what others leave idle may be used."""
-    return CgroupLimits(cpu_units=task.cpu_units, memory_bytes=task.memory_mib * MIB, pids=TASK_PIDS)
+    memory_mib = task.memory_mib if task.memory_is_limit else 0
+    return CgroupLimits(cpu_units=task.cpu_units, memory_bytes=memory_mib * MIB, pids=TASK_PIDS)
 
 
 def runtime_id(task_id: str, name: str, number: int) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from hutch.host.drivers.container.runtime import Runtime
 from hutch.host.drivers.contract import ProbeResult
 from hutch.host.kernel.process import session_of
-from hutch.host.kernel.run import spawn_child
+from hutch.host.kernel.run import start_child
 
 MAX_OUTPUT_BYTES = 4096
 TIMED_OUT_CODE = 137
@@ -40,7 +40,7 @@ async def run_probe(
     output = _Output(read_end)
     try:
         try:
-            child = await spawn_child(command, output_fd=write_end)
+            child = await start_child(command, stdout=write_end, stderr=write_end)
         finally:
             os.close(write_end)
         timed_out = False
@@ -51,8 +51,8 @@ async def run_probe(
             timed_out = True
         finally:
             if child.returncode is None:
-                _kill(child, pid_file, members)
-                await child.wait()
+                _end_session(pid_file, members)
+                await child.kill()
         # Something that the command left running may hold the pipe for ever.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_READING_S):
@@ -66,7 +66,7 @@ async def run_probe(
     return ProbeResult(exit_code=code if code >= 0 else 128 - code, output=text)
 
 
-def _kill(child: asyncio.subprocess.Process, pid_file: Path, members: Callable[[], Collection[int]]) -> None:
+def _end_session(pid_file: Path, members: Callable[[], Collection[int]]) -> None:
     """The runtime does not hand SIGKILL on, so the command is ended too, with all of its session."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         leader = int(pid_file.read_text())
@@ -74,8 +74,6 @@ def _kill(child: asyncio.subprocess.Process, pid_file: Path, members: Callable[[
             if session_of(pid) == leader:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        child.kill()
 
 
 class _Output:
