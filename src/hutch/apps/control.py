@@ -6,9 +6,11 @@ Run by the supervisor as `python -m hutch.apps.control --ready-fd N`; settings c
 import argparse
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Coroutine
 from typing import Any
@@ -25,10 +27,12 @@ from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
 from hutch.apps.paths import Paths
+from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import Clock, SystemClock
-from hutch.base.errors import HutchError
+from hutch.base.errors import HutchError, InUse, Invalid
 from hutch.base.ids import IdSource, RandomIds
 from hutch.base.log import configure_logging, get_logger
+from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
@@ -57,12 +61,13 @@ def main() -> int:
     """Run until SIGTERM. Exit code 0 after an orderly end, 1 with one line of cause if it can't start."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ready-fd", type=int, default=-1)
-    ready_fd = parser.parse_args().ready_fd
+    parser.add_argument("--supervisor-fds", default="")
+    arguments = parser.parse_args()
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(settings, ready_fd))
+            runner.run(_run(settings, arguments.ready_fd, arguments.supervisor_fds))
     except HutchError as error:
         log.error("control plane can't go on", reason=error.message)
         return 1
@@ -75,7 +80,8 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-async def _run(settings: Settings, ready_fd: int) -> None:
+async def _run(settings: Settings, ready_fd: int, supervisor_fds: str) -> None:
+    watch_supervisor(supervisor_fds)
     paths = Paths(settings)
     paths.make()
     paths.clear_uploads()
@@ -120,6 +126,7 @@ async def _compose(
     vault = open_vault(paths.secrets_key, ids, values_exist=values_exist(store))
     identity = Identity(store, clock, ids, vault, account_id=account_id)
     await identity.ensure_root_key(paths.credentials)
+    authorizer = Authorizer(store, clock, account_id=account_id)
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
     fleet = Fleet(
@@ -164,6 +171,7 @@ async def _compose(
             ec2.service(store, paging, region=region, account_id=account_id),
         ],
         identity=identity,
+        authorizer=authorizer,
         ids=ids,
         clock=clock,
         region=region,
@@ -216,7 +224,12 @@ async def _serve(
     with contextlib.suppress(FileNotFoundError):
         paths.fleet_socket.unlink()
     await fleet.listen(str(paths.fleet_socket))
-    sockets = [config.bind_socket()]
+    try:
+        sockets = [_bind(host.strip("[]"), int(port))]
+    except HutchError:
+        for unused in loops:
+            unused.close()
+        raise
     running: list[asyncio.Task[Any]] = [asyncio.create_task(c) for c in loops]
     api: asyncio.Task[Any] = asyncio.create_task(server._serve(sockets))
     stopper: asyncio.Task[Any] = asyncio.create_task(stop.wait())
@@ -234,6 +247,20 @@ async def _serve(
     for task in done:
         if task is not stopper and task in running:
             task.result()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The API's socket. Raises `InUse` or `Invalid` naming the address."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        kind = InUse if error.errno == errno.EADDRINUSE else Invalid
+        raise kind(f"can't listen on {host}:{port}: {error.strerror}; choose another with --listen") from None
+    bound.set_inheritable(False)
+    return bound
 
 
 def _tell_ready(ready_fd: int, settings: Settings) -> None:

@@ -17,6 +17,7 @@ from hutch.api.gateway.native import NativeRoute
 from hutch.api.gateway.operation import Service
 from hutch.base.clock import Clock, SystemClock
 from hutch.base.ids import RandomIds
+from hutch.control.authorizer import Authorizer
 from hutch.control.identity import Credentials, Identity
 from hutch.control.vault import Vault
 from hutch.model.iam import AccessKey
@@ -57,6 +58,7 @@ class ApiServer:
         self.app = build_app(
             services,
             self.identity,
+            Authorizer(self.store, clock, account_id=ACCOUNT_ID),
             ids,
             clock,
             region,

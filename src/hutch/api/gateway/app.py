@@ -12,6 +12,7 @@ import msgspec
 
 from hutch import __version__
 from hutch.api.gateway import faults
+from hutch.api.gateway.access import AccessGuard
 from hutch.api.gateway.directory import GLOBAL_SERVICES, Directory
 from hutch.api.gateway.dispatch import Call, HttpRequest, ServedService
 from hutch.api.gateway.eventstream import encode_error, encode_event
@@ -37,6 +38,7 @@ from hutch.base.errors import HutchError
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.base.sigv4 import SignatureRefused
+from hutch.control.authorizer import Authorizer
 from hutch.control.identity import Identity
 
 log = get_logger(__name__)
@@ -80,6 +82,7 @@ class Gateway:
         *,
         services: Sequence[Service],
         identity: Identity,
+        authorizer: Authorizer,
         ids: IdSource,
         clock: Clock,
         region: str,
@@ -94,7 +97,8 @@ class Gateway:
         self._clock = clock
         self._region = region
         self._account_id = account_id
-        self._native = NativeCalls(native_routes, self._verified, upload_directory)
+        self._access = AccessGuard(authorizer)
+        self._native = NativeCalls(native_routes, self._verified, self._access.check_native, upload_directory)
         self._health = msgspec.json.encode({"status": "ok", "version": __version__})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +146,12 @@ class Gateway:
                 request_id=request_id,
                 region=self._region,
                 account_id=self._account_id,
+                source_address=_address(scope),
             )
+            if not principal.caller.is_root:
+                self._access.check(
+                    service.service, signing_name, service.protocol, request, headers.get("user-agent", "")
+                )
             answer = await service.call(request)
             if not isinstance(answer, EventStream):
                 return answer
@@ -263,6 +272,11 @@ class Gateway:
         return service, service.json_call(operation)
 
 
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 async def _messages(service: ServedService, request: Request, answer: EventStream) -> AsyncIterator[bytes]:
     """The messages of an event stream. An error ends it with an error message, as AWS does."""
     events = answer.events
@@ -289,6 +303,7 @@ async def _messages(service: ServedService, request: Request, answer: EventStrea
 def build_app(
     services: Sequence[Service],
     identity: Identity,
+    authorizer: Authorizer,
     ids: IdSource,
     clock: Clock,
     region: str,
@@ -307,6 +322,7 @@ def build_app(
     return Gateway(
         services=services,
         identity=identity,
+        authorizer=authorizer,
         ids=ids,
         clock=clock,
         region=region,

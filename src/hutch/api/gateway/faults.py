@@ -118,12 +118,25 @@ def signature_fault(refusal: SignatureRefused, protocol: str) -> Fault:
     return Fault(code, refusal.message, status)
 
 
+def access_denied_fault(message: str, protocol: str) -> Fault:
+    """A request that its signer may not make."""
+    if protocol == "ec2":
+        return Fault(
+            "UnauthorizedOperation", f"You are not authorized to perform this operation. {message}", 403
+        )
+    if protocol == "query":
+        return Fault("AccessDenied", message, 403)
+    return Fault("AccessDeniedException", message, 403 if protocol == "rest-json" else 400)
+
+
 def domain_fault(error: HutchError, faults: FaultTable, model: ServiceModel) -> Fault:
     """An error of a use case in the service's words: its own code, else that of its kind."""
     code = error.code
     if code is None:
         code = usual_code(type(error), model.protocol, faults)
     status = 503 if isinstance(error, Unavailable) else 400
+    if isinstance(error, AccessDenied) and model.protocol != "json":
+        status = 403
     shape = model.exception(code)
     if shape and shape.error and shape.error.httpStatusCode:
         status = shape.error.httpStatusCode

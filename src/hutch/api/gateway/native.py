@@ -32,6 +32,12 @@ class NativeRoute(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 1024 * 1024
     takes_file: bool = False
 
+    @property
+    def action(self) -> str:
+        """What policies call it, behind `hutch:`; the handler's name in camel case (`ListImages`)."""
+        name: str = getattr(self.handler, "__name__", "")
+        return "".join(word.capitalize() for word in name.split("_"))
+
 
 def match_route(
     routes: tuple[NativeRoute, ...], method: str, raw_path: str

@@ -36,9 +36,17 @@ Verify = Callable[[Scope, sigv4.Scope, dict[str, str], str], Principal]
 class NativeCalls:
     """The routes under /hutch/v1."""
 
-    def __init__(self, routes: tuple[NativeRoute, ...], verify: Verify, uploads: Path | None) -> None:
+    def __init__(
+        self,
+        routes: tuple[NativeRoute, ...],
+        verify: Verify,
+        authorise: Callable[[Principal, str], None],
+        uploads: Path | None,
+    ) -> None:
+        """`authorise` (principal, action) raises `AccessDenied`."""
         self._routes = routes
         self._verify = verify
+        self._authorise = authorise
         self._uploads = uploads
 
     async def answer(self, scope: Scope, receive: Receive, request_id: str) -> Response:
@@ -78,6 +86,7 @@ class NativeCalls:
         if found is None:
             raise Fault("NotFound", f"No such route: {scope['method']} {unquote(scope['path'])[:100]}.", 404)
         route, params = found
+        self._authorise(principal, route.action)
         request = NativeRequest(
             params=params,
             query=dict(parse_qsl(query, keep_blank_values=True)),

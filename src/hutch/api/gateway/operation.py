@@ -10,7 +10,7 @@ nothing is silently ignored: what is accepted without effect is in `inert`, with
 the coverage page.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,6 +40,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     region: str
     account_id: str
+    source_address: str = ""
+    """Where the client's connection comes from."""
 
 
 class EventStream(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,21 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     refused: Mapping[str, str] = {}
 
 
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a request needs permission for."""
+
+    action: str = ""
+    """`iam:PassRole`; empty: the operation's own, `service:Operation`."""
+    resources: tuple[str, ...] = ("*",)
+    """ARNs; each must be allowed."""
+    context: Mapping[str, tuple[str, ...]] = {}
+    """Condition keys of the service, in lower case."""
+
+
+AccessRule = Callable[[Request], Sequence[Access]]
+"""What a request needs permission for; nothing, if there is nothing to ask for. It sees validated input."""
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """An operation that hutch serves."""
 
@@ -79,3 +96,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     operations: tuple[Operation, ...]
     faults: tuple[tuple[type[HutchError], str], ...]
     """(kind, AWS error code), most special first; `HutchError.code` overrides it."""
+    access: Mapping[str, AccessRule] = {}
+    """Operation to what it needs permission for; the others need theirs on all resources (`*`)."""
+    tags_of: Callable[[str], Mapping[str, str]] | None = None
+    """The tags of a resource by ARN, for policies with `aws:ResourceTag`; none for what is not there."""
