@@ -164,7 +164,7 @@ async def test_a_deleted_group_takes_its_events_along_and_can_be_made_again(
     await store.create_group(group("/g"))
     await put(store, "s", (1, "new"))
     assert read(store, "s") == ["new"] and [s.name for s in store.streams("/g", limit=9)] == ["s"]
-    assert store._reader.execute("SELECT count(*) FROM events").fetchone() == (1,)
+    assert store._read("SELECT count(*) FROM events") == [(1,)]
 
 
 async def test_a_deletion_that_was_cut_off_is_finished_later(store: LogStore, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_a_deletion_that_was_cut_off_is_finished_later(store: LogStore, tm
     with pytest.raises(NotFound):
         again.group("/g")
     assert await again.drop_expired(0) == 20
-    assert again._reader.execute("SELECT count(*) FROM streams").fetchone() == (0,)
+    assert again._read("SELECT count(*) FROM streams") == [(0,)]
     await again.close()
     await store.open()
 

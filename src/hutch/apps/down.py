@@ -11,7 +11,7 @@ import sys
 
 from hutch.apps.host import build_agent
 from hutch.apps.paths import Paths
-from hutch.apps.up import running_platform
+from hutch.apps.up import ORPHANS_END_S, running_platform
 from hutch.base.errors import HutchError
 from hutch.base.log import configure_logging
 from hutch.host.kernel.process import wait_gone
@@ -51,7 +51,7 @@ async def _down(settings: Settings, keep_tasks: bool) -> int:
 async def _clean_up(settings: Settings, paths: Paths) -> int:
     """The platform was killed: stop what it left running, and remove it from the host."""
     lock = LockFile(paths.lock, f"the platform in {paths.data}")
-    lock.acquire()
+    lock.acquire(patience_s=ORPHANS_END_S)
     try:
         agent, ingress = build_agent(settings, paths)
         await agent.start()

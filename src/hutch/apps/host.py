@@ -4,6 +4,7 @@ Run by the supervisor as `python -m hutch.apps.host`; settings come in the envir
 end. SIGINT: stop all tasks, remove everything from the host, end.
 """
 
+import argparse
 import asyncio
 import contextlib
 import hashlib
@@ -15,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from hutch.apps.paths import Paths, guest_dir
+from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, Invalid
 from hutch.base.ids import RandomIds
@@ -37,18 +39,22 @@ log = get_logger(__name__)
 
 def main() -> int:
     """Run until a signal. Exit code 0 after an orderly end, 1 if it can't start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--supervisor-fds", default="")
+    supervisor_fds = parser.parse_args().supervisor_fds
     settings = load_settings()
     configure_logging(settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(settings))
+            runner.run(_run(settings, supervisor_fds))
     except HutchError as error:
         log.error("host agent can't go on", reason=error.message)
         return 1
     return 0
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, supervisor_fds: str) -> None:
+    watch_supervisor(supervisor_fds)
     paths = Paths(settings)
     paths.make()
     agent, ingress = build_agent(settings, paths)

@@ -32,6 +32,8 @@ log = get_logger(__name__)
 READY_TIMEOUT_S = 60.0
 HEALTHY_AFTER_S = 10.0
 STOP_TIMEOUT_S = 600.0
+ORPHANS_END_S = 30.0
+"""For how long the children of a supervisor that was killed may take to end."""
 CONTROL_STOP_TIMEOUT_S = 20.0
 
 
@@ -66,7 +68,7 @@ def main() -> int:
 def _detach(settings: Settings, paths: Paths) -> int:
     """Start the supervisor in a session of its own; return when the platform is ready or has said why not."""
     lock = LockFile(paths.lock, f"the platform in {paths.data}")
-    lock.acquire()
+    lock.acquire(patience_s=ORPHANS_END_S)
     lock.release()
     read_fd, write_fd = os.pipe()
     started = time.monotonic()
@@ -86,8 +88,23 @@ def _detach(settings: Settings, paths: Paths) -> int:
     with paths.output.open("rb") as f:
         f.seek(log_size)
         tail = f.read()[-3000:].decode("utf-8", "replace")
-    print(f"hutch up: the platform did not start; {paths.output} says:\n{tail}", file=sys.stderr)
+    reason = _reason(tail)
+    words = f"{reason} (see {paths.output})" if reason else f"no reason given; {paths.output} says:\n{tail}"
+    print(f"hutch up: the platform did not start: {words}", file=sys.stderr)
     return 1
+
+
+def _reason(output: str) -> str:
+    """The last cause that a log tells of; empty if there is none."""
+    found = ""
+    for line in output.splitlines():
+        with contextlib.suppress(msgspec.DecodeError):
+            found = msgspec.json.decode(line, type=_LogLine).reason or found
+    return found
+
+
+class _LogLine(msgspec.Struct, frozen=True):
+    reason: str = ""
 
 
 class Supervisor:
@@ -102,10 +119,11 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stop_tasks = False
         self._children: dict[str, asyncio.subprocess.Process] = {}
+        self._alive_fd, self._alive_write_fd = os.pipe()
 
     async def run(self) -> int:
         """Until a signal. Raises `InUse` if another supervisor has this platform."""
-        self._lock.acquire()
+        self._lock.acquire(patience_s=ORPHANS_END_S)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._on_signal, False)
         loop.add_signal_handler(signal.SIGINT, self._on_signal, True)
@@ -150,9 +168,9 @@ class Supervisor:
     async def _start_control(self, *, first: bool = False) -> bool:
         """Start the control plane and wait until it is ready; whether it is."""
         read_fd, write_fd = os.pipe()
-        argv = [sys.executable, "-m", "hutch.apps.control", "--ready-fd", str(write_fd)]
+        argv = [sys.executable, "-m", "hutch.apps.control", "--ready-fd", str(write_fd), *self._held()]
         self._children["control"] = await spawn_child(
-            argv, environment=self._environment, pass_fds=(write_fd,)
+            argv, environment=self._environment, pass_fds=(write_fd, self._alive_fd, self._lock.fd)
         )
         os.close(write_fd)
         reader = asyncio.StreamReader()
@@ -170,8 +188,13 @@ class Supervisor:
         return answer.strip() == b"ready"
 
     async def _start_host(self) -> None:
-        argv = [sys.executable, "-m", "hutch.apps.host"]
-        self._children["host"] = await spawn_child(argv, environment=self._environment)
+        argv = [sys.executable, "-m", "hutch.apps.host", *self._held()]
+        self._children["host"] = await spawn_child(
+            argv, environment=self._environment, pass_fds=(self._alive_fd, self._lock.fd)
+        )
+
+    def _held(self) -> tuple[str, str]:
+        return ("--supervisor-fds", f"{self._alive_fd},{self._lock.fd}")
 
     async def _keep(self, name: str) -> None:
         """Start a child again whenever it ends; more slowly if it keeps ending."""

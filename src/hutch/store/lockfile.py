@@ -3,8 +3,8 @@
 import fcntl
 import os
 import signal
-from types import FrameType
 from pathlib import Path
+from types import FrameType
 
 from hutch.base.errors import InUse, StorageFull
 

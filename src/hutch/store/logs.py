@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -211,12 +211,12 @@ class LogStore:
         self, prefix: str, *, after: str, limit: int, exact: bool = False, pattern: str = ""
     ) -> list[LogGroup]:
         """Groups in order of name, by prefix (or exact name, or a substring)."""
-        rows = self._reader.execute(
+        rows = self._read(
             "SELECT name, created_ms, retention_days, class, tags, bytes FROM log_groups WHERE name>? AND "
             "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(lower(name),lower(?))) "
             "ORDER BY name LIMIT ?",
             (after, exact, prefix, exact, len(prefix), prefix, pattern, pattern, limit),
-        ).fetchall()
+        )
         return [
             LogGroup(
                 name=n,
@@ -231,13 +231,11 @@ class LogStore:
 
     def stream(self, group: str, name: str) -> LogStream:
         """Raises `NotFound`."""
-        row = self._reader.execute(
-            f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name=?", (group, name)
-        ).fetchone()
-        if row is None or group == _GARBAGE:
+        found = self._read(f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name=?", (group, name))
+        if not found or group == _GARBAGE:
             self.group(group)
             raise NotFound("The specified log stream does not exist.")
-        return _stream(group, row)
+        return _stream(group, found[0])
 
     def streams(
         self,
@@ -253,11 +251,11 @@ class LogStore:
         compare, order = ("<", "DESC") if descending else (">", "ASC")
         place = "coalesce(last_ms,0)" if by_last_event else "0"
         beyond = f"AND ({place},name){compare}(?,?) " if after is not None else ""
-        rows = self._reader.execute(
+        rows = self._read(
             f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name>=? AND substr(name,1,?)=? {beyond}"
             f"ORDER BY {f'{place} {order}, ' if by_last_event else ''}name {order} LIMIT ?",
             (group, prefix, len(prefix), prefix, *(after or ()), limit),
-        ).fetchall()
+        )
         return [_stream(group, row) for row in rows]
 
     # -- events
@@ -362,11 +360,11 @@ class LogStore:
     async def drop_expired(self, now_ms: int) -> int:
         """Delete events that outlived their group's retention, and what deleted groups left; how many."""
         dropped = await self._drop_garbage()
-        found = self._reader.execute(
+        found = self._read(
             "SELECT s.id, s.grp, g.retention_days FROM streams s JOIN log_groups g ON g.name=s.grp WHERE "
             "g.retention_days IS NOT NULL AND s.first_ms < ? - g.retention_days*86400000",
             (now_ms,),
-        ).fetchall()
+        )
         for stream, group, days in found:
             dropped += await self._drop_events(stream, group, now_ms - days * 86_400_000)
         return dropped
@@ -374,7 +372,7 @@ class LogStore:
     async def _drop_garbage(self, group: str = _GARBAGE) -> int:
         """Remove deleted streams; `group`: from whose size to take them."""
         dropped = 0
-        for (stream,) in self._reader.execute("SELECT id FROM streams WHERE grp=?", (_GARBAGE,)).fetchall():
+        for (stream,) in self._read("SELECT id FROM streams WHERE grp=?", (_GARBAGE,)):
             dropped += await self._drop_events(stream, group, 2**62)
             await self._write(partial(_forget_stream, stream=stream))
         return dropped
@@ -407,20 +405,23 @@ class LogStore:
         self._subscribers.add(subscription)
         return subscription
 
-    @property
-    def _reader(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise Unavailable("the log store is closed")
-        return self._db
+    def _read(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+        with self._snapshot() as db:
+            return db.execute(sql, parameters).fetchall()
 
     @contextmanager
     def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        db = self._reader
-        db.execute("BEGIN")
+        if self._db is None:
+            raise Unavailable("the log store is closed")
+        db = self._db
         try:
-            yield db
-        finally:
-            db.execute("COMMIT")
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._storage_error(error) from None
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._writer is None:

@@ -283,4 +283,8 @@ def _storage_error(error: sqlite3.Error, path: Path) -> HutchError:
         return StorageFull(
             f"can't write {path}: {text}; free space on that file system or mount it read-write"
         )
+    if "malformed" in text or "not a database" in text:
+        return Unavailable(
+            f"{path} is damaged ({text}): restore a copy of it, or choose another place with --data-dir"
+        )
     return Unavailable(f"{path}: {text}")
