@@ -1,5 +1,5 @@
 //! Starts one program in a jail: namespaces of its own, a root with nothing else in it, a user without rights, no
-//! capabilities, limits. It runs on the host, as root, for some milliseconds; the caller is trusted.
+//! capabilities, fewer system calls, limits. It runs on the host, as root, for some milliseconds; the caller is trusted.
 //!
 //!     hutch-jail [options] -- program arguments...
 //!
@@ -7,6 +7,7 @@
 //! <pid>`, as soon as there is a child to be reaped, and `error <text>` if something failed. Without an error its end
 //! means that the program was executed. The exit code is 0 if the program was allowed to start.
 
+mod filter;
 mod options;
 mod sys;
 
@@ -86,6 +87,7 @@ fn become_prisoner(options: &Options, wait_fd: i32) -> Result<Failure, Failure> 
         sys::limit(*resource, *value).map_err(|e| said("setting a resource limit", e))?;
     }
     sys::drop_all_rights(options.user_id, &options.groups).map_err(|e| said("dropping rights", e))?;
+    filter::install().map_err(|e| said("filtering system calls", e))?;
     Ok(said(&options.command[0], sys::execute(&options.command)))
 }
 

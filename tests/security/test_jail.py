@@ -1,0 +1,184 @@
+"""A VM monitor that its guest has taken over. The very launcher, limits and devices of QEMU's jail, with a program in it
+that tries to get out."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.host.drivers.microvm.jail import Confinement, JailRequest, MonitorJail
+from hutch.host.kernel.cgroup import CGROUP_MOUNT, platform_cgroup
+from hutch.host.kernel.jail_root import JailRoot, prepare_root
+from hutch.host.kernel.process import find_processes, is_alive, kill_and_wait, wait_gone
+from hutch.host.kernel.users import LEASES
+
+pytestmark = pytest.mark.needs("root", "qemu")
+PYTHON = Path("/usr/bin/python3").resolve()
+LIBRARY = Path("/usr/lib") / PYTHON.name
+FILE_BYTES = 8 << 20
+
+
+class Prison:
+    """A platform's jails, with a Python in them in place of QEMU."""
+
+    def __init__(self, directory: Path, root: JailRoot) -> None:
+        self.directory = directory
+        self.root = root
+        self.platform_id = f"t{secrets.token_hex(3)}"
+        self.jail = MonitorJail(
+            platform_id=self.platform_id, state_dir=directory / "state", confinement=Confinement()
+        )
+
+    def request(self, name: str, code: str, *arguments: str, fds: tuple[int, ...] = ()) -> JailRequest:
+        return JailRequest(
+            name=f"hutch-{self.platform_id}-{name}",
+            argv=["python3", "-IBc", code, *arguments, f"hutch-{self.platform_id}-{name}"],
+            pass_fds=fds,
+            output_path=str(self.directory / f"{name}.out"),
+            accelerator="tcg",
+            vcpus=1,
+            memory_mib=64,
+            cpu_units=256,
+            largest_file_bytes=FILE_BYTES,
+        )
+
+    def output(self, name: str) -> str:
+        return (self.directory / f"{name}.out").read_text()
+
+    def left(self) -> list[str]:
+        """What is on the host of this platform's jails."""
+        found = [str(p) for p in CGROUP_MOUNT.glob(f"**{platform_cgroup(self.platform_id)}")]
+        found += [str(p) for p in CGROUP_MOUNT.glob(f"*{platform_cgroup(self.platform_id)}")]
+        found += [str(p) for p in LEASES.glob("*") if self.platform_id in os.readlink(p)]
+        found += [
+            line for line in Path("/proc/mounts").read_text().splitlines() if str(self.directory) in line
+        ]
+        return found + [str(p) for p in find_processes(f"hutch-{self.platform_id}-a")]
+
+
+@pytest.fixture(scope="module")
+def python_root(tmp_path_factory: pytest.TempPathFactory) -> JailRoot:
+    """A jail's root as QEMU's, with Python's library besides."""
+    place = tmp_path_factory.mktemp("root")
+    extra = sorted(LIBRARY.glob("lib-dynload/_ctypes.*.so"))
+    root = asyncio.run(prepare_root(place, PYTHON.name, extra=extra, devices=("/dev/urandom",)))
+    ignored = shutil.ignore_patterns("__pycache__", "lib-dynload", "test", "dist-packages", "ensurepip")
+    shutil.copytree(LIBRARY, root.directory / str(LIBRARY)[1:], dirs_exist_ok=True, ignore=ignored)
+    return root
+
+
+@pytest.fixture
+async def prison(tmp_path: Path, python_root: JailRoot) -> AsyncIterator[Prison]:
+    made = Prison(tmp_path, python_root)
+    yield made
+    for name in ("a", "b"):
+        await made.jail.remove(f"hutch-{made.platform_id}-{name}")
+    made.jail.close()
+    assert made.left() == []
+
+
+@contextlib.contextmanager
+def host_secrets(directory: Path) -> Iterator[dict[str, Any]]:
+    """What a host has: a data directory, sockets of every kind with a listener."""
+    secret = directory / "data" / "secret"
+    secret.parent.mkdir(mode=0o755)
+    secret.write_text("secret")
+    abstract = f"@hutch-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("", 0)))
+        local = stack.enter_context(socket.socket(socket.AF_UNIX))
+        local.bind(str(directory / "agent.sock"))
+        hidden = stack.enter_context(socket.socket(socket.AF_UNIX))
+        hidden.bind(abstract.replace("@", "\0"))
+        for listener in (local, hidden):
+            listener.listen(5)
+        yield {
+            "paths": [str(secret), "/etc/passwd", "/sys/", "/dev/mem", "/home/", "/proc/sys/kernel/hostname",
+                      "/proc/kcore", "/run/"],
+            "tcp": [("127.0.0.1", tcp.getsockname()[1]), ("198.51.100.1", 22)],
+            "unix": [str(directory / "agent.sock"), abstract],
+        }  # fmt: skip
+
+
+async def test_a_monitor_that_was_taken_over_reaches_nothing(prison: Prison, tmp_path: Path) -> None:
+    neighbour = prison.jail.start(prison.request("b", "import signal; signal.pause()"), prison.root)
+    disk = os.open(tmp_path / "scratch.img", os.O_RDWR | os.O_CREAT)
+    code = (Path(__file__).parent / "probe.py").read_text()
+    with host_secrets(tmp_path) as there:
+        given = {**there, "fds": [disk], "pids": [neighbour.pid, os.getpid()], "memory_bytes": 1 << 30}
+        ref = prison.jail.start(prison.request("a", code, json.dumps(given), fds=(disk,)), prison.root)
+        assert await wait_gone(ref) == 0, prison.output("a")
+    found: dict[str, str] = json.loads(prison.output("a"))
+    allowed = {name: result for name, result in found.items() if result.startswith("ok")}
+    assert allowed == {}
+    assert found["root"] == "bin dev lib lib64 proc sbin usr"
+    assert found["descriptors"] == str(tmp_path / "scratch.img")
+    assert found["processes"] == "1" and found["mounts"] == "3" and found["environment"] == "{}"
+    assert found["user"].endswith("[]") and "(0," not in found["user"]
+    assert int(found["bomb"]) < 1 + 96, "as many threads as QEMU may need, and no more"
+    assert found["eat"] == "killed by 9"
+    assert int(found["grow"]) == FILE_BYTES
+    assert is_alive(neighbour), "neither its neighbour's bombs nor its hunger touched it"
+    os.close(disk)
+    await kill_and_wait(neighbour)
+
+
+async def test_no_two_jails_have_the_same_user(prison: Prison) -> None:
+    pause = "import signal; signal.pause()"
+    refs = [prison.jail.start(prison.request(name, pause), prison.root) for name in ("a", "b")]
+    status = [Path(f"/proc/{ref.pid}/status").read_text() for ref in refs]
+    users = {line for text in status for line in text.splitlines() if line.startswith("Uid:")}
+    assert len(users) == 2
+    for text in status:
+        capabilities = [line.split()[1] for line in text.splitlines() if line.startswith("Cap")]
+        assert {int(c, 16) for c in capabilities} == {0}
+        assert "NoNewPrivs:\t1" in text
+    ours = {
+        name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup")
+    }
+    theirs = [{name: os.readlink(f"/proc/{r.pid}/ns/{name}") for name in ours} for r in refs]
+    for name, namespace in ours.items():
+        assert len({namespace, *(t[name] for t in theirs)}) == 3, f"{name} namespaces are shared"
+
+
+async def test_what_can_not_be_jailed_does_not_run_and_leaves_no_child(
+    prison: Prison, tmp_path: Path
+) -> None:
+    from hutch.host.drivers.contract import DriverError
+
+    broken = JailRoot(directory=tmp_path / "nowhere", program=prison.root.program)
+    with pytest.raises(DriverError, match="nowhere: No such file"):
+        prison.jail.start(prison.request("a", "pass"), broken)
+    missing = JailRoot(directory=prison.root.directory, program="/usr/bin/no-such-program")
+    with pytest.raises(DriverError, match="no-such-program: No such file"):
+        prison.jail.start(prison.request("a", "pass"), missing)
+    children = subprocess.run(
+        ["/bin/ps", "--ppid", str(os.getpid()), "-o", "stat=,args="], capture_output=True
+    )
+    assert b"hutch-jail" not in children.stdout and b"Z" not in children.stdout.split()
+
+
+async def test_a_jail_is_found_and_removed_by_its_name_alone(prison: Prison, tmp_path: Path) -> None:
+    """As after a crash of ours: nothing is known but the name."""
+    fork = (
+        "import os, signal; [os.fork() for _ in range(3)]; signal.signal(15, signal.SIG_IGN); signal.pause()"
+    )
+    ref = prison.jail.start(prison.request("a", fork), prison.root)
+    assert prison.left() != []
+    later = MonitorJail(
+        platform_id=prison.platform_id, state_dir=tmp_path / "state", confinement=Confinement()
+    )
+    await later.remove(f"hutch-{prison.platform_id}-a")
+    assert not is_alive(ref)
+    later.close()
+    assert prison.left() == []
+    assert await wait_gone(ref) in (-9, None)
