@@ -94,7 +94,11 @@ class Platform:
                 environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            ours = f"HUTCH_DATA_DIR={self.data_dir}\0".encode() in environment or self.platform_id in command
+            ours = (
+                f"HUTCH_DATA_DIR={self.data_dir}\0".encode() in environment
+                or self.platform_id in command
+                or str(self.data_dir) in command
+            )
             if module in command and ours and int(entry.name) != os.getpid():
                 found.append(int(entry.name))
         return found
@@ -116,6 +120,10 @@ class Platform:
             line for line in Path("/proc/mounts").read_text().splitlines() if str(self.data_dir) in line
         ]
         found += [f"process {pid}" for pid in self.pids("qemu-system") + self.pids("hutch.apps")]
+        found += [f"process {pid}" for pid in self.pids("conmon")]
+        # `rglob` would follow tasks that come and go: a platform's groups are all below one.
+        found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/hutch-{platform_id}")]
+        found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"hutch-{platform_id}")]
         namespaces = Path("/var/run/netns")
         if namespaces.exists():
             found += [str(p) for p in namespaces.iterdir() if platform_id in p.name]

@@ -40,6 +40,7 @@ def task_spec(
         launch_type=task.launch_type,
         cpu_units=task.cpu,
         memory_mib=task.memory_mib,
+        memory_is_limit=task.launch_type == "FARGATE" or bool(_task_memory(task, document)),
         ephemeral_gib=task.ephemeral_gib or DEFAULT_EPHEMERAL_GIB,
         network_mode=document.get("networkMode", "bridge"),
         architecture=_ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
@@ -56,6 +57,11 @@ def task_spec(
         pid_mode=document.get("pidMode", ""),
         ipc_mode=document.get("ipcMode", ""),
     )
+
+
+def _task_memory(task: Task, document: dict[str, Any]) -> str:
+    """The memory that was asked for at task level; "" if only its containers say what they need."""
+    return str(task.overrides.get("memory") or document.get("memory") or "")
 
 
 def _interface(task: Task, subnet: Subnet | None) -> InterfaceSpec | None:

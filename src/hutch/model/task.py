@@ -71,6 +71,8 @@ class Container(_Value, frozen=True, kw_only=True, omit_defaults=True):
     essential: bool = True
     has_health_check: bool = False
     restart_count: int = 0
+    ports: tuple[int, ...] = ()
+    """Container ports that its definition maps."""
     network_bindings: tuple[NetworkBinding, ...] = ()
     started_at: float | None = None
     finished_at: float | None = None

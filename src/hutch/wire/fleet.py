@@ -147,6 +147,8 @@ class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     launch_type: str
     cpu_units: int
     memory_mib: int
+    memory_is_limit: bool = True
+    """False: `memory_mib` is only the sum of what the containers reserve, and they may use more."""
     ephemeral_gib: int
     network_mode: str
     architecture: str = "x86_64"

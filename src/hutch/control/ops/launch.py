@@ -228,7 +228,7 @@ def new_task(
         requested_security_groups=security_groups,
         placement_constraints=(*document.get("placementConstraints", ()), *request.placement_constraints),
         placement_strategy=request.placement_strategy,
-        publish=parse_publish(request.tags.get(PUBLISH_TAG, ""), document),
+        publish=_published(request, route, document),
         endpoint_name=_endpoint_name(request.tags.get(ENDPOINT_TAG, ""), definition.family, task_id),
         containers=containers,
         created_at=clock.now(),
@@ -245,6 +245,7 @@ def _container(definition: Mapping[str, Any], override: Mapping[str, Any], ids: 
         memory_reservation_mib=override.get("memoryReservation", definition.get("memoryReservation")),
         essential=definition.get("essential", True),
         has_health_check=bool(definition.get("healthCheck")),
+        ports=tuple(p["containerPort"] for p in definition.get("portMappings", []) if "containerPort" in p),
     )
 
 
@@ -258,6 +259,38 @@ def _size(
     if memory_text:
         return cpu, parse_memory_mib(memory_text)
     return cpu, sum(c.memory_reservation_mib or c.memory_mib or 0 for c in containers)
+
+
+def _published(
+    request: LaunchRequest, route: Route, document: Mapping[str, Any]
+) -> tuple[tuple[int, int], ...]:
+    """What the tag asks for, and what network mode `bridge` implies and the tag does not name."""
+    tagged = parse_publish(request.tags.get(PUBLISH_TAG, ""), document)
+    named = {port for _, port in tagged}
+    return (*tagged, *((h, p) for h, p in _mapped_ports(document, route) if h or p not in named))
+
+
+def _mapped_ports(document: Mapping[str, Any], route: Route) -> tuple[tuple[int, int], ...]:
+    """Network mode `bridge`: every port mapping is a host port (0: any free one), as on AWS. The containers of a task
+    share one address here, which leaves some mappings without a meaning: they are refused. Raises `NotServed`."""
+    if route.launch_type == "FARGATE" or document.get("networkMode", "bridge") != "bridge":
+        return ()
+    mapped: dict[int, int] = {}
+    for container in document["containerDefinitions"]:
+        for mapping in container.get("portMappings", []):
+            port = mapping["containerPort"]
+            if mapping.get("protocol", "tcp") != "tcp":
+                raise NotServed(
+                    f"hutch's ingress carries TCP only: it can't publish {mapping['protocol']} port {port}. "
+                    "Use network mode host."
+                )
+            if port in mapped:
+                raise NotServed(
+                    f"Two containers of the task map container port {port}: with hutch the containers of a task share "
+                    "one network namespace. Let one of them listen on another port."
+                )
+            mapped[port] = mapping.get("hostPort", 0)
+    return tuple((host, port) for port, host in mapped.items())
 
 
 def parse_publish(text: str, document: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:

@@ -130,13 +130,18 @@ def _bind(tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSour
 
 
 def _with_bindings(task: Task, endpoints: Sequence[Endpoint]) -> tuple[Container, ...]:
+    """Each published port at the container that maps it; at the first if the task's record does not say."""
     if not endpoints:
         return task.containers
-    bindings = tuple(
-        NetworkBinding(container_port=e.container_port, host_port=e.host_port) for e in endpoints
+    bindings: dict[str, list[NetworkBinding]] = {}
+    for e in endpoints:
+        owner = next((c for c in task.containers if e.container_port in c.ports), task.containers[0])
+        binding = NetworkBinding(container_port=e.container_port, host_port=e.host_port)
+        bindings.setdefault(owner.name, []).append(binding)
+    return tuple(
+        replace(c, network_bindings=tuple(bindings[c.name])) if c.name in bindings else c
+        for c in task.containers
     )
-    first, *rest = task.containers
-    return (replace(first, network_bindings=bindings), *rest)
 
 
 def reserve(tx: Tx, host_id: str, task: Task, sign: int) -> None:

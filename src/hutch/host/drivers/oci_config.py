@@ -11,6 +11,7 @@ import msgspec
 
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, RootImage
+from hutch.host.drivers.seccomp import seccomp_profile
 from hutch.wire.fleet import ContainerSpec
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -65,6 +66,7 @@ class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     """Volume name to source directory."""
     owns_kernel: bool
     hard_nofile: int = 1048576
+    pids: int = DEFAULT_PIDS
 
 
 def build_oci_config(container: ContainerSpec, image: RootImage, context: OciContext) -> dict[str, Any]:
@@ -78,14 +80,21 @@ def build_oci_config(container: ContainerSpec, image: RootImage, context: OciCon
         "linux": {
             "cgroupsPath": context.cgroup_path,
             "namespaces": list(context.namespaces),
-            "resources": _resources(container),
+            "resources": _resources(container, context.pids),
             "sysctl": dict(container.sysctls),
             "maskedPaths": [] if container.privileged else list(_MASKED),
             "readonlyPaths": [] if container.privileged else list(_READONLY),
             "rootfsPropagation": "rprivate",
-            **({} if context.owns_kernel or container.privileged else {"seccomp": _seccomp()}),
+            **_seccomp(container, context),
         },
     }
+
+
+def _seccomp(container: ContainerSpec, context: OciContext) -> dict[str, Any]:
+    """For containers on the shared kernel only: a VM's kernel is the container's own."""
+    if context.owns_kernel or container.privileged:
+        return {}
+    return {"seccomp": seccomp_profile([c.removeprefix("CAP_") for c in _capabilities(container)])}
 
 
 def build_process(container: ContainerSpec, image: RootImage, context: OciContext) -> dict[str, Any]:
@@ -288,7 +297,7 @@ def _check_tmpfs(name: str, path: str, options: Sequence[str]) -> None:
             )
 
 
-def _resources(container: ContainerSpec) -> dict[str, Any]:
+def _resources(container: ContainerSpec, pids: int) -> dict[str, Any]:
     if container.privileged:
         devices: list[dict[str, Any]] = [{"allow": True, "access": "rwm"}]
     else:
@@ -302,31 +311,12 @@ def _resources(container: ContainerSpec) -> dict[str, Any]:
         memory["limit"] = container.memory_mib * MIB
     if container.memory_reservation_mib:
         memory["reservation"] = container.memory_reservation_mib * MIB
-    resources: dict[str, Any] = {"devices": devices, "pids": {"limit": DEFAULT_PIDS}}
+    resources: dict[str, Any] = {"devices": devices, "pids": {"limit": pids}}
     if memory:
         resources["memory"] = memory
     if container.cpu_units:
         resources["cpu"] = {"shares": max(2, container.cpu_units)}
     return resources
-
-
-def _seccomp() -> dict[str, Any]:
-    """For containers on the shared kernel: refuse what lets a container reach the host's kernel state. A deny list,
-    since the kernel's capability checks already guard the rest; the system calls are those that Docker's default
-    profile denies without a capability that a container has."""
-    denied = (
-        "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "finit_module",
-        "get_kernel_syms", "get_mempolicy", "init_module", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load",
-        "keyctl", "lookup_dcookie", "mbind", "move_pages", "nfsservctl", "open_by_handle_at", "perf_event_open",
-        "pivot_root", "query_module", "quotactl", "reboot", "request_key", "set_mempolicy", "setns", "settimeofday",
-        "stime", "swapoff", "swapon", "sysfs", "userfaultfd", "ustat", "vm86", "vm86old", "io_uring_setup",
-        "io_uring_enter", "io_uring_register",
-    )  # fmt: skip
-    return {
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
-        "syscalls": [{"names": list(denied), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
-    }
 
 
 def etc_files(

@@ -20,7 +20,7 @@ class TaskShapes:
             "taskArn": self.task_arn(task),
             "clusterArn": f"{self.arn_prefix}:cluster/{task.cluster}",
             "taskDefinitionArn": f"{self.arn_prefix}:task-definition/{task.family}:{task.revision}",
-            "attachments": [_eni(task.network)] if task.network else [],
+            "attachments": [_eni(task.network)] if task.network and task.network_mode == "awsvpc" else [],
             "attributes": [{"name": "ecs.cpu-architecture", "value": "x86_64"}],
             "connectivity": task.connectivity or None,
             "connectivityAt": task.connectivity_at,

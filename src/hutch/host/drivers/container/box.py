@@ -107,8 +107,9 @@ class Box:
     def watch_all(self) -> None:
         """After `load`: what has ended becomes an event, the rest is watched."""
         for start in self.starts.values():
-            ended = read_ended(self.bundle(start))
-            start.running = ended is None
+            bundle = self.bundle(start)
+            ended = read_ended(bundle)
+            start.running = ended is None and exit_code(bundle, start.runtime_id) is None
             if ended is not None:
                 self._tell_exit(start, ended)
             self._run(self._watch(start) if ended is None else self._sweep(start))

@@ -142,6 +142,7 @@ def oci_context(
         volumes={v.name: v.source_path or str(places.volume(v.name)) for v in task.volumes},
         owns_kernel=False,
         hard_nofile=hard_nofile,
+        pids=CONTAINER_PIDS,
     )
 
 
