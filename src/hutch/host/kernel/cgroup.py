@@ -4,6 +4,8 @@ Names: `/hutch-<platform>` holds all of a platform, `/hutch-<platform>/<task>` o
 processes for a task makes its own groups below. All is found again, and removed, by these names alone.
 """
 
+import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,7 @@ from hutch.base.errors import HutchError
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 CPU_PERIOD_US = 100_000
+REMOVAL_TIMEOUT_S = 5.0
 
 
 class CgroupError(HutchError):
@@ -128,6 +131,28 @@ def make_directory(root: Path, path: str) -> Path:
 def leaves_first(directory: Path) -> list[Path]:
     """A group's directory and all below it, in the order in which they can be removed."""
     return [Path(d) for d, _, _ in os.walk(directory, topdown=False)]
+
+
+async def remove_directories(directory: Path) -> None:
+    """Remove a group and those below it, in which no process is listed any more. Raises `CgroupError`.
+
+    A process that has ended, and been reaped, is not listed but keeps its group until the CPU has switched away from it,
+    and nobody tells when that is: so a busy group is tried again, at first after a millisecond.
+    """
+    for each in await asyncio.to_thread(leaves_first, directory):
+        delay_s = 0.001
+        while True:
+            try:
+                each.rmdir()
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or delay_s > REMOVAL_TIMEOUT_S:
+                    raise CgroupError(f"can't remove the control group {each}: {error.strerror}") from None
+            else:
+                break
+            await asyncio.sleep(delay_s)
+            delay_s *= 2
 
 
 def whole_disk(path: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from hutch.host.kernel.cgroup import (
     make_directory,
     platform_units,
     read_text,
+    remove_directories,
     write_text,
 )
 from hutch.host.kernel.process import process_ref, wait_gone
@@ -85,7 +86,8 @@ class CgroupsV1:
             for pid in pids:
                 if (ref := process_ref(pid)) is not None:
                     await wait_gone(ref)
-        await asyncio.to_thread(self._remove_directories, path)
+        for root in self._roots:
+            await remove_directories(root / path.lstrip("/"))
 
     def _kill(self, path: str) -> frozenset[int]:
         pids = self.processes(path)
@@ -95,18 +97,6 @@ class CgroupsV1:
             except ProcessLookupError:
                 continue
         return pids
-
-    def _remove_directories(self, path: str) -> None:
-        for root in self._roots:
-            for directory in leaves_first(root / path.lstrip("/")):
-                try:
-                    directory.rmdir()
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise CgroupError(
-                        f"can't remove the control group {directory}: {error.strerror}"
-                    ) from None
 
     def remove_if_empty(self, path: str) -> bool:
         """See the contract."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from hutch.host.kernel.cgroup import (
     CPU_PERIOD_US,
-    CgroupError,
     CgroupLimits,
     leaves_first,
     make_directory,
     platform_units,
     read_text,
+    remove_directories,
     write_text,
 )
 from hutch.host.kernel.process import process_ref, wait_gone
@@ -81,7 +81,7 @@ class CgroupsV2:
             for pid in pids:
                 if (ref := process_ref(pid)) is not None:
                     await wait_gone(ref)
-        await asyncio.to_thread(self._remove_directories, path)
+        await remove_directories(self._directory(path))
 
     def _kill(self, path: str) -> frozenset[int]:
         pids = self.processes(path)
@@ -95,15 +95,6 @@ class CgroupsV2:
             except ProcessLookupError:
                 continue
         return pids
-
-    def _remove_directories(self, path: str) -> None:
-        for directory in leaves_first(self._directory(path)):
-            try:
-                directory.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise CgroupError(f"can't remove the control group {directory}: {error.strerror}") from None
 
     def remove_if_empty(self, path: str) -> bool:
         """See the contract."""
