@@ -24,7 +24,8 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "nft": _program("nft", "ip"),
     "registry": _program("docker-registry"),
     "aws_cli_v2": lambda: Path("/usr/bin/aws").exists(),
-    "node": _program("node", "npm"),
+    "node": _program("node"),
+    "js_sdk": lambda: (REPO / "build" / "js" / ".installed").exists(),
     "cargo": _program("cargo"),
     "guest_image": lambda: (REPO / "build" / "guest" / "initrd.img").exists(),
 }

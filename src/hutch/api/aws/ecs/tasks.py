@@ -5,7 +5,7 @@ from typing import Any
 from hutch.api.aws.ecs.task_shapes import TaskShapes
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
-from hutch.base.errors import Invalid
+from hutch.base.errors import Conflict, Invalid
 from hutch.control.ops.launch import LaunchRequest
 from hutch.control.ops.tasks import Failure, TaskFilter, TaskOps
 from hutch.model.record import Cause
@@ -103,9 +103,13 @@ class TaskHandlers:
 
     async def run_task(self, request: Request) -> dict[str, Any]:
         given = request.input
-        tasks, failures = await self._ops.run(
-            _cause(request), given.get("cluster", ""), given["taskDefinition"], _launch(given), given
-        )
+        try:
+            tasks, failures = await self._ops.run(
+                _cause(request), given.get("cluster", ""), given["taskDefinition"], _launch(given), given
+            )
+        except Conflict as conflict:
+            arns = tuple(f"{self._shapes.arn_prefix}:task/{t}" for t in conflict.resource_ids)
+            raise Conflict(conflict.message, resource_ids=arns, code=conflict.code) from None
         return {
             "tasks": [self._shapes.task(t, with_tags=True) for t in tasks],
             "failures": [_failure(f) for f in failures],

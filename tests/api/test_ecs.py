@@ -1,0 +1,300 @@
+"""ECS over HTTP, by boto3: container instances, attributes, deletions that end, and AWS's answer to what is wrong."""
+
+import http.client
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from msgspec.structs import replace
+from tests.api.support.aws import HOST_ID, AwsServer, until_changed
+from tests.api.support.signed import signed_headers
+
+from hutch.model.record import Cause
+from hutch.store import tables
+from hutch.store.contract import Tx
+
+TARGET = "AmazonEC2ContainerServiceV20141113"
+PREFIX = "arn:aws:ecs:us-east-1:000000000000"
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def ecs(aws: AwsServer) -> Any:
+    return aws.client("ecs")
+
+
+def refusal(call: Callable[[], Any]) -> tuple[str, str]:
+    with pytest.raises(ClientError) as refused:
+        call()
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def register(ecs: Any, family: str, launch_type: str = "FARGATE") -> str:
+    mode = "awsvpc" if launch_type == "FARGATE" else "bridge"
+    answer = ecs.register_task_definition(
+        family=family,
+        networkMode=mode,
+        requiresCompatibilities=[launch_type],
+        cpu="256",
+        memory="512",
+        containerDefinitions=[{"name": "a", "image": "x"}],
+    )
+    return str(answer["taskDefinition"]["taskDefinitionArn"])
+
+
+@pytest.fixture
+def cluster(aws: AwsServer, ecs: Any) -> str:
+    """A cluster of its own, with the host in it."""
+    name = f"c{next(_NUMBERS)}"
+    ecs.create_cluster(clusterName=name)
+    seen = -1
+    while not ecs.list_container_instances(cluster=name)["containerInstanceArns"]:
+        seen = until_changed(aws, seen)
+    return name
+
+
+def the_instance(ecs: Any, cluster: str) -> str:
+    (arn,) = ecs.list_container_instances(cluster=cluster)["containerInstanceArns"]
+    return str(arn)
+
+
+def test_a_deregistered_instance_stays_away_until_it_is_registered(
+    aws: AwsServer, ecs: Any, cluster: str
+) -> None:
+    arn = the_instance(ecs, cluster)
+    gone = ecs.deregister_container_instance(cluster=cluster, containerInstance=arn)["containerInstance"]
+    assert (gone["containerInstanceArn"], gone["status"]) == (arn, "INACTIVE")
+    assert ecs.list_container_instances(cluster=cluster)["containerInstanceArns"] == []
+    shown = ecs.describe_container_instances(cluster=cluster, containerInstances=[arn])
+    assert shown["containerInstances"][0]["status"] == "INACTIVE"
+    assert ecs.describe_clusters(clusters=[cluster])["clusters"][0]["registeredContainerInstancesCount"] == 0
+    drained = ecs.update_container_instances_state(
+        cluster=cluster, containerInstances=[arn], status="DRAINING"
+    )
+    assert drained["failures"] == [{"arn": arn, "reason": "INACTIVE"}]
+    aws.connect_host()
+    assert ecs.list_container_instances(cluster=cluster)["containerInstanceArns"] == []
+    register(ecs, "on-ec2", "EC2")
+    started = ecs.start_task(cluster=cluster, taskDefinition="on-ec2", containerInstances=[arn])
+    assert started["failures"] == [{"arn": arn, "reason": "INACTIVE"}]
+    back = ecs.register_container_instance(
+        cluster=cluster,
+        containerInstanceArn=arn,
+        attributes=[{"name": "rack", "value": "7"}],
+        tags=[{"key": "a", "value": "b"}],
+    )["containerInstance"]
+    assert (back["containerInstanceArn"], back["status"]) == (arn, "ACTIVE")
+    assert {"name": "rack", "value": "7"} in back["attributes"] and back["tags"] == [
+        {"key": "a", "value": "b"}
+    ]
+
+
+def test_an_instance_is_registered_by_its_host(ecs: Any, cluster: str) -> None:
+    document = json.dumps({"instanceId": HOST_ID, "region": "us-east-1"})
+    again = ecs.register_container_instance(cluster=cluster, instanceIdentityDocument=document)
+    assert again["containerInstance"]["containerInstanceArn"] == the_instance(ecs, cluster)
+    unknown = json.dumps({"instanceId": "i-who"})
+    code, words = refusal(
+        lambda: ecs.register_container_instance(cluster=cluster, instanceIdentityDocument=unknown)
+    )
+    assert code == "ClientException" and "i-who" in words
+    assert refusal(lambda: ecs.register_container_instance(cluster=cluster))[0] == "ClientException"
+    code, _ = refusal(lambda: ecs.register_container_instance(cluster=cluster, instanceIdentityDocument="{"))
+    assert code == "InvalidParameterException"
+
+
+def test_deregistering_an_instance_with_tasks_needs_force(ecs: Any, cluster: str) -> None:
+    arn = the_instance(ecs, cluster)
+    register(ecs, "on-ec2", "EC2")
+    task = ecs.run_task(cluster=cluster, taskDefinition="on-ec2", launchType="EC2")["tasks"][0]
+    assert task["containerInstanceArn"] == arn
+    assert refusal(lambda: ecs.deregister_container_instance(cluster=cluster, containerInstance=arn)) == (
+        "InvalidParameterException",
+        "Found running tasks on the instance.",
+    )
+    ecs.deregister_container_instance(cluster=cluster, containerInstance=arn, force=True)
+    stopping = ecs.describe_tasks(cluster=cluster, tasks=[task["taskArn"]])["tasks"][0]
+    assert stopping["desiredStatus"] == "STOPPED"
+    assert stopping["stoppedReason"] == "Container instance deregistration forced by user"
+
+
+def test_attributes(ecs: Any, cluster: str) -> None:
+    arn = the_instance(ecs, cluster)
+    short = arn.rpartition("/")[2]
+
+    def listed(**how: Any) -> list[tuple[str, str]]:
+        pages = ecs.get_paginator("list_attributes").paginate(
+            cluster=cluster, targetType="container-instance", **how
+        )
+        return [(a["name"], a.get("value", "")) for p in pages for a in p["attributes"]]
+
+    put = ecs.put_attributes(
+        cluster=cluster,
+        attributes=[
+            {"name": "stack", "value": "prod", "targetType": "container-instance", "targetId": short},
+            {"name": "bare", "targetId": arn},
+        ],
+    )["attributes"]
+    assert put[0] == {
+        "name": "stack",
+        "value": "prod",
+        "targetType": "container-instance",
+        "targetId": arn,
+    }
+    assert listed(attributeName="stack") == listed(attributeName="stack", attributeValue="prod")
+    assert listed(attributeName="stack", attributeValue="test") == []
+    assert {("stack", "prod"), ("bare", ""), ("ecs.os-type", "linux")} <= set(listed())
+    assert listed(PaginationConfig={"PageSize": 1}) == listed()
+    found = ecs.list_container_instances(cluster=cluster, filter="attribute:stack == prod")
+    assert found["containerInstanceArns"] == [arn]
+    ecs.delete_attributes(cluster=cluster, attributes=[{"name": "stack", "targetId": arn}])
+    assert listed(attributeName="stack") == []
+    code, _ = refusal(
+        lambda: ecs.put_attributes(cluster=cluster, attributes=[{"name": "a", "targetId": "0" * 32}])
+    )
+    assert code == "TargetNotFoundException"
+
+
+def test_a_deleted_task_definition_goes_when_its_last_task_has_stopped(aws: AwsServer, ecs: Any) -> None:
+    used, unused = register(ecs, "deleted"), register(ecs, "deleted")
+    task = ecs.run_task(taskDefinition=used, launchType="FARGATE")["tasks"][0]["taskArn"]
+    for arn in (used, unused):
+        ecs.deregister_task_definition(taskDefinition=arn)
+    answer = ecs.delete_task_definitions(taskDefinitions=[used, unused, "deleted:99"])
+    assert [d["status"] for d in answer["taskDefinitions"]] == ["DELETE_IN_PROGRESS"] * 2
+    assert answer["failures"] == [
+        {"arn": "deleted:99", "reason": "The specified task definition does not exist."}
+    ]
+    assert until_gone(aws, ecs, unused)
+    assert (
+        ecs.describe_task_definition(taskDefinition=used)["taskDefinition"]["status"] == "DELETE_IN_PROGRESS"
+    )
+    assert refusal(lambda: ecs.run_task(taskDefinition=used, launchType="FARGATE"))[0] == "ClientException"
+    assert "deleted" in ecs.list_task_definition_families(status="INACTIVE")["families"]
+    finish(aws, task.rpartition("/")[2])
+    assert until_gone(aws, ecs, used)
+    assert "deleted" not in ecs.list_task_definition_families(status="ALL")["families"]
+    assert register(ecs, "deleted").endswith(":3"), "revisions are never used again"
+
+
+def until_gone(aws: AwsServer, ecs: Any, definition: str) -> bool:
+    """Waits until a revision is not there any more."""
+    seen = -1
+    while True:
+        newest = aws.store.last_seq() if seen < 0 else seen
+        try:
+            ecs.describe_task_definition(taskDefinition=definition)
+        except ClientError as error:
+            return error.response["Error"]["Message"] == "Unable to describe task definition."
+        seen = until_changed(aws, newest)
+
+
+def finish(aws: AwsServer, task_id: str) -> None:
+    """As if the host had reported the end of a task."""
+
+    def work(tx: Tx) -> None:
+        (task,) = tx.scan(tables.TASKS, task_id, index="by_id")
+        tx.put(tables.TASKS, replace(task, last_status="STOPPED", desired_status="STOPPED", stopped_at=1.0))
+
+    aws.run(aws.store.write(Cause(id="test", actor="test", action="finish"), work))
+
+
+def test_another_request_with_the_same_token_names_the_tasks_of_the_first(ecs: Any) -> None:
+    register(ecs, "token")
+    first = ecs.run_task(taskDefinition="token", launchType="FARGATE", clientToken="t")["tasks"][0]["taskArn"]
+    with pytest.raises(ecs.exceptions.ConflictException) as refused:
+        ecs.run_task(taskDefinition="token", launchType="FARGATE", clientToken="t", count=2)
+    assert refused.value.response["resourceIds"] == [first]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"family": "a b"}, "Family"),
+        ({"family": "x" * 256}, "Family"),
+        ({"networkMode": "carrier-pigeon"}, "networkMode"),
+        ({"tags": [{"key": "aws:x", "value": "y"}]}, "aws:"),
+        ({"tags": [{"key": f"k{i}", "value": ""} for i in range(51)]}, "'tags'"),
+        ({"pidMode": "host"}, "pidMode"),
+        ({"proxyConfiguration": {"containerName": "a"}}, "proxyConfiguration"),
+        ({"containerDefinitions": [{"name": "a", "image": "x", "links": ["b"]}]}, "links"),
+        ({"containerDefinitions": [{"name": "a", "image": "x" * 1_000_000}]}, ""),
+    ],
+)
+def test_every_refusal_of_a_task_definition_is_a_client_exception(
+    aws: AwsServer, change: dict[str, Any], words: str
+) -> None:
+    given = {
+        "family": "wrong",
+        "networkMode": "awsvpc",
+        "requiresCompatibilities": ["FARGATE"],
+        "cpu": "256",
+        "memory": "512",
+        "containerDefinitions": [{"name": "a", "image": "x"}],
+        **change,
+    }
+    code, message = refusal(lambda: aws.client("ecs", checks=False).register_task_definition(**given))
+    assert code == "ClientException" and words in message and len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "code"),
+    [
+        ("create_cluster", {"clusterName": "a/b"}, "InvalidParameterException"),
+        ("create_cluster", {"clusterName": "a\x1b[31m"}, "InvalidParameterException"),
+        ("create_cluster", {"clusterName": "x" * 1_000_000}, "InvalidParameterException"),
+        ("delete_cluster", {"cluster": "arn:aws:ecs:us-east-1:0:cluster/a b"}, "InvalidParameterException"),
+        ("delete_cluster", {"cluster": "nope"}, "ClusterNotFoundException"),
+        ("describe_tasks", {"tasks": []}, "InvalidParameterException"),
+        ("describe_tasks", {"tasks": ["x"] * 101}, "InvalidParameterException"),
+        ("describe_tasks", {"tasks": ["arn:aws:ecs:x"]}, "InvalidParameterException"),
+        ("list_tasks", {"maxResults": 0}, "InvalidParameterException"),
+        ("list_tasks", {"nextToken": "made up"}, "InvalidParameterException"),
+        ("list_clusters", {"maxResults": 101}, "InvalidParameterException"),
+        ("run_task", {}, "InvalidParameterException"),
+        ("stop_task", {"task": "0" * 32}, "InvalidParameterException"),
+        ("stop_task", {"task": "0" * 32, "reason": "x" * 1025}, "InvalidParameterException"),
+        ("tag_resource", {"resourceArn": "arn:aws:ecs:us-east-1:0:cluster/no", "tags": []}, None),
+        ("put_account_setting", {"name": "containerInsights", "value": "x"}, "InvalidParameterException"),
+        (
+            "list_attributes",
+            {"targetType": "container-instance", "cluster": "no"},
+            "ClusterNotFoundException",
+        ),
+    ],
+)
+def test_error_codes(aws: AwsServer, call: str, given: dict[str, Any], code: str | None) -> None:
+    found, message = refusal(lambda: getattr(aws.client("ecs", checks=False), call)(**given))
+    assert found == (code or "ClusterNotFoundException")
+    assert message and len(message) < 2000
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        (b"{", "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b"[]", "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b'{"clusterName": 7}', "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b'{"clusterName": "\\ud800"}', "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b'{"clusterName": "\xff"}', "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b'{"color": "red"}', "application/x-amz-json-1.1", 400, "InvalidParameterException"),
+        (b"[" * 100_000, "application/x-amz-json-1.1", 400, "SerializationException"),
+        (b"{}", "text/plain", 415, "SerializationException"),
+        (b"x" * (2 * 1024 * 1024 + 1), "application/x-amz-json-1.1", 413, "RequestEntityTooLargeException"),
+    ],
+)
+def test_bodies_that_are_no_input(aws: AwsServer, body: bytes, kind: str, status: int, code: str) -> None:
+    headers = {"content-type": kind, "x-amz-target": f"{TARGET}.CreateCluster"}
+    signed = signed_headers(aws.http, "ecs", "POST", "/", "", headers, body)
+    connection = http.client.HTTPConnection("127.0.0.1", aws.http.port, timeout=20)
+    try:
+        connection.request("POST", "/", body=body, headers=signed)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["__type"]) == (status, code)
+    finally:
+        connection.close()
