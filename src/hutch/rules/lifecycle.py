@@ -101,13 +101,14 @@ def observed(task: Task, facts: ObservedTask) -> Task:
         return task
     moves = can_move(task.last_status, facts.status)
     status = facts.status if moves else task.last_status
+    ends = _RANK[status] >= _RANK[DEACTIVATING]
     changed = replace(
         task,
         last_status=status,
-        desired_status=STOPPED if _RANK[status] >= _RANK[DEACTIVATING] else task.desired_status,
+        desired_status=STOPPED if ends else task.desired_status,
         containers=tuple(_container(c, facts.containers) for c in task.containers),
-        stop_code=task.stop_code or facts.stop_code,
-        stopped_reason=task.stopped_reason or facts.stopped_reason,
+        stop_code=task.stop_code or (facts.stop_code if ends else ""),
+        stopped_reason=task.stopped_reason or (facts.stopped_reason if ends else ""),
         causes=_causes(task, facts),
         phases=(*(p for p in task.phases if p.name == "placement"), *facts.phases),
         connectivity="CONNECTED" if facts.network_ready_at else task.connectivity,

@@ -93,7 +93,7 @@ def make_plan(queue: Sequence[Task], candidates: Sequence[Candidate]) -> Plan:
             if need:
                 refused[need] = (failure, reason)
             continue
-        chosen = _best(task, fits)
+        chosen = _best(task, fits, candidates)
         chosen.cpu_left -= task.cpu
         chosen.memory_left_mib -= task.memory_mib
         chosen.task_count += 1
@@ -240,17 +240,32 @@ def _driver_reasons(task: Task, left: Sequence[Candidate]) -> str:
     return "; ".join(sorted(reasons)) or "no driver offers it (see --drivers and `hutch doctor`)"
 
 
-def _best(task: Task, fits: list[Candidate]) -> Candidate:
+def _best(task: Task, fits: list[Candidate], candidates: Sequence[Candidate]) -> Candidate:
     """By the task's strategies in order; by default the host with the most memory left (spread)."""
+    strategies = [_strategy(s, task.cluster, candidates) for s in task.placement_strategy]
 
     def rank(c: Candidate) -> tuple[float | str, ...]:
-        keys: list[float | str] = []
-        for strategy in task.placement_strategy:
-            if strategy.get("type") == "binpack":
-                keys.append(c.memory_left_mib if strategy.get("field") == "memory" else c.cpu_left)
-            elif strategy.get("type") == "spread":
-                keys.append(c.task_count)
-        keys += [-c.memory_left_mib, c.task_count, c.host.host_id]
-        return tuple(keys)
+        return (*(s(c) for s in strategies), -c.memory_left_mib, c.task_count, c.host.host_id)
 
     return min(fits, key=rank)
+
+
+def _strategy(
+    strategy: dict[str, str], cluster: str, candidates: Sequence[Candidate]
+) -> Callable[[Candidate], float]:
+    """What a strategy wants as little of as it can get. `random` leaves the choice to us."""
+    kind, field = strategy.get("type"), strategy.get("field", "")
+    if kind == "binpack":
+        return lambda c: c.memory_left_mib if field.lower() == "memory" else c.cpu_left
+    if kind != "spread":
+        return lambda c: 0
+    if not field.startswith("attribute:"):
+        return lambda c: c.task_count
+    tasks: dict[str, int] = {}
+
+    def value(c: Candidate) -> str:
+        return _subject(c, cluster).get(field, "") if cluster in c.instances else ""
+
+    for one in candidates:
+        tasks[value(one)] = tasks.get(value(one), 0) + one.task_count
+    return lambda c: tasks.get(value(c), 0)

@@ -1,13 +1,13 @@
 """AWS's rules for tags."""
 
-import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hutch.base.errors import Invalid, LimitExceeded
 
 MAX_TAGS = 50
-_ALLOWED = re.compile(r"[\w\s_.:/=+\-@]*")
+_SIGNS = frozenset("_.:/=+-@")
 
 
 def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -21,7 +21,7 @@ def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
             raise Invalid("A tag key can have at most 128 characters, a value at most 256.")
         if key.lower().startswith("aws:") or value.lower().startswith("aws:"):
             raise Invalid("Tag keys and values cannot start with 'aws:'; it is reserved.")
-        if not _ALLOWED.fullmatch(key) or not _ALLOWED.fullmatch(value):
+        if not _allowed(key) or not _allowed(value):
             raise Invalid(f"Tag {key[:50]!r} has characters that are not allowed.")
         if key in tags:
             raise Invalid(f"Duplicate tag key {key!r}.")
@@ -37,3 +37,8 @@ def merged(before: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]
     if sum(1 for k in result if not k.startswith("aws:")) > MAX_TAGS:
         raise LimitExceeded(f"A resource can have at most {MAX_TAGS} tags.")
     return result
+
+
+def _allowed(text: str) -> bool:
+    """AWS's own words: Unicode letters, numbers and separators (Z: spaces, but no line feeds), and some signs."""
+    return all(c in _SIGNS or unicodedata.category(c)[0] in "LNZ" for c in text)
