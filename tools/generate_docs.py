@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs
 from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
@@ -13,11 +14,14 @@ from hutch.api.coverage_page import render
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
+from hutch.control.authorizer import Authorizer
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.secrets import SecretOps
+from hutch.control.ops.sts import StsOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.sessions import SessionTokens
 from hutch.control.vault import Vault
 from hutch.settings import SETTINGS
 from hutch.store.logs import LogStore
@@ -32,12 +36,17 @@ def coverage() -> str:
     limits = PlacementLimits(cpu_overcommit=1, memory_reserve_mib=0, ingress_ports=(1, 2))
     tasks = TaskOps(store, clock, ids, limits=limits, wait_for_placement=True, strict_aws=False)
     vault = Vault({1: bytes(32)}, ids)
+    authorizer = Authorizer(store, clock, account_id=where["account_id"])
+    sts_ops = StsOps(
+        store, clock, SessionTokens(vault, ids), authorizer, account_id=where["account_id"]
+    )
     services = [
         ecs.service(store, clock, ids, tasks, paging, **where, strict_aws=False),
         logs.service(LogOps(LogStore(":memory:"), clock), paging, clock, ids, **where),
         secretsmanager.service(SecretOps(store, vault, clock, ids, **where), paging),
         ssm.service(ParameterOps(store, vault, clock, **where), paging),
-        sts.service(),
+        iam.service(store, clock, ids, vault, paging, account_id=where["account_id"]),
+        sts.service(sts_ops),
         ec2.service(store, paging, **where),
     ]
     return render(services)

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 from tests.api.support.aws import AwsServer
+from tests.api.support.identities import sts_ops
 from tests.api.support.server import ApiServer
 from tests.api.support.toys import Toys
 
-from hutch.api.aws.sts.service import service as sts_service
+from hutch.api.aws.sts import service as sts
+from hutch.store.memory import MemoryStore
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,9 @@ def toys() -> Toys:
 
 @pytest.fixture(scope="module")
 def server(toys: Toys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    running = ApiServer([*toys.services(), sts_service()], tmp_path_factory.mktemp("api"))
+    store = MemoryStore()
+    services = [*toys.services(), sts.service(sts_ops(store))]
+    running = ApiServer(services, tmp_path_factory.mktemp("api"), store=store)
     yield running
     running.stop()
 

@@ -19,6 +19,7 @@ import uvicorn
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs_api
 from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
@@ -46,7 +47,9 @@ from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.secrets import SecretOps, values_exist
+from hutch.control.ops.sts import StsOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.sessions import SessionTokens
 from hutch.control.vault import open_vault
 from hutch.host.network.bridge import networks_in_use
 from hutch.rules.netplan import pick_vpc_cidr
@@ -127,6 +130,7 @@ async def _compose(
     identity = Identity(store, clock, ids, vault, account_id=account_id)
     await identity.ensure_root_key(paths.credentials)
     authorizer = Authorizer(store, clock, account_id=account_id)
+    sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=account_id)
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
     fleet = Fleet(
@@ -167,7 +171,8 @@ async def _compose(
             logs_api.service(logs, paging, clock, ids, region=region, account_id=account_id),
             secretsmanager.service(secrets, paging),
             ssm.service(parameters, paging),
-            sts.service(),
+            iam.service(store, clock, ids, vault, paging, account_id=account_id),
+            sts.service(sts_ops),
             ec2.service(store, paging, region=region, account_id=account_id),
         ],
         identity=identity,
@@ -186,8 +191,8 @@ async def _compose(
         PlacementLoop(store, clock, ids, limits).run(),
         retention.run(),
         MembershipLoop(store, hosts).run(),
-        SecretExpiryLoop(secrets, ids).run(),
         DefinitionLoop(store, ids).run(),
+        SecretExpiryLoop(secrets, ids).run(),
         fleet.dispatch_changes(),
     ]
     await _serve(settings, paths, app, fleet, loops, ready_fd)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from botocore.config import Config
+from tests.api.support.identities import identity_services
 from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.logs import service as logs_api
-from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import SystemClock
@@ -34,7 +34,7 @@ HOST_ID = "i-0123456789abcdef0"
 
 
 class AwsServer:
-    """ECS, CloudWatch Logs, EC2 and STS as the control plane serves them, until `stop`."""
+    """ECS, CloudWatch Logs, EC2, IAM and STS as the control plane serves them, until `stop`."""
 
     def __init__(self, directory: Path) -> None:
         clock, ids = SystemClock(), RandomIds()
@@ -52,7 +52,7 @@ class AwsServer:
                 LogOps(self.log_store, clock), paging, clock, ids, region=REGION, account_id=ACCOUNT_ID
             ),
             ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
-            sts.service(),
+            *identity_services(self.store, clock),
         ]
         self.http = ApiServer(self.services, directory, store=self.store, clock=clock)
         self.hosts = HostOps(self.store, clock, ids, clusters=("*",), default_zone=f"{REGION}a")

@@ -11,6 +11,7 @@ import msgspec
 import uvicorn
 from botocore.config import Config
 from msgspec.structs import replace
+from tests.api.support.identities import vault
 
 from hutch.api.gateway.app import build_app
 from hutch.api.gateway.native import NativeRoute
@@ -19,7 +20,6 @@ from hutch.base.clock import Clock, SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
 from hutch.control.identity import Credentials, Identity
-from hutch.control.vault import Vault
 from hutch.model.iam import AccessKey
 from hutch.store.memory import MemoryStore
 from hutch.store.tables import ACCESS_KEYS
@@ -45,8 +45,7 @@ class ApiServer:
         self.store = store or MemoryStore()
         ids = RandomIds()
         clock = clock or SystemClock()
-        self.vault = Vault({1: bytes(32)}, ids)
-        self.identity = Identity(self.store, clock, ids, self.vault, account_id=ACCOUNT_ID)
+        self.identity = Identity(self.store, clock, ids, vault(), account_id=ACCOUNT_ID)
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self.store.open())
         self.loop.run_until_complete(self.identity.ensure_root_key(directory / "credentials.json"))

@@ -1,0 +1,213 @@
+"""Role and instance profile operations: shape in, one use case, shape out."""
+
+from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, cause_of, encoded, op, tag_list, tags_of
+from hutch.api.gateway.operation import Operation, Request
+from hutch.control.ops.iam.managed import policy_arn
+from hutch.control.ops.iam.profiles import ProfileOps
+from hutch.control.ops.iam.roles import NewRole, RoleOps
+
+
+class RoleHandlers:
+    """The role operations of IAM."""
+
+    def __init__(self, ops: RoleOps, shapes: Shapes, pages: Pages, account_id: str) -> None:
+        self._ops = ops
+        self._shapes = shapes
+        self._pages = pages
+        self._account_id = account_id
+
+    def operations(self) -> tuple[Operation, ...]:
+        name, policy = "RoleName", ("RoleName", "PolicyName")
+        attached = ("RoleName", "PolicyArn")
+        return (
+            op(
+                "CreateRole",
+                self.create,
+                *("Path", name, "AssumeRolePolicyDocument", "Description", "MaxSessionDuration"),
+                *("PermissionsBoundary", "Tags"),
+            ),
+            op("GetRole", self.get, name),
+            op("ListRoles", self.list, "PathPrefix", *PAGE),
+            op("DeleteRole", self.delete, name),
+            op("UpdateRole", self.update, name, "Description", "MaxSessionDuration"),
+            op("UpdateRoleDescription", self.update_description, name, "Description"),
+            op("UpdateAssumeRolePolicy", self.update_trust, name, "PolicyDocument"),
+            op("PutRolePolicy", self.put_policy, *policy, "PolicyDocument"),
+            op("GetRolePolicy", self.get_policy, *policy),
+            op("ListRolePolicies", self.list_policies, name, *PAGE),
+            op("DeleteRolePolicy", self.delete_policy, *policy),
+            op("AttachRolePolicy", self.attach, *attached),
+            op("DetachRolePolicy", self.detach, *attached),
+            op("ListAttachedRolePolicies", self.list_attached, name, "PathPrefix", *PAGE),
+            op("TagRole", self.tag, name, "Tags"),
+            op("UntagRole", self.untag, name, "TagKeys"),
+            op("ListRoleTags", self.list_tags, name, *PAGE),
+            op(
+                "CreateServiceLinkedRole",
+                self.create_service_linked,
+                *("AWSServiceName", "Description", "CustomSuffix"),
+            ),
+        )
+
+    async def create(self, request: Request) -> Shape:
+        given = request.input
+        role = await self._ops.create(
+            cause_of(request),
+            NewRole(
+                name=given["RoleName"],
+                path=given.get("Path", "/"),
+                trust_policy=given["AssumeRolePolicyDocument"],
+                description=given.get("Description", ""),
+                max_session_s=given.get("MaxSessionDuration", 3600),
+                boundary_arn=given.get("PermissionsBoundary", ""),
+                tags=tags_of(given),
+            ),
+        )
+        return {"Role": self._shapes.role(role)}
+
+    async def create_service_linked(self, request: Request) -> Shape:
+        given = request.input
+        role = await self._ops.create_service_linked(
+            cause_of(request),
+            given["AWSServiceName"],
+            given.get("Description", ""),
+            given.get("CustomSuffix", ""),
+        )
+        return {"Role": self._shapes.role(role)}
+
+    async def get(self, request: Request) -> Shape:
+        return {"Role": self._shapes.role(self._ops.get(request.input["RoleName"]))}
+
+    async def list(self, request: Request) -> Shape:
+        after, count = self._pages.start(request)
+        page, more = self._ops.page(request.input.get("PathPrefix", "/"), after, count)
+        shown = [self._shapes.role(r, brief=True) for r in page]
+        last = page[-1].name.lower() if page else ""
+        return self._pages.answer(request, "Roles", shown, last, more=more)
+
+    async def delete(self, request: Request) -> Shape:
+        await self._ops.delete(cause_of(request), request.input["RoleName"])
+        return {}
+
+    async def update(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.update(
+            cause_of(request), given["RoleName"], given.get("Description"), given.get("MaxSessionDuration")
+        )
+        return {}
+
+    async def update_description(self, request: Request) -> Shape:
+        given = request.input
+        role = await self._ops.update(cause_of(request), given["RoleName"], given["Description"], None)
+        return {"Role": self._shapes.role(role)}
+
+    async def update_trust(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.update_trust(cause_of(request), given["RoleName"], given["PolicyDocument"])
+        return {}
+
+    async def put_policy(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.put_policy(
+            cause_of(request), given["RoleName"], given["PolicyName"], given["PolicyDocument"]
+        )
+        return {}
+
+    async def get_policy(self, request: Request) -> Shape:
+        role, policy = request.input["RoleName"], request.input["PolicyName"]
+        document = self._ops.policy(role, policy)
+        return {"RoleName": role, "PolicyName": policy, "PolicyDocument": encoded(document)}
+
+    async def list_policies(self, request: Request) -> Shape:
+        names = sorted(self._ops.get(request.input["RoleName"]).inline)
+        return self._pages.cut(request, "PolicyNames", [(n, n) for n in names])
+
+    async def delete_policy(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.delete_policy(cause_of(request), given["RoleName"], given["PolicyName"])
+        return {}
+
+    async def attach(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.attach(cause_of(request), given["RoleName"], given["PolicyArn"])
+        return {}
+
+    async def detach(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.detach(cause_of(request), given["RoleName"], given["PolicyArn"])
+        return {}
+
+    async def list_attached(self, request: Request) -> Shape:
+        found = self._ops.attached(request.input["RoleName"], request.input.get("PathPrefix", "/"))
+        shown = [
+            (p.name, {"PolicyName": p.name, "PolicyArn": policy_arn(self._account_id, p)}) for p in found
+        ]
+        return self._pages.cut(request, "AttachedPolicies", shown)
+
+    async def tag(self, request: Request) -> Shape:
+        await self._ops.tag(cause_of(request), request.input["RoleName"], tags_of(request.input))
+        return {}
+
+    async def untag(self, request: Request) -> Shape:
+        await self._ops.untag(cause_of(request), request.input["RoleName"], request.input["TagKeys"])
+        return {}
+
+    async def list_tags(self, request: Request) -> Shape:
+        tags = tag_list(self._ops.get(request.input["RoleName"]).tags)
+        tags.sort(key=lambda t: str(t["Key"]))
+        return self._pages.cut(request, "Tags", [(t["Key"], t) for t in tags])
+
+
+class ProfileHandlers:
+    """The instance profile operations of IAM."""
+
+    def __init__(self, ops: ProfileOps, shapes: Shapes, pages: Pages) -> None:
+        self._ops = ops
+        self._shapes = shapes
+        self._pages = pages
+
+    def operations(self) -> tuple[Operation, ...]:
+        name = "InstanceProfileName"
+        return (
+            op("CreateInstanceProfile", self.create, name, "Path", "Tags"),
+            op("GetInstanceProfile", self.get, name),
+            op("ListInstanceProfiles", self.list, "PathPrefix", *PAGE),
+            op("ListInstanceProfilesForRole", self.list, "RoleName", *PAGE),
+            op("AddRoleToInstanceProfile", self.add_role, name, "RoleName"),
+            op("RemoveRoleFromInstanceProfile", self.remove_role, name, "RoleName"),
+            op("DeleteInstanceProfile", self.delete, name),
+        )
+
+    async def create(self, request: Request) -> Shape:
+        given = request.input
+        profile = await self._ops.create(
+            cause_of(request), given["InstanceProfileName"], given.get("Path", "/"), tags_of(given)
+        )
+        return {"InstanceProfile": self._shapes.profile(profile, ())}
+
+    async def get(self, request: Request) -> Shape:
+        profile, roles = self._ops.get(request.input["InstanceProfileName"])
+        return {"InstanceProfile": self._shapes.profile(profile, roles)}
+
+    async def list(self, request: Request) -> Shape:
+        """Also of one role."""
+        given = request.input
+        after, count = self._pages.start(request)
+        page, more = self._ops.page(given.get("PathPrefix", "/"), given.get("RoleName", ""), after, count)
+        shown = [self._shapes.profile(p, roles) for p, roles in page]
+        last = page[-1][0].name.lower() if page else ""
+        return self._pages.answer(request, "InstanceProfiles", shown, last, more=more)
+
+    async def add_role(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.add_role(cause_of(request), given["InstanceProfileName"], given["RoleName"])
+        return {}
+
+    async def remove_role(self, request: Request) -> Shape:
+        given = request.input
+        await self._ops.remove_role(cause_of(request), given["InstanceProfileName"], given["RoleName"])
+        return {}
+
+    async def delete(self, request: Request) -> Shape:
+        await self._ops.delete(cause_of(request), request.input["InstanceProfileName"])
+        return {}

@@ -1,0 +1,66 @@
+"""Task roles: what a task's containers sign with."""
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.base.errors import AccessDenied, NotFound
+from hutch.control.ops.sts import StsOps
+from hutch.control.sessions import TemporaryCredentials
+from hutch.model.iam import Session
+from hutch.rules.iam.arns import entity_arn
+from hutch.store import tables
+from hutch.store.contract import Store
+
+TASK_SESSION_S = 6 * 3600
+TASKS_SERVICE = "ecs-tasks.amazonaws.com"
+
+
+class TaskCredentials(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task's containers get to sign with."""
+
+    role_arn: str
+    credentials: TemporaryCredentials
+
+
+class TaskRoles:
+    """Credentials for tasks that have a task role. Asked again before they expire."""
+
+    def __init__(self, store: Store, clock: Clock, sts: StsOps, *, region: str, account_id: str) -> None:
+        self._store = store
+        self._clock = clock
+        self._sts = sts
+        self._account_id = account_id
+        self._context = {
+            "aws:sourceaccount": (account_id,),
+            "aws:sourcearn": (f"arn:aws:ecs:{region}:{account_id}:*",),
+        }
+
+    def credentials(self, cluster: str, task_id: str) -> TaskCredentials:
+        """Credentials for a task that is not stopped, as `assumed-role/<role>/<task id>`, good for six hours.
+
+        Raises `NotFound` for a task that is not there, is stopped or has no task role, or whose role is not there;
+        `AccessDenied` for a role that does not trust `ecs-tasks.amazonaws.com`.
+        """
+        with self._store.read() as reader:
+            task = reader.get(tables.TASKS, cluster, task_id)
+            if task is None or task.is_stopped:
+                raise NotFound(f"task {task_id} does not run")
+            definition = reader.get(tables.TASK_DEFINITIONS, task.family, f"{task.revision:010d}")
+        document = definition.document if definition else {}
+        arn = str(task.overrides.get("taskRoleArn") or document.get("taskRoleArn") or "")
+        if not arn:
+            raise NotFound(f"task {task_id} has no task role; set taskRoleArn in its task definition")
+        if not arn.startswith("arn:"):
+            arn = entity_arn(self._account_id, "role", "/", arn)
+        role = self._sts.find_role(arn)
+        if role is None:
+            raise NotFound(f"the task role {arn} does not exist; make it with CreateRole")
+        if not self._sts.check_service(role, TASKS_SERVICE, self._context):
+            raise AccessDenied(
+                f"the trust policy of the task role {arn} does not let {TASKS_SERVICE} assume it; see "
+                f"UpdateAssumeRolePolicy"
+            )
+        now = self._clock.now()
+        session = Session(issued_at=now, expires_at=now + TASK_SESSION_S)
+        become = self._sts.become(role, task_id, session)
+        return TaskCredentials(role_arn=arn, credentials=become.credentials)
