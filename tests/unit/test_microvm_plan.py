@@ -1,11 +1,22 @@
 """The microVM driver's pure parts: QEMU's command line, why a VM ended, and what is refused."""
 
+import msgspec
 import pytest
 
 from hutch.host.drivers.contract import Attachment, DriverError, RootImage, SandboxSpec
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.ending import Traces, explain
-from hutch.host.drivers.microvm.qemu import Disk, VmSpec, inherited_fds, qemu_argv, vm_memory_mib, vm_vcpus
+from hutch.host.drivers.microvm.qemu import (
+    Disk,
+    Memory,
+    VmSpec,
+    disk_slots,
+    inherited_fds,
+    machine_traits,
+    qemu_argv,
+    vm_memory_mib,
+    vm_vcpus,
+)
 from hutch.wire.fleet import ContainerSpec, TaskSpec, VolumeSpec
 
 GOLDEN = """qemu-system-x86_64
@@ -14,12 +25,13 @@ GOLDEN = """qemu-system-x86_64
 -no-user-config
 -display none
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--machine microvm,acpi=on,dump-guest-core=off
--accel tcg,thread=multi,tb-size=128
+-machine microvm,acpi=on,dump-guest-core=off,memory-backend=memory
+-accel tcg,thread=multi,tb-size=48
 -cpu max,la57=off
 -smp 2
 -m 616M
 -action reboot=shutdown,shutdown=pause,panic=pause
+-object memory-backend-ram,id=memory,size=616M
 -kernel /proc/self/fd/3
 -initrd /proc/self/fd/4
 -append console=ttyS0 quiet panic=-1 reboot=t no_timer_check cryptomgr.notests mitigations=off tsc=reliable tsc_early_khz=2596118
@@ -33,14 +45,18 @@ GOLDEN = """qemu-system-x86_64
 -object rng-random,id=rng,filename=/dev/urandom
 -device virtio-rng-device,rng=rng
 -add-fd fd=7,set=1
--blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/dev/fdset/1,file.locking=off
--device virtio-blk-device,drive=disk0,serial=image0
+-blockdev driver=raw,node-name=disk0,read-only=off,discard=unmap,detect-zeroes=unmap,file.driver=file,\
+file.filename=/dev/fdset/1,file.locking=off
+-device virtio-blk-device,drive=disk0,serial=disk0
 -add-fd fd=8,set=2
--blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,detect-zeroes=unmap,file.driver=file,\
-file.filename=/dev/fdset/2,file.locking=off
--device virtio-blk-device,drive=disk1,serial=scratch
+-blockdev driver=raw,node-name=disk1,read-only=on,file.driver=file,file.filename=/dev/fdset/2,file.locking=off
+-device virtio-blk-device,drive=disk1,serial=disk1
+-blockdev driver=raw,node-name=disk2,read-only=on,file.driver=null-co,file.size=512
+-device virtio-blk-device,drive=disk2,serial=disk2
+-blockdev driver=raw,node-name=disk3,read-only=on,file.driver=null-co,file.size=512
+-device virtio-blk-device,drive=disk3,serial=disk3
 -netdev tap,id=net,fd=9
--device virtio-net-device,netdev=net,mac=02:00:00:00:00:01"""
+-device virtio-net-device,mac=02:00:00:00:00:00,netdev=net"""
 
 
 def vm(accelerator: str = "tcg") -> VmSpec:
@@ -54,11 +70,10 @@ def vm(accelerator: str = "tcg") -> VmSpec:
         agent_fd=5,
         qmp_fd=6,
         disks=(
-            Disk(serial="image0", fd=7, read_only=True),
-            Disk(serial="scratch", fd=8, read_only=False),
+            Disk(fd=7, read_only=False),
+            Disk(fd=8, read_only=True),
         ),
         tap_fd=9,
-        mac="02:00:00:00:00:01",
         tsc_khz=2596118,
     )
 
@@ -66,6 +81,28 @@ def vm(accelerator: str = "tcg") -> VmSpec:
 def test_the_command_line_is_this() -> None:
     assert " ".join(qemu_argv(vm())) == " ".join(GOLDEN.split("\n"))
     assert list(inherited_fds(vm())) == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_restored_vm_is_the_same_machine_without_a_kernel() -> None:
+    restored = msgspec.structs.replace(
+        vm(), kernel_fd=None, initrd_fd=None, incoming=True, memory=Memory(fd=3, shared=False)
+    )
+    argv = qemu_argv(restored)
+    assert argv[argv.index("-incoming") + 1] == "defer"
+    assert "-kernel" not in argv
+    assert "memory-backend-file,id=memory,size=616M,mem-path=/proc/self/fd/3,share=off" in argv
+    assert list(inherited_fds(restored)) == [5, 6, 7, 8, 9, 3]
+    template = msgspec.structs.replace(vm(), disks=(), tap_fd=None, memory=Memory(fd=3, shared=True))
+    assert machine_traits(restored) == machine_traits(vm()) == machine_traits(template)
+    assert machine_traits(vm("kvm")) != machine_traits(vm())
+    for change in ({"vcpus": 1}, {"memory_mib": 617}, {"disk_slots": 20}):
+        assert machine_traits(msgspec.structs.replace(vm(), **change)) != machine_traits(vm())
+
+
+def test_machines_have_room_for_a_few_disks_or_for_many() -> None:
+    assert [disk_slots(n) for n in (1, 4, 5, 20)] == [4, 4, 20, 20]
+    with pytest.raises(ValueError, match="20 disks"):
+        disk_slots(21)
 
 
 def test_kvm_brings_the_hosts_cpu_and_no_emulation_tricks() -> None:
@@ -126,7 +163,7 @@ def sandbox(**changes: object) -> SandboxSpec:
 def test_containers_with_the_same_image_share_a_disk() -> None:
     disks = plan.image_disks(sandbox().images)
     assert disks["a"] == disks["c"] != disks["b"]
-    assert [m["serial"] for m in plan.disk_mounts(sandbox())] == ["image0", "image1", "scratch"]
+    assert [m["serial"] for m in plan.disk_mounts(sandbox())] == ["disk1", "disk2", "disk0"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 //! From a fresh initramfs to a machine that can take a task: mounts, a root that can be pivoted, boot modules.
 //!
-//! The drivers of disks and network interfaces are *not* loaded here but when the host asks (`disks`, `configure`): so
-//! that a VM restored from a template finds whatever devices its clone has.
+//! All drivers are loaded here, but only the agent's channel is bound to its device. Disks, interfaces and the source of
+//! randomness are bound when the host asks (`disks`, `configure`), so that a VM restored from a template probes its own.
 
 use crate::{kernel, sys};
 
@@ -23,6 +23,10 @@ pub fn bring_up() -> Result<(), String> {
         sys::mount(source, target, kind, flags, data).map_err(|e| format!("mount {}: {}", target, e))?;
     }
     kernel::load_modules("boot")?;
+    kernel::leave_devices_unbound().map_err(|e| format!("virtio bus: {}", e))?;
+    for phase in ["disk", "net", "random"] {
+        kernel::load_modules(phase)?;
+    }
     kernel::loopback_up().map_err(|e| format!("lo: {}", e))?;
     enable_controllers("/sys/fs/cgroup");
     std::fs::create_dir_all("/sys/fs/cgroup/hutch").map_err(|e| format!("cgroup: {}", e))?;

@@ -47,9 +47,6 @@ pub fn configure(given: &Value) -> Result<Value, String> {
             .map_err(|e| format!("memory.max: {}", e))?;
     }
     let interfaces = given["interfaces"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if !interfaces.is_empty() {
-        kernel::load_modules("net")?;
-    }
     for item in interfaces {
         kernel::configure_interface(&kernel::Interface {
             mac: &text(item, "mac")?,
@@ -69,7 +66,6 @@ pub fn configure(given: &Value) -> Result<Value, String> {
 
 /// Finds disks by serial and mounts them.
 pub fn disks(given: &Value) -> Result<Value, String> {
-    kernel::load_modules("disk")?;
     for item in given["mounts"].as_array().map(Vec::as_slice).unwrap_or_default() {
         let device = kernel::disk_by_serial(&text(item, "serial")?)?;
         let (path, kind) = (text(item, "path")?, text(item, "fs")?);

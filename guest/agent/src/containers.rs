@@ -172,6 +172,7 @@ impl Container {
             "name": self.name, "number": self.number, "status": status, "pid": self.pid,
             "exit_code": self.exit_code, "signal": self.signal, "oom": self.oom, "started_ns": self.started_ns,
             "finished_ns": self.finished_ns, "log_seq": self.logs.last_seq(),
+            "log_acked": self.logs.acknowledged_seq(),
         })
     }
 

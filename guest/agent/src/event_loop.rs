@@ -1,5 +1,6 @@
 //! The loop: host messages, container output, ended children. Everything that happens, happens here, one at a time.
 
+use std::collections::HashMap;
 use std::os::unix::io::RawFd;
 use std::process::Command;
 
@@ -8,12 +9,15 @@ use serde_json::{json, Value};
 
 use crate::channel::Channel;
 use crate::containers::{spawn, text, Container, Stage};
+use crate::kernel::{self, Kind};
 use crate::{commands, sys, Options};
 
 /// While the host is away its return is announced by SIGIO; this only bounds the wait should one get lost.
 const HOST_AWAY_MS: i32 = 1000;
 const PROBE_OUTPUT: usize = 4096;
 const MAX_CONTAINERS: usize = 4096;
+/// What can wait is done so long after the first container runs: its start shall have the CPU for itself.
+const SETTLE_NS: u64 = 2_000_000_000;
 
 /// A health check's process.
 struct Probe {
@@ -36,6 +40,9 @@ struct Agent<'a> {
     next_probe: u64,
     /// Children that ended while a runtime was still at work: perhaps the container that it was starting.
     early: Vec<(i32, i32, i32)>,
+    /// When what can wait is to be done; None: nothing waits.
+    settle_at_ns: Option<u64>,
+    has_settled: bool,
     done: bool,
 }
 
@@ -60,6 +67,8 @@ pub fn run(options: &Options) -> Result<(), String> {
         next_event: 1,
         next_probe: 1,
         early: Vec::new(),
+        settle_at_ns: None,
+        has_settled: !options.is_init,
         done: false,
     };
     while !agent.done {
@@ -91,22 +100,56 @@ impl Agent<'_> {
         }
         self.expire_probes();
         self.answer_probes();
+        self.settle();
         for container in &mut self.containers {
             container.logs.send(&mut self.channel);
         }
-        // A start that failed leaves nothing to be told about; one that exited stays known for `state`.
-        self.containers.retain(|c| !matches!(c.stage, Stage::Exited) || c.pid != 0);
+        self.forget_old_starts();
+    }
+
+    /// A start that failed leaves nothing to be told about. One that exited stays known for `state` until the host has
+    /// acknowledged exit and output, and the last one of each name for ever: so `state` stays short, however often a
+    /// container is started again.
+    fn forget_old_starts(&mut self) {
+        let events = &self.events;
+        let newest: HashMap<String, u32> = self.containers.iter().fold(HashMap::new(), |mut newest, c| {
+            let number = newest.entry(c.name.clone()).or_insert(c.number);
+            *number = c.number.max(*number);
+            newest
+        });
+        self.containers.retain(|c| {
+            if !matches!(c.stage, Stage::Exited) {
+                return true;
+            }
+            let told = events.iter().all(|e| e["number"] != json!(c.number));
+            c.pid != 0 && (newest.get(&c.name) == Some(&c.number) || !told || !c.logs.is_delivered())
+        });
     }
 
     fn timeout_ms(&self, channel: &libc::pollfd) -> i32 {
         let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
         let waiting = self.probes.iter().filter(|p| !p.timed_out).map(|p| p.deadline_ns);
-        let next = waiting.min().map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
+        let next =
+            waiting.chain(self.settle_at_ns).min().map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
         match (next, channel.fd < 0) {
             (Some(ms), true) => ms.min(HOST_AWAY_MS),
             (Some(ms), false) => ms,
             (None, true) => HOST_AWAY_MS,
             (None, false) => -1,
+        }
+    }
+
+    /// Gives the kernel the host's source of randomness for the time to come (it was seeded when the host greeted). Its
+    /// first bytes come from the device, and the device is asked here and not earlier: in a template they would be in
+    /// the memory that all VMs made from it start with.
+    fn settle(&mut self) {
+        let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+        if self.settle_at_ns.map_or(true, |at| at > now) {
+            return;
+        }
+        self.settle_at_ns = None;
+        if let Err(message) = kernel::bind_next(Kind::Random) {
+            self.emit(json!({ "event": "agent_error", "message": message }));
         }
     }
 
@@ -145,6 +188,9 @@ impl Agent<'_> {
                         container.pid = 0;
                     }
                     self.answer(request, answer);
+                    if !std::mem::replace(&mut self.has_settled, true) {
+                        self.settle_at_ns = Some(sys::clock_ns(libc::CLOCK_MONOTONIC) + SETTLE_NS);
+                    }
                     return self.take_early();
                 }
                 Stage::Running if container.pid == pid => {

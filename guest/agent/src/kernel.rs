@@ -1,4 +1,4 @@
-//! What makes a booted kernel ready for a task: modules by phase, disks by serial, network interfaces by MAC.
+//! What makes a booted kernel ready for a task: modules by phase, devices bound to drivers when they are wanted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,53 @@ use std::path::{Path, PathBuf};
 use crate::sys;
 
 const MODULE_LIST: &str = "/etc/hutch/modules";
+const VIRTIO_BUS: &str = "/sys/bus/virtio";
 
-/// Loads the modules of a phase ("boot", "disk", "net", "extra") in their order. Loading twice does no harm.
+/// A kind of virtio device, by its number on the bus.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Net = 1,
+    Block = 2,
+    Random = 4,
+}
+
+impl Kind {
+    fn driver(self) -> &'static str {
+        match self {
+            Kind::Net => "virtio_net",
+            Kind::Block => "virtio_blk",
+            Kind::Random => "virtio_rng",
+        }
+    }
+}
+
+/// From now on a virtio device gets its driver only when `bind_next` says so.
+pub fn leave_devices_unbound() -> io::Result<()> {
+    std::fs::write(format!("{}/drivers_autoprobe", VIRTIO_BUS), "0")
+}
+
+/// Binds the first device of a kind that has no driver yet, and returns when it is probed. False if there is none.
+pub fn bind_next(kind: Kind) -> Result<bool, String> {
+    let entries = std::fs::read_dir(format!("{}/devices", VIRTIO_BUS)).map_err(|e| format!("virtio bus: {}", e))?;
+    let mut unbound: Vec<(usize, String)> = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let number = std::fs::read_to_string(entry.path().join("device")).unwrap_or_default();
+        if number.trim() == format!("0x{:04x}", kind as u32) && !entry.path().join("driver").exists() {
+            unbound.push((name.len(), name));
+        }
+    }
+    // By number: "virtio9" is before "virtio10".
+    let name = match unbound.into_iter().min() {
+        Some((_, name)) => name,
+        None => return Ok(false),
+    };
+    std::fs::write(format!("{}/drivers/{}/bind", VIRTIO_BUS, kind.driver()), &name)
+        .map_err(|e| format!("{}: {}", name, e))?;
+    Ok(true)
+}
+
+/// Loads the modules of a phase ("boot", "disk", "net", "random", "extra") in their order. Loading twice does no harm.
 pub fn load_modules(phase: &str) -> Result<(), String> {
     let list = std::fs::read_to_string(MODULE_LIST).map_err(|e| format!("{}: {}", MODULE_LIST, e))?;
     for line in list.lines() {
@@ -22,16 +67,21 @@ pub fn load_modules(phase: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The device node of the virtio disk that has this serial.
+/// The device node of the virtio disk that has this serial. Disks are bound, one after the other, until it is found:
+/// those that a task does not use are never touched.
 pub fn disk_by_serial(serial: &str) -> Result<PathBuf, String> {
-    let entries = std::fs::read_dir("/sys/block").map_err(|e| format!("/sys/block: {}", e))?;
-    for entry in entries.flatten() {
-        let found = std::fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-        if found.trim_end() == serial {
-            return Ok(Path::new("/dev").join(entry.file_name()));
+    loop {
+        let entries = std::fs::read_dir("/sys/block").map_err(|e| format!("/sys/block: {}", e))?;
+        for entry in entries.flatten() {
+            let found = std::fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+            if found.trim_end() == serial {
+                return Ok(Path::new("/dev").join(entry.file_name()));
+            }
+        }
+        if !bind_next(Kind::Block)? {
+            return Err(format!("no disk has the serial {}", serial));
         }
     }
-    Err(format!("no disk has the serial {}", serial))
 }
 
 /// A network interface to be set up.
@@ -43,15 +93,40 @@ pub struct Interface<'a> {
     pub mtu: i32,
 }
 
-fn name_by_mac(mac: &str) -> Result<String, String> {
+/// Ethernet interfaces that are backed by a device: (name, MAC).
+fn ethernet() -> Result<Vec<(String, String)>, String> {
     let entries = std::fs::read_dir("/sys/class/net").map_err(|e| format!("/sys/class/net: {}", e))?;
-    for entry in entries.flatten() {
-        let found = std::fs::read_to_string(entry.path().join("address")).unwrap_or_default();
-        if found.trim() == mac {
-            return Ok(entry.file_name().to_string_lossy().into_owned());
-        }
+    let backed = entries.flatten().filter(|e| e.path().join("device").exists());
+    let mac = |p: PathBuf| std::fs::read_to_string(p.join("address")).unwrap_or_default().trim().to_string();
+    Ok(backed.map(|e| (e.file_name().to_string_lossy().into_owned(), mac(e.path()))).collect())
+}
+
+/// The interface that has this MAC. If none has, the next device becomes it: a VM from a template has its template's.
+fn name_by_mac(socket: &Socket, mac: &str) -> Result<String, String> {
+    let known = ethernet()?;
+    if let Some((name, _)) = known.iter().find(|(_, m)| m == mac) {
+        return Ok(name.clone());
     }
-    Err(format!("no network interface has the MAC {}", mac))
+    if !bind_next(Kind::Net)? {
+        return Err(format!("there is no network device for the MAC {}", mac));
+    }
+    let fresh = ethernet()?.into_iter().find(|(n, _)| known.iter().all(|(k, _)| k != n));
+    let (name, current) = fresh.ok_or_else(|| "the network device did not become an interface".to_string())?;
+    if current != mac {
+        set_mac(socket, &name, mac).map_err(|e| format!("MAC of {}: {}", name, e))?;
+    }
+    Ok(name)
+}
+
+fn set_mac(socket: &Socket, name: &str, mac: &str) -> io::Result<()> {
+    let octets: Vec<u8> = mac.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    if octets.len() != 6 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a MAC"));
+    }
+    let mut request = if_req(name);
+    request.data[..2].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
+    request.data[2..8].copy_from_slice(&octets);
+    socket.request(libc::SIOCSIFHWADDR as _, &request)
 }
 
 #[repr(C)]
@@ -118,9 +193,9 @@ pub fn loopback_up() -> io::Result<()> {
 
 /// Gives an interface its address and the machine its default route.
 pub fn configure_interface(interface: &Interface<'_>) -> Result<(), String> {
-    let name = name_by_mac(interface.mac)?;
+    let socket = Socket::open().map_err(|e| format!("socket: {}", e))?;
+    let name = name_by_mac(&socket, interface.mac)?;
     let explain = |what: &str, e: io::Error| format!("{} of {}: {}", what, name, e);
-    let socket = Socket::open().map_err(|e| explain("socket", e))?;
     let mut request = if_req(&name);
     request.data[..4].copy_from_slice(&interface.mtu.to_ne_bytes());
     socket.request(libc::SIOCSIFMTU as _, &request).map_err(|e| explain("MTU", e))?;

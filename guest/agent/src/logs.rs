@@ -26,6 +26,7 @@ pub struct Backlog {
     bytes: usize,
     next_seq: u64,
     sent_seq: u64,
+    acknowledged_seq: u64,
 }
 
 impl Backlog {
@@ -34,7 +35,7 @@ impl Backlog {
         for (_, fd) in &pipes {
             sys::set_non_blocking(*fd, false);
         }
-        Backlog { number, pipes, entries: VecDeque::new(), bytes: 0, next_seq: 1, sent_seq: 0 }
+        Backlog { number, pipes, entries: VecDeque::new(), bytes: 0, next_seq: 1, sent_seq: 0, acknowledged_seq: 0 }
     }
 
     /// The pipes to be polled now: none while the backlog is full.
@@ -48,6 +49,16 @@ impl Backlog {
     /// The last sequence number given out.
     pub fn last_seq(&self) -> u64 {
         self.next_seq - 1
+    }
+
+    /// The last sequence number that the host has on its disk.
+    pub fn acknowledged_seq(&self) -> u64 {
+        self.acknowledged_seq
+    }
+
+    /// Whether nothing more will come, and the host has all that came.
+    pub fn is_delivered(&self) -> bool {
+        self.pipes.is_empty() && self.entries.is_empty()
     }
 
     /// Reads a pipe that is ready.
@@ -106,6 +117,7 @@ impl Backlog {
 
     /// The host has all up to `seq`.
     pub fn acknowledge(&mut self, seq: u64) {
+        self.acknowledged_seq = self.acknowledged_seq.max(seq.min(self.last_seq()));
         while self.entries.front().map_or(false, |e| e.seq <= seq) {
             if let Some(entry) = self.entries.pop_front() {
                 self.bytes -= entry.data.len();

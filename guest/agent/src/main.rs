@@ -58,9 +58,10 @@ fn parse_options() -> Result<Options, String> {
 }
 
 fn run() -> Result<(), String> {
-    let options = parse_options()?;
+    let mut options = parse_options()?;
     if options.is_init {
         boot::bring_up()?;
+        options.runtime = sys::sealed_program(&options.runtime).map_err(|e| format!("crun: {}", e))?;
     }
     event_loop::run(&options)
 }

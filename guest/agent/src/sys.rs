@@ -65,6 +65,25 @@ pub fn load_module(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A sealed copy of a program in memory, as a path that can be executed by us and our children.
+///
+/// A container runtime copies itself like this on every start, so that a container can't overwrite it through
+/// /proc/self/exe; one that is sealed already runs on at once.
+pub fn sealed_program(path: &Path) -> io::Result<std::path::PathBuf> {
+    use std::os::unix::io::FromRawFd;
+    let name = c_string("runtime")?;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the pointer is a NUL-terminated string that lives until the call returns.
+    let fd = check(i64::from(unsafe { libc::memfd_create(name.as_ptr(), flags) }))? as RawFd;
+    // SAFETY: `fd` was just made and is ours; it is never closed, since the path leads through it.
+    let mut copy = std::mem::ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) });
+    io::copy(&mut std::fs::File::open(path)?, &mut *copy)?;
+    let seals = libc::F_SEAL_SEAL | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE;
+    // SAFETY: takes no pointers.
+    check(i64::from(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) }))?;
+    Ok(format!("/proc/self/fd/{}", fd).into())
+}
+
 /// Ends the machine. Never returns as PID 1.
 pub fn power_off() {
     // SAFETY: neither call takes pointers.

@@ -36,6 +36,8 @@ class GuestContainer(msgspec.Struct, frozen=True, kw_only=True):
     finished_ns: Count = 0
     log_seq: Count = 0
     """The last record of its output so far."""
+    log_acked: Count = 0
+    """The last one that a host agent has acknowledged."""
 
 
 class StateAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -235,6 +235,8 @@ class TaskRunner:
         name = "boot" if driver.capabilities.owns_kernel else "sandbox"
         create = partial(driver.create, self._sandbox(attachment, prepared))
         handle = await self._step(name, driver.name, create)
+        for phase in handle.phases:
+            self._seen.measured(phase.name, phase.detail, phase.started_at, phase.ended_at)
         self._file = replace(self._file, handle=handle)
         # Not waited for: until it is durable the sandbox is found by its names (`destroy_leftovers`), and nothing
         # is reported before it is.

@@ -52,13 +52,24 @@ class SandboxGone(DriverError):
     """The sandbox is not there any more: its VM or processes ended. `evidence` says how."""
 
 
+class SandboxPhase(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of `create`, for the launch waterfall. Times in seconds since the epoch."""
+
+    name: str
+    started_at: float
+    ended_at: float
+    detail: str = ""
+
+
 class Handle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What finds a sandbox again after a restart. `state` is the driver's own, in its own `format`."""
+    """What finds a sandbox again after a restart. `state` is the driver's own, in its own `format`; `phases` tells how
+    the time of `create` was spent."""
 
     driver: str
     format: int
     task_id: str
     state: dict[str, Any]
+    phases: tuple[SandboxPhase, ...] = ()
 
 
 class RootImage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -26,10 +26,11 @@ class SandboxLogs:
         self._progress = asyncio.Condition()
         self.unknown_frames = 0
 
-    def register(self, number: int, name: str) -> None:
+    def register(self, number: int, name: str, *, written: int = 0) -> None:
         """From now on frames of `number` belong to container `name` (already checked to be a plain file
-        name)."""
+        name). Records up to `written` are on the disk, by an earlier agent."""
         self._names[number] = name
+        self._done[number] = max(written, self._done.get(number, 0))
 
     async def write(self, batch: Sequence[tuple[int, LogRecord]]) -> dict[int, int]:
         """Write records, in order; for each number the highest sequence number that is done with.

@@ -4,7 +4,6 @@ docs/design/microvm.md."""
 import asyncio
 import contextlib
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from hutch.base.clock import Clock
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import (
-    Attachment,
     Capabilities,
     ContainerStats,
     DriverError,
@@ -28,37 +26,26 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.microvm import plan
-from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
-from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
+from hutch.host.drivers.microvm.launcher import ENTROPY_BYTES, Launcher
 from hutch.host.drivers.microvm.sandbox import Sandbox, Started
 from hutch.host.drivers.microvm.vm import (
-    GuestImage,
     VmFiles,
-    VmRequest,
     bound_qemu_log,
-    launch,
-    load_guest_image,
     remove_vm,
     vm_name,
 )
 from hutch.host.drivers.oci_config import build_process
-from hutch.host.kernel.ext4 import make_ext4
 from hutch.host.kernel.process import ProcessRef, process_use
-from hutch.host.kernel.run import CommandFailed
-from hutch.host.kernel.tsc import host_tsc_khz
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
+from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
 
 log = get_logger(__name__)
 HANDLE_FORMAT = 1
-BOOT_TIMEOUT_S = 120.0
 ADOPT_TIMEOUT_S = 30.0
 SET_UP_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 120.0
 PROBE_GRACE_S = 10.0
-ENTROPY_BYTES = 64
-_PROBE_MEMORY_MIB = 64
 
 _START_FAULTS = {
     "ExecNotFound": "check command and entryPoint against what the image holds",
@@ -88,65 +75,46 @@ class MicrovmDriver:
         accelerator: str,
         clock: Clock,
         confinement: Confinement | None = None,
+        use_templates: bool = True,
     ) -> None:
-        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed)."""
+        """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). Without
+        `use_templates` every VM boots."""
         self._platform_id = platform_id
-        self._guest_dir = guest_dir
-        self._state_dir = state_dir
         self._clock = clock
-        self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
         self._sandboxes: dict[str, Sandbox] = {}
-        self._tsc_khz: int | None = None
         self._jail = MonitorJail(
             platform_id=platform_id, state_dir=state_dir, confinement=confinement or Confinement()
+        )
+        self._launcher = Launcher(
+            platform_id=platform_id,
+            guest_dir=guest_dir,
+            state_dir=state_dir,
+            accelerator=accelerator,
+            clock=clock,
+            jail=self._jail,
+            use_templates=use_templates,
         )
 
     async def fingerprint(self) -> DriverFactMsg:
         """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
         try:
-            version = await qemu_version()
-            image = await asyncio.to_thread(load_guest_image, self._guest_dir)
-            accelerator, verdict = await self._choice.choose(_probe_key(version, image))
+            ground = await self._launcher.ground()
+            await self._launcher.clean(ground)
         except DriverError as error:
             reason = f"{error.message}; {error.fix}" if error.fix else error.message
             return DriverFactMsg(
                 name=self.name, launch_types=self.capabilities.launch_types, healthy=False, reason=reason
             )
-        details = {"accelerator": accelerator, "qemu": version, "guest_kernel": image.kernel_version}
-        if verdict.boot_s:
-            details["boot_ms"] = str(round(verdict.boot_s * 1000))
+        details = {
+            "accelerator": ground.accelerator,
+            "qemu": ground.qemu_version,
+            "guest_kernel": ground.image.kernel_version,
+        }
+        if ground.verdict.boot_s:
+            details["boot_ms"] = str(round(ground.verdict.boot_s * 1000))
         return DriverFactMsg(
             name=self.name, launch_types=self.capabilities.launch_types, healthy=True, details=details
         )
-
-    async def _boot_probe_guest(self, accelerator: str, limit_s: float) -> float:
-        """Boot an empty guest under an accelerator; seconds until it answered. Raises `DriverError`."""
-        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
-        self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="probe-", dir=self._state_dir) as directory:
-            task = TaskSpec(
-                task_id=f"probe{os.getpid()}",
-                cluster="",
-                arn="",
-                family="",
-                revision=0,
-                launch_type="FARGATE",
-                cpu_units=1024,
-                memory_mib=_PROBE_MEMORY_MIB,
-                ephemeral_gib=1,
-                network_mode="none",
-                containers=(),
-            )
-            spec = SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())
-            begun = self._clock.monotonic()
-            sandbox: Sandbox | None = None
-            try:
-                sandbox = await self._boot(spec, image, accelerator, limit_s)
-                return self._clock.monotonic() - begun
-            finally:
-                if sandbox is not None:
-                    await sandbox.release()
-                await remove_vm(self._vm_name(task.task_id), VmFiles(directory), self._jail)
 
     async def create(self, spec: SandboxSpec) -> Handle:
         """Boot the task's VM, mount its disks, set up its network. On failure nothing is left but the
@@ -155,15 +123,12 @@ class MicrovmDriver:
         if task_id in self._sandboxes:
             raise DriverError("SandboxExists", f"task {task_id} has a VM already")
         plan.check_task(spec)
-        begun = self._clock.monotonic()
-        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
-        accelerator, _ = await self._accelerator(image)
         sandbox: Sandbox | None = None
         ready = False
         try:
-            sandbox = await self._boot(spec, image, accelerator, BOOT_TIMEOUT_S)
-            booted = self._clock.monotonic()
-            await sandbox.while_alive(_set_up(sandbox), "set itself up")
+            sandbox, ground, phases = await self._launcher.launch(spec)
+            setting_up = sandbox.while_alive(_set_up(sandbox), "set itself up")
+            await phases.measure("set up", setting_up, "disks and network")
             ready = True
         finally:
             if not ready:
@@ -171,8 +136,8 @@ class MicrovmDriver:
                     await sandbox.release()
                 await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
-        boot_ms, set_up_ms = round((booted - begun) * 1000), round((self._clock.monotonic() - booted) * 1000)
-        log.info("microVM ready", task=task_id, accelerator=accelerator, boot_ms=boot_ms, set_up_ms=set_up_ms)
+        took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
+        log.info("microVM ready", task=task_id, accelerator=ground.accelerator, took_ms=took_ms)
         return Handle(
             driver=self.name,
             format=HANDLE_FORMAT,
@@ -181,53 +146,10 @@ class MicrovmDriver:
                 "directory": spec.directory,
                 "pid": sandbox.ref.pid,
                 "start_ticks": sandbox.ref.start_ticks,
-                "accelerator": accelerator,
-                "boot_ms": boot_ms,
-                "set_up_ms": set_up_ms,
+                "accelerator": ground.accelerator,
             },
+            phases=tuple(phases.told),
         )
-
-    async def _accelerator(self, image: GuestImage) -> tuple[str, Verdict]:
-        return await self._choice.choose(_probe_key(await qemu_version(), image))
-
-    async def _boot(self, spec: SandboxSpec, image: GuestImage, accelerator: str, limit_s: float) -> Sandbox:
-        """Make disks, start QEMU, wait for the guest's greeting. Raises `DriverError`; leaves files and
-        process to its caller to remove."""
-        files, task = VmFiles(spec.directory), spec.task
-        try:
-            files.vm.mkdir(mode=0o700, exist_ok=True)
-            await make_ext4(files.scratch, plan.scratch_bytes(task))
-        except (OSError, CommandFailed) as error:
-            raise DriverError(
-                "ScratchDiskFailed",
-                f"the task's disk can't be made: {error}",
-                aws_prefix="ResourceInitializationError",
-            ) from None
-        if self._tsc_khz is None:
-            self._tsc_khz = await host_tsc_khz(self._clock) or 0
-        images = {d.serial: d.erofs_path for d in plan.image_disks(spec.images).values()}
-        request = VmRequest(
-            name=self._vm_name(task.task_id),
-            accelerator=accelerator,
-            vcpus=vm_vcpus(task.cpu_units),
-            memory_mib=vm_memory_mib(task.memory_mib),
-            cpu_units=task.cpu_units,
-            disks=(
-                *((serial, path, True) for serial, path in sorted(images.items())),
-                (plan.SCRATCH_SERIAL, str(files.scratch), False),
-            ),
-            tap=spec.attachment.tap,
-            mac=task.interface.mac.lower() if task.interface is not None else "",
-            tsc_khz=self._tsc_khz,
-        )
-        ref = await launch(request, files, image, self._jail)
-        sandbox = Sandbox(spec, files, ref, self._clock)
-        try:
-            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
-        except BaseException:
-            await sandbox.release()
-            raise
-        return sandbox
 
     async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
         """Connect to a VM that an earlier agent started. `SandboxGone` says how it ended, if it did."""
@@ -337,6 +259,7 @@ class MicrovmDriver:
 
     async def close(self) -> None:
         """Let go of all VMs without touching them."""
+        await self._launcher.close()
         sandboxes, self._sandboxes = self._sandboxes, {}
         for sandbox in sandboxes.values():
             await sandbox.release()
@@ -391,7 +314,3 @@ def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
 
 def _process_of(handle: Handle) -> ProcessRef:
     return ProcessRef(pid=int(handle.state["pid"]), start_ticks=int(handle.state["start_ticks"]))
-
-
-def _probe_key(version: str, image: GuestImage) -> str:
-    return f"{os.uname().release} {version} {image.key}"

@@ -13,7 +13,7 @@ from hutch.host.drivers.microvm.qemu import MAX_DISKS
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
-SCRATCH_SERIAL = "scratch"
+SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _EXTRA_MODULE_CAPABILITIES = frozenset({"SYS_ADMIN", "NET_ADMIN", "ALL"})
@@ -83,7 +83,7 @@ def image_disks(images: Mapping[str, RootImage]) -> dict[str, ImageDisk]:
             raise DriverError("NoRootDisk", f"image {image.reference} was not prepared as a root disk")
         index = digests.index(image.digest)
         disks[name] = ImageDisk(
-            serial=f"image{index}", erofs_path=image.erofs_path, mount_path=f"/disk/image{index}"
+            serial=f"disk{index + 1}", erofs_path=image.erofs_path, mount_path=f"/disk/image{index}"
         )
     return disks
 

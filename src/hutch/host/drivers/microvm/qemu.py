@@ -11,11 +11,16 @@ PROGRAM = "qemu-system-x86_64"
 CONSOLE_BYTES = 65536
 """Size of the ring in QEMU's memory that keeps the end of what the guest wrote to its console (a power of
 two)."""
-TCG_BUFFER_MIB = 128
-"""Translated code of an emulated guest is kept up to this; QEMU's own default may take a gigabyte of the
-host."""
-MAX_DISKS = 20
-"""The machine has 24 virtio-mmio slots; channel, randomness and network take three."""
+TCG_BUFFER_MIB = 48
+"""Translated code of an emulated guest is kept up to this; QEMU's own default may take a gigabyte of the host. With 32
+a start of a container no longer fits, and all is translated again."""
+DISK_SLOTS = (4, 20)
+"""Machines are made with one of these numbers of disks, whatever the task has: what is not used is empty, and never
+looked at by the guest. So a template fits any task. (There are 24 virtio-mmio slots; channel, randomness and network
+take three.)"""
+MAX_DISKS = DISK_SLOTS[-1]
+PLACEHOLDER_MAC = "02:00:00:00:00:00"
+"""Of the network device until the guest agent gives it the task's."""
 MEMORY_OVERHEAD_MIB = 96
 """The guest's own needs, measured: kernel and its tables 40 MiB, root in memory with modules and crun 45
 MiB."""
@@ -24,11 +29,17 @@ MEMORY_OVERHEAD_DIVISOR = 64
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk, found in the guest by its serial (at most 20 bytes)."""
+    """A disk, found in the guest by its serial: "disk" and its number. Only the first one is writable."""
 
-    serial: str
     fd: int
     read_only: bool
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """The guest's memory in a file: shared with it, or a private copy of what is written to."""
+
+    fd: int
+    shared: bool
 
 
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,17 +50,22 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """"kvm" or "tcg"."""
     vcpus: int
     memory_mib: int
-    kernel_fd: int
-    initrd_fd: int
+    kernel_fd: int | None = None
+    initrd_fd: int | None = None
+    """Kernel and initial root; None for a VM that is restored."""
     agent_fd: int
     """Listening socket of the agent's channel."""
     qmp_fd: int
     """Listening socket of QEMU's monitor."""
     disks: tuple[Disk, ...] = ()
+    disk_slots: int = DISK_SLOTS[0]
     tap_fd: int | None = None
-    mac: str = ""
     tsc_khz: int = 0
     """Frequency of the host's time stamp counter; 0: the guest shall measure it."""
+    memory: Memory | None = None
+    """None: memory of its own, without a file."""
+    incoming: bool = False
+    """It waits for its state instead of booting."""
 
 
 def vm_memory_mib(task_memory_mib: int) -> int:
@@ -62,24 +78,45 @@ def vm_vcpus(cpu_units: int) -> int:
     return max(1, -(-cpu_units // 1024))
 
 
+def disk_slots(disks: int) -> int:
+    """The machine for so many disks. Raises `ValueError` for more than any has room for."""
+    for slots in DISK_SLOTS:
+        if disks <= slots:
+            return slots
+    raise ValueError(f"a microVM has room for {MAX_DISKS} disks, not for {disks}")
+
+
 def qemu_argv(spec: VmSpec) -> list[str]:
-    """The whole command line. Raises `ValueError` for more disks than the machine has room for."""
-    if len(spec.disks) > MAX_DISKS:
-        raise ValueError(f"a microVM has room for {MAX_DISKS} disks, not for {len(spec.disks)}")
+    """The whole command line. Raises `ValueError` for more disks than slots."""
+    if len(spec.disks) > spec.disk_slots:
+        raise ValueError(f"there are {spec.disk_slots} slots for {len(spec.disks)} disks")
     return [
         PROGRAM,
         *_machine(spec),
+        *_memory(spec),
         *_kernel(spec),
         *_channels(spec),
         *(a for i, disk in enumerate(spec.disks) for a in _disk(i, disk)),
+        *(a for i in range(len(spec.disks), spec.disk_slots) for a in _empty_disk(i)),
         *_network(spec),
     ]
 
 
 def inherited_fds(spec: VmSpec) -> Sequence[int]:
     """All descriptors that the command line names."""
-    fds = [spec.kernel_fd, spec.initrd_fd, spec.agent_fd, spec.qmp_fd, *(d.fd for d in spec.disks)]
-    return fds if spec.tap_fd is None else [*fds, spec.tap_fd]
+    memory_fd = spec.memory.fd if spec.memory is not None else None
+    fds = (spec.kernel_fd, spec.initrd_fd, spec.agent_fd, spec.qmp_fd, *(d.fd for d in spec.disks),
+           spec.tap_fd, memory_fd)  # fmt: skip
+    return [fd for fd in fds if fd is not None]
+
+
+def machine_traits(spec: VmSpec) -> str:
+    """All that a saved state of a VM depends on, as text: two VMs with the same can be restored from one another."""
+    placeholder = msgspec.structs.replace(
+        spec, name="", kernel_fd=None, initrd_fd=None, agent_fd=0, qmp_fd=0, disks=(), tap_fd=None, memory=None,
+        incoming=False,
+    )  # fmt: skip
+    return " ".join([*qemu_argv(placeholder), kernel_arguments(spec.accelerator, 0)])
 
 
 def kernel_arguments(accelerator: str, tsc_khz: int) -> str:
@@ -102,7 +139,7 @@ def _machine(spec: VmSpec) -> list[str]:
         "-no-user-config",
         "-display", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-        "-machine", "microvm,acpi=on,dump-guest-core=off",
+        "-machine", "microvm,acpi=on,dump-guest-core=off,memory-backend=memory",
         "-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_BUFFER_MIB}",
         # Five-level page tables cost an emulated CPU time and bring nothing below 128 TiB.
         "-cpu", "host" if kvm else "max,la57=off",
@@ -113,7 +150,19 @@ def _machine(spec: VmSpec) -> list[str]:
     ]  # fmt: skip
 
 
+def _memory(spec: VmSpec) -> list[str]:
+    size = f"id=memory,size={spec.memory_mib}M"
+    if spec.memory is None:
+        return ["-object", f"memory-backend-ram,{size}"]
+    share = "on" if spec.memory.shared else "off"
+    return ["-object", f"memory-backend-file,{size},mem-path=/proc/self/fd/{spec.memory.fd},share={share}"]
+
+
 def _kernel(spec: VmSpec) -> list[str]:
+    if spec.incoming:
+        return ["-incoming", "defer"]
+    if spec.kernel_fd is None or spec.initrd_fd is None:
+        return []
     return [
         "-kernel", f"/proc/self/fd/{spec.kernel_fd}",
         "-initrd", f"/proc/self/fd/{spec.initrd_fd}",
@@ -143,14 +192,23 @@ def _disk(index: int, disk: Disk) -> list[str]:
         "-blockdev",
         f"driver=raw,node-name=disk{index},{mode},file.driver=file,file.filename=/dev/fdset/{index + 1},"
         f"file.locking=off",
-        "-device", f"virtio-blk-device,drive=disk{index},serial={disk.serial}",
+        *_disk_device(index),
     ]  # fmt: skip
+
+
+def _empty_disk(index: int) -> list[str]:
+    # Whether it is writable is a trait of the device, which must be the same when another disk is in its place.
+    mode = "read-only=on" if index else "read-only=off,discard=unmap,detect-zeroes=unmap"
+    blockdev = f"driver=raw,node-name=disk{index},{mode},file.driver=null-co,file.size=512"
+    return ["-blockdev", blockdev, *_disk_device(index)]
+
+
+def _disk_device(index: int) -> list[str]:
+    return ["-device", f"virtio-blk-device,drive=disk{index},serial=disk{index}"]
 
 
 def _network(spec: VmSpec) -> list[str]:
+    device = f"virtio-net-device,mac={PLACEHOLDER_MAC}"
     if spec.tap_fd is None:
-        return []
-    return [
-        "-netdev", f"tap,id=net,fd={spec.tap_fd}",
-        "-device", f"virtio-net-device,netdev=net,mac={spec.mac}",
-    ]  # fmt: skip
+        return ["-device", device]
+    return ["-netdev", f"tap,id=net,fd={spec.tap_fd}", "-device", f"{device},netdev=net"]

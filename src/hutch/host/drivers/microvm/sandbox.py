@@ -31,11 +31,13 @@ from hutch.host.drivers.microvm.ending import Traces, explain
 from hutch.host.drivers.microvm.plan import runtime_id
 from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
 from hutch.host.drivers.microvm.qmp import Qmp, QmpError
+from hutch.host.drivers.microvm.restore import restore, save
 from hutch.host.drivers.microvm.vm import VmFiles, tail, write_console
 from hutch.host.guestlink.logs import SandboxLogs
 from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused, GuestSession
 from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
+from hutch.host.kernel.sealed import open_memory_file
 from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
 
@@ -87,13 +89,15 @@ class Sandbox:
             raise SandboxGone("VmNotAttached", "the VM's guest was never reached")
         return self._session
 
-    async def attach(self, *, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
-        """Connect to monitor and guest, greet it, and watch the process. Raises `DriverError`,
-        `SandboxGone`."""
+    async def attach(
+        self, *, entropy: bytes, hello_timeout_s: float, state_fd: int | None = None
+    ) -> HelloAnswer:
+        """Connect to monitor and guest, greet it, and watch the process. With `state_fd` the VM waits for its state,
+        which is read from there first. Raises `DriverError`, `SandboxGone`."""
         self._run(self._watch_process())
-        return await self.while_alive(self._attach(entropy, hello_timeout_s), "come up")
+        return await self.while_alive(self._attach(entropy, hello_timeout_s, state_fd), "come up")
 
-    async def _attach(self, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
+    async def _attach(self, entropy: bytes, hello_timeout_s: float, state_fd: int | None) -> HelloAnswer:
         try:
             self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
             status = await self._qmp.execute("query-status")
@@ -112,9 +116,29 @@ class Sandbox:
             on_exit=self._exited,
             first_id=int(self._clock.now() * 1000) * 1000,
         )
+        if state_fd is not None:
+            # After the channel is open, as it was when the state was saved: so the guest has nothing to notice.
+            try:
+                await restore(self._qmp, state_fd)
+            except QmpError as error:
+                raise DriverError("VmNotRestored", error.message) from None
         return await self._session.hello(
             now_ns=lambda: int(self._clock.now() * 1e9), entropy=entropy, timeout_s=hello_timeout_s
         )
+
+    async def save_state(self) -> bytes:
+        """Stop the VM for good, and give the state of its devices: not what is in memory that is in a shared file.
+        Raises `DriverError`."""
+        if self._qmp is None:
+            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
+        fd = open_memory_file("hutch-state")
+        try:
+            await self.while_alive(save(self._qmp, fd), "save its state")
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+        except QmpError as error:
+            raise DriverError("VmNotSaved", error.message) from None
+        finally:
+            os.close(fd)
 
     def take_over(self, containers: tuple[GuestContainer, ...]) -> None:
         """Learn from the guest what an earlier host agent started; exits among it become events."""
@@ -123,7 +147,7 @@ class Sandbox:
             self.next_number = max(self.next_number, found.number + 1)
             if found.name not in specs:
                 continue
-            self._logs.register(found.number, found.name)
+            self._logs.register(found.number, found.name, written=found.log_acked)
             known = self.started.get(found.name)
             if known is not None and known.number > found.number:
                 continue

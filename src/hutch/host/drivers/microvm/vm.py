@@ -15,7 +15,7 @@ import msgspec
 
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
-from hutch.host.drivers.microvm.qemu import Disk, VmSpec, inherited_fds, qemu_argv
+from hutch.host.drivers.microvm.qemu import DISK_SLOTS, Disk, Memory, VmSpec, inherited_fds, qemu_argv
 from hutch.host.guestlink.unix import listen_unix
 from hutch.host.kernel.jail_root import JailRoot
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, kill_and_wait
@@ -48,7 +48,7 @@ class VmFiles:
 
 
 class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM to be launched. `disks`: (serial, path, read-only)."""
+    """A VM to be launched. `disks`: (path, read-only), the writable one first."""
 
     name: str
     accelerator: str
@@ -56,10 +56,13 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int
     cpu_units: int = 0
     """Its share of the host's CPUs, 1,024 for each; 0: one for each vCPU."""
-    disks: tuple[tuple[str, str, bool], ...] = ()
+    disks: tuple[tuple[str, bool], ...] = ()
+    disk_slots: int = DISK_SLOTS[0]
     tap: str = ""
-    mac: str = ""
     tsc_khz: int = 0
+    memory: Memory | None = None
+    incoming: bool = False
+    """It waits for its state (see `restore.py`) and does not boot."""
 
 
 def load_guest_image(directory: Path) -> GuestImage:
@@ -117,6 +120,7 @@ def _launch(
                 memory_mib=request.memory_mib,
                 cpu_units=request.cpu_units or request.vcpus * 1024,
                 largest_file_bytes=max([MAX_QEMU_LOG_BYTES, *(os.fstat(fd).st_size for fd in writable)]),
+                early=request.incoming,
             ),
             root,
         )
@@ -133,8 +137,8 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         return fd
 
     disks = tuple(
-        Disk(serial=serial, fd=opened(path, os.O_RDONLY if read_only else os.O_RDWR), read_only=read_only)
-        for serial, path, read_only in request.disks
+        Disk(fd=opened(path, os.O_RDONLY if read_only else os.O_RDWR), read_only=read_only)
+        for path, read_only in request.disks
     )
     tap_fd = None
     if request.tap:
@@ -145,14 +149,16 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         accelerator=request.accelerator,
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
-        kernel_fd=opened(image.kernel),
-        initrd_fd=opened(image.initrd),
+        kernel_fd=None if request.incoming else opened(image.kernel),
+        initrd_fd=None if request.incoming else opened(image.initrd),
         agent_fd=stack.enter_context(listen_unix(files.agent_socket)).fileno(),
         qmp_fd=stack.enter_context(listen_unix(files.qmp_socket)).fileno(),
         disks=disks,
+        disk_slots=request.disk_slots,
         tap_fd=tap_fd,
-        mac=request.mac,
         tsc_khz=request.tsc_khz,
+        memory=request.memory,
+        incoming=request.incoming,
     )
 
 

@@ -1,0 +1,352 @@
+"""How a task's VM comes to be: restored from a template, or booted where that is not possible."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.base.log import get_logger
+from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
+from hutch.host.drivers.microvm import plan
+from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.jail import MonitorJail
+from hutch.host.drivers.microvm.qemu import (
+    Memory,
+    VmSpec,
+    disk_slots,
+    machine_traits,
+    vm_memory_mib,
+    vm_vcpus,
+)
+from hutch.host.drivers.microvm.sandbox import Sandbox
+from hutch.host.drivers.microvm.templates import (
+    Template,
+    TemplateKey,
+    TemplateStore,
+    TemplateUnavailable,
+)
+from hutch.host.drivers.microvm.vm import (
+    GuestImage,
+    VmFiles,
+    VmRequest,
+    launch,
+    load_guest_image,
+    remove_vm,
+    vm_name,
+)
+from hutch.host.kernel.ext4 import format_ext4, make_sparse
+from hutch.host.kernel.run import CommandFailed
+from hutch.host.kernel.tsc import host_tsc_khz
+from hutch.wire.fleet import TaskSpec
+
+log = get_logger(__name__)
+T = TypeVar("T")
+BOOT_TIMEOUT_S = 120.0
+RESTORE_TIMEOUT_S = 30.0
+ENTROPY_BYTES = 64
+TEMPLATE_NAME = "template"
+_PROBE_MEMORY_MIB = 64
+_CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
+
+
+class Ground(msgspec.Struct, frozen=True, kw_only=True):
+    """What all VMs of this host have in common."""
+
+    image: GuestImage
+    qemu_version: str
+    accelerator: str
+    verdict: Verdict
+    cpu: str
+
+    @property
+    def origin(self) -> str:
+        """A word for all of it: templates of another one are of no use."""
+        parts = (self.image.key, self.qemu_version, self.accelerator, self.cpu)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Phases:
+    """Parts of a launch, measured."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.told: list[SandboxPhase] = []
+
+    async def measure(self, name: str, work: Awaitable[T], detail: str = "") -> T:
+        """Wait for something, and remember how long it took, also if it fails."""
+        started_at = self._clock.now()
+        try:
+            return await work
+        finally:
+            self.add(name, started_at, detail)
+
+    def add(self, name: str, started_at: float, detail: str = "") -> None:
+        """Something that began then has ended now."""
+        phase = SandboxPhase(name=name, started_at=started_at, ended_at=self._clock.now(), detail=detail)
+        self.told.append(phase)
+
+
+class Launcher:
+    """Makes VMs with a guest that answers. All verbs from one event loop."""
+
+    def __init__(
+        self,
+        *,
+        platform_id: str,
+        guest_dir: Path,
+        state_dir: Path,
+        accelerator: str,
+        clock: Clock,
+        jail: MonitorJail,
+        use_templates: bool,
+    ) -> None:
+        """See `MicrovmDriver`."""
+        self._platform_id = platform_id
+        self._guest_dir = guest_dir
+        self._state_dir = state_dir
+        self._clock = clock
+        self._jail = jail
+        self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
+        self._directory = state_dir / "templates"
+        self._templates = TemplateStore(self._directory, self._make_template, clock)
+        self._use_templates = use_templates
+        self._tsc_khz: int | None = None
+        self._cleaned = asyncio.Lock()
+        self._is_clean = False
+
+    async def ground(self) -> Ground:
+        """What VMs run on here. Raises `DriverError` if none can."""
+        version = await qemu_version()
+        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
+        accelerator, verdict = await self._choice.choose(f"{os.uname().release} {version} {image.key}")
+        cpu = await asyncio.to_thread(_cpu)
+        return Ground(image=image, qemu_version=version, accelerator=accelerator, verdict=verdict, cpu=cpu)
+
+    async def clean(self, ground: Ground) -> None:
+        """Remove, once, what earlier agents left of their making of templates, and templates that are of no more use."""
+        async with self._cleaned:
+            if not self._is_clean:
+                await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
+                await asyncio.to_thread(self._templates.clean, ground.origin)
+                self._is_clean = True
+
+    @property
+    def _making(self) -> VmFiles:
+        return VmFiles(self._directory / ".making")
+
+    async def launch(self, spec: SandboxSpec) -> tuple[Sandbox, Ground, Phases]:
+        """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
+        the caller's to remove (`remove_vm`)."""
+        phases = Phases(self._clock)
+        ground = await self.ground()
+        await self.clean(ground)
+        request = await self._request(spec, ground)
+        name, files = request.name, VmFiles(spec.directory)
+        template, refusal = await self._template(request, ground, phases)
+        if template is not None:
+            try:
+                return await self._restored(spec, request, ground, template, phases), ground, phases
+            except DriverError as error:
+                refusal = f"not restored: {error.message}"[:500]
+                log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
+                self._templates.reject(template, refusal)
+                await remove_vm(name, files, self._jail)
+        booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S)
+        return await phases.measure("cold boot", booting, refusal), ground, phases
+
+    async def _template(
+        self, request: VmRequest, ground: Ground, phases: Phases
+    ) -> tuple[Template | None, str]:
+        """The template for a VM, or why there is none."""
+        if not self._use_templates:
+            return None, "templates are switched off"
+        key = TemplateKey(
+            origin=ground.origin,
+            machine=machine_traits(_plain_spec(request)),
+            accelerator=request.accelerator,
+            vcpus=request.vcpus,
+            memory_mib=request.memory_mib,
+            disk_slots=request.disk_slots,
+        )
+        if (template := self._templates.loaded(key)) is not None:
+            return template, ""
+        try:
+            return await phases.measure("template", self._templates.get(key)), ""
+        except TemplateUnavailable as error:
+            return None, error.message
+
+    async def _request(self, spec: SandboxSpec, ground: Ground) -> VmRequest:
+        if self._tsc_khz is None:
+            self._tsc_khz = await host_tsc_khz(self._clock) or 0
+        task = spec.task
+        images = sorted(
+            {d.serial: d for d in plan.image_disks(spec.images).values()}.items(), key=_disk_number
+        )
+        disks = ((str(VmFiles(spec.directory).scratch), False), *((d.erofs_path, True) for _, d in images))
+        return VmRequest(
+            name=vm_name(self._platform_id, task.task_id),
+            accelerator=ground.accelerator,
+            vcpus=vm_vcpus(task.cpu_units),
+            memory_mib=vm_memory_mib(task.memory_mib),
+            cpu_units=task.cpu_units,
+            disks=disks,
+            disk_slots=disk_slots(len(disks)),
+            tap=spec.attachment.tap,
+            tsc_khz=self._tsc_khz,
+        )
+
+    async def _restored(
+        self, spec: SandboxSpec, request: VmRequest, ground: Ground, template: Template, phases: Phases
+    ) -> Sandbox:
+        memory = Memory(fd=template.memory_fd, shared=False)
+        request = msgspec.structs.replace(request, memory=memory, incoming=True)
+        state_fd = template.open_state()
+        try:
+            begun = self._clock.now()
+            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, state_fd)
+            phases.add("restore", begun)
+            return sandbox
+        finally:
+            os.close(state_fd)
+
+    async def _booted(self, spec: SandboxSpec, request: VmRequest, ground: Ground, limit_s: float) -> Sandbox:
+        return await self._start(spec, request, ground, limit_s, None)
+
+    async def _start(
+        self, spec: SandboxSpec, request: VmRequest, ground: Ground, limit_s: float, state_fd: int | None
+    ) -> Sandbox:
+        """Start QEMU and wait for the guest's greeting, while the scratch disk is made."""
+        files = VmFiles(spec.directory)
+        async with _scratch_disk(files, plan.scratch_bytes(spec.task)):
+            ref = await launch(request, files, ground.image, self._jail)
+            sandbox = Sandbox(spec, files, ref, self._clock)
+            try:
+                await sandbox.attach(
+                    entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s, state_fd=state_fd
+                )
+            except BaseException:
+                await sandbox.release()
+                raise
+        return sandbox
+
+    async def _make_template(self, key: TemplateKey, memory_fd: int) -> bytes:
+        """Boot a VM without a task up to its greeting, save its state, end it. Raises `DriverError`."""
+        ground = await self.ground()
+        name, files = vm_name(self._platform_id, TEMPLATE_NAME), self._making
+        request = VmRequest(
+            name=name,
+            accelerator=key.accelerator,
+            vcpus=key.vcpus,
+            memory_mib=key.memory_mib,
+            disk_slots=key.disk_slots,
+            tsc_khz=self._tsc_khz or 0,
+            memory=Memory(fd=memory_fd, shared=True),
+        )
+        spec = _no_task(TEMPLATE_NAME, str(files.root))
+        sandbox: Sandbox | None = None
+        try:
+            await remove_vm(name, files, self._jail)
+            files.vm.mkdir(mode=0o700, parents=True)
+            ref = await launch(request, files, ground.image, self._jail)
+            sandbox = Sandbox(spec, files, ref, self._clock)
+            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=BOOT_TIMEOUT_S)
+            return await sandbox.save_state()
+        finally:
+            if sandbox is not None:
+                await sandbox.release()
+            await remove_vm(name, files, self._jail)
+            await asyncio.to_thread(shutil.rmtree, files.root, True)
+
+    async def _boot_probe_guest(self, accelerator: str, limit_s: float) -> float:
+        """Boot an empty guest under an accelerator; seconds until it answered. Raises `DriverError`."""
+        image = await asyncio.to_thread(load_guest_image, self._guest_dir)
+        files = VmFiles(self._state_dir / "probe")
+        spec = _no_task(f"probe{os.getpid()}", str(files.root))
+        ground = Ground(
+            image=image, qemu_version="", accelerator=accelerator, verdict=Verdict(works=False), cpu=""
+        )
+        begun = self._clock.monotonic()
+        sandbox: Sandbox | None = None
+        request = await self._request(spec, ground)
+        try:
+            files.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sandbox = await self._booted(spec, request, ground, limit_s)
+            return self._clock.monotonic() - begun
+        finally:
+            if sandbox is not None:
+                await sandbox.release()
+            await remove_vm(request.name, files, self._jail)
+            await asyncio.to_thread(shutil.rmtree, files.root, True)
+
+    async def close(self) -> None:
+        """End what is being made for later; VMs of tasks are not touched."""
+        await self._templates.close()
+
+
+@contextlib.asynccontextmanager
+async def _scratch_disk(files: VmFiles, size_bytes: int) -> AsyncIterator[None]:
+    """The writable disk: its file is there at the beginning, its file system at the end. Raises `DriverError`."""
+    formatting: asyncio.Task[None] | None = None
+    try:
+        files.vm.mkdir(mode=0o700, exist_ok=True)
+        make_sparse(files.scratch, size_bytes)
+        formatting = asyncio.create_task(format_ext4(files.scratch))
+        yield
+        await formatting
+    except (OSError, CommandFailed) as error:
+        raise DriverError(
+            "ScratchDiskFailed",
+            f"the task's disk can't be made: {error}",
+            aws_prefix="ResourceInitializationError",
+        ) from None
+    finally:
+        if formatting is not None:
+            formatting.cancel()
+            await asyncio.gather(formatting, return_exceptions=True)
+
+
+def _no_task(name: str, directory: str) -> SandboxSpec:
+    """What a VM without a task is made from."""
+    task = TaskSpec(
+        task_id=name,
+        cluster="",
+        arn="",
+        family="",
+        revision=0,
+        launch_type="FARGATE",
+        cpu_units=1024,
+        memory_mib=_PROBE_MEMORY_MIB,
+        ephemeral_gib=1,
+        network_mode="none",
+        containers=(),
+    )
+    return SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())
+
+
+def _disk_number(item: tuple[str, plan.ImageDisk]) -> int:
+    return int(item[0].removeprefix("disk"))
+
+
+def _plain_spec(request: VmRequest) -> VmSpec:
+    return VmSpec(
+        name="",
+        accelerator=request.accelerator,
+        vcpus=request.vcpus,
+        memory_mib=request.memory_mib,
+        agent_fd=0,
+        qmp_fd=0,
+        disk_slots=request.disk_slots,
+    )
+
+
+def _cpu() -> str:
+    """What the host's CPU is: a saved state is of no use on another."""
+    return "\n".join(dict.fromkeys(_CPU.findall(Path("/proc/cpuinfo").read_text())))
