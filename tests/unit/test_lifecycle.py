@@ -77,7 +77,7 @@ def step(before: Task, what: object) -> Task:
     return observed(before, what)
 
 
-@pytest.mark.parametrize(("old", "new"), itertools.product(ORDER, ORDER))
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(ORDER, ORDER)))
 def test_a_state_is_only_ever_left_forwards(old: str, new: str) -> None:
     assert can_move(old, new) == (ORDER.index(new) > ORDER.index(old))
 
