@@ -18,8 +18,11 @@ from rich.text import Text
 from hutch.base.errors import HutchError
 from hutch.client.errors import AwsError, ClientError, Unreachable
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+_UNBROKEN = 10_000
+"""Columns where nobody reads a screen: what is piped or logged keeps one line for each row and each cause."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else _UNBROKEN)
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _UNBROKEN)
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,5 @@
 """Commands about the platform itself: up, down, env, configure, doctor."""
 
-import configparser
 import os
 import shlex
 import shutil
@@ -118,21 +117,39 @@ def configure(
 
 
 def _write_profile(path: Path, section: str, values: dict[str, str]) -> None:
-    """Set one section of an ini file and leave the others as they are."""
-    parser = configparser.RawConfigParser()
+    """Set one section of an AWS configuration file. All else in it, comments too, is left as it is."""
     try:
-        parser.read(path)
-    except configparser.Error as error:
+        before = path.read_text()
+    except FileNotFoundError:
+        before = ""
+    except (OSError, UnicodeDecodeError) as error:
         raise ClientError(f"{path} can't be read: {error}") from None
-    if not parser.has_section(section):
-        parser.add_section(section)
-    for name, value in values.items():
-        parser.set(section, name, value)
     temporary = path.with_name(path.name + ".hutch-tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w") as f:
-        parser.write(f)
+        f.write(with_section(before, section, values))
     temporary.rename(path)
+
+
+def with_section(text: str, section: str, values: dict[str, str]) -> str:
+    """An ini file's text with these values in a section, which is appended if it is not there."""
+    lines = text.splitlines()
+    settings = [f"{name} = {value}" for name, value in values.items()]
+    headers = [i for i, line in enumerate(lines) if line.startswith("[")]
+    start = next((i for i in headers if lines[i].strip("[] \t").split() == section.split()), None)
+    if start is None:
+        lines += [*([""] if lines else []), f"[{section}]", *settings]
+    else:
+        end = next((i for i in headers if i > start), len(lines))
+        # A setting that is replaced takes the indented lines that belong to it along.
+        kept, replaced = [], False
+        for line in lines[start + 1 : end]:
+            if not line.startswith((" ", "\t")):
+                replaced = line.partition("=")[0].strip() in values
+            if not replaced:
+                kept.append(line)
+        lines[start + 1 : end] = [*settings, *kept]
+    return "\n".join(lines) + "\n"
 
 
 _PROGRAMS = (
