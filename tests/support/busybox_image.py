@@ -2,13 +2,15 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from hutch.host.drivers.contract import RootImage
 
 APPLETS = (
     "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "kill", "mkdir", "touch", "hostname", "ip", "mount",
-    "yes", "head", "dd", "env", "stat", "grep", "ps", "test", "wc", "seq", "date", "mknod", "ping", "tail", "df", "rm", "unshare",
+    "yes", "head", "dd", "env", "stat", "grep", "ps", "test", "wc", "seq", "date", "mknod", "ping", "tail", "df", "rm",
+    "unshare", "od", "tr", "cut",
 )  # fmt: skip
 
 
@@ -28,9 +30,16 @@ def make_busybox_directory(directory: Path, *, name: str = "busybox", **config: 
     )
 
 
-def make_busybox_image(directory: Path, *, name: str = "busybox", **config: object) -> RootImage:
-    """Builds `<directory>/<name>.erofs`; `config` is the image configuration (Entrypoint, Cmd, Env, User...)."""
+def make_busybox_image(
+    directory: Path, *, name: str = "busybox", files: Sequence[Path] = (), **config: object
+) -> RootImage:
+    """Builds `<directory>/<name>.erofs`, with some files of the host; `config` is the image configuration (Entrypoint,
+    Cmd, Env, User...)."""
     tree = _make_tree(directory, name)
+    for file in files:
+        target = tree / str(file).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file.resolve(), target)
     path = directory / f"{name}.erofs"
     subprocess.run(["mkfs.erofs", str(path), str(tree)], check=True, capture_output=True)
     shutil.rmtree(tree)

@@ -126,7 +126,9 @@ class FakeHarness:
 
 
 class MicrovmHarness:
-    """The microVM driver under emulation, with a busybox root disk."""
+    """The microVM driver under emulation, with a busybox root disk; VMs are restored from a template."""
+
+    use_templates = True
 
     can_simulate_oom = True
     probe_that_fails = ("/bin/false",)
@@ -137,7 +139,8 @@ class MicrovmHarness:
         self._platform_id = f"t{secrets.token_hex(3)}"
         self._directory = tmp_path / "sandbox"
         self._directory.mkdir(mode=0o700)
-        self._state = tmp_path / "driver"
+        # Of all tests in this run, so that they share a template.
+        self._state = tmp_path.parent / "microvm-state"
         self._image = make_busybox_image(tmp_path)
 
     def new_driver(self) -> Driver:
@@ -147,6 +150,7 @@ class MicrovmHarness:
             state_dir=self._state,
             accelerator="tcg",
             clock=SystemClock(),
+            use_templates=self.use_templates,
         )
 
     def sandbox(self, *containers: ContainerSpec) -> SandboxSpec:
@@ -184,6 +188,12 @@ class MicrovmHarness:
         return _container(name, command=("/bin/sh", "-c", script), **changes)
 
 
+class BootedMicrovmHarness(MicrovmHarness):
+    """The same, without templates: every VM boots."""
+
+    use_templates = False
+
+
 class ContainerHarness(MicrovmHarness):
     """The container driver, with the same busybox as a directory."""
 
@@ -212,5 +222,6 @@ class ContainerHarness(MicrovmHarness):
 HARNESSES: tuple[tuple[str, Callable[[Path], DriverHarness], tuple[pytest.MarkDecorator, ...]], ...] = (
     ("fake", FakeHarness, ()),
     ("microvm", MicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
+    ("microvm-booted", BootedMicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
     ("container", ContainerHarness, (pytest.mark.needs("root", "runc"),)),
 )

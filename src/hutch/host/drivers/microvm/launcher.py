@@ -178,6 +178,8 @@ class Launcher:
         )
         if (template := self._templates.loaded(key)) is not None:
             return template, ""
+        if refusal := self._templates.refusal(key):
+            return None, refusal
         try:
             return await phases.measure("template", self._templates.get(key)), ""
         except TemplateUnavailable as error:

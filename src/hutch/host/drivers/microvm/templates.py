@@ -101,16 +101,19 @@ class TemplateStore:
             self._loaded[digest] = template  # the last one is the one used last
         return template
 
+    def refusal(self, key: TemplateKey) -> str:
+        """Why there is no template of a key for now: making it, or a VM from it, failed a short while ago. Else ""."""
+        until, reason = self._failed.get(key.digest, (0.0, ""))
+        return reason if self._clock.monotonic() < until else ""
+
     async def get(self, key: TemplateKey) -> Template:
         """The template of a key: loaded, from the disk, or made now (which takes a boot). Raises
-        `TemplateUnavailable`, at once if making it failed a short while ago."""
+        `TemplateUnavailable`, at once if there is a `refusal`."""
         if (template := self.loaded(key)) is not None:
             return template
+        if refusal := self.refusal(key):
+            raise TemplateUnavailable(refusal)
         digest = key.digest
-        if digest in self._failed:
-            until, reason = self._failed[digest]
-            if self._clock.monotonic() < until:
-                raise TemplateUnavailable(reason)
         task = self._under_way.get(digest)
         if task is None:
             task = self._under_way[digest] = asyncio.create_task(self._provide(key))
