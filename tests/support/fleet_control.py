@@ -30,6 +30,7 @@ class ControlEnd:
         self.reports: list[wire.Report] = []
         self.facts: dict[str, wire.TaskFacts] = {}
         self.hellos: list[wire.Hello] = []
+        self.fingerprints: list[wire.Fingerprint] = []
         self.batches: list[wire.LogBatch] = []
         self.replies: dict[str, wire.Reply] = {}
         self.acked_seq = 0
@@ -125,6 +126,8 @@ class ControlEnd:
             message = await read_message(reader, wire.FromHost)
             if isinstance(message, wire.Report):
                 self._take_report(message)
+            elif isinstance(message, wire.Refreshed):
+                self.fingerprints.append(message.fingerprint)
             elif isinstance(message, wire.LogBatch):
                 self.batches.append(message)
                 if self.log_acks:
@@ -152,6 +155,8 @@ class Host:
         self.directory = directory / "host"
         self.directory.mkdir()
         self.socket = directory / "fleet.sock"
+        self.install_place = directory / "bin"
+        self.install_place.mkdir()
         self.control = ControlEnd(self.socket)
         self.images, self.network, self.ingress = FakeImages(), FakeNetwork(), FakeIngress()
         self.driver: Driver = FakeDriver(clock=SystemClock())
@@ -172,6 +177,7 @@ class Host:
                 ingress=self.ingress,
                 clock=SystemClock(),
                 control_socket=self.socket,
+                install_places=(self.install_place,),
             )
         )
         await self.agent.start()

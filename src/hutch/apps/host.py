@@ -23,6 +23,7 @@ from hutch.base.ids import RandomIds
 from hutch.base.log import configure_logging, get_logger
 from hutch.base.units import GIB, MIB
 from hutch.host.agent.agent import AgentContext, HostAgent
+from hutch.host.agent.driverwatch import program_directories
 from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
@@ -114,6 +115,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
         ingress=ingress,
         clock=clock,
         control_socket=paths.fleet_socket,
+        install_places=() if fake else (*program_directories(), guest_dir(settings)),
         memory_mib=settings.host_memory_mib,
     )
     return HostAgent(context), ingress

@@ -291,6 +291,8 @@ class HostSession:
                 await self._reports.put(message)
             elif isinstance(message, wire.LogBatch):
                 await self._log_batches.put(message)
+            elif isinstance(message, wire.Refreshed):
+                await self._context.hosts.connected(self.host_id, message.fingerprint)
             elif isinstance(message, wire.Reply):
                 future = self._pending.get(message.request_id)
                 if future and not future.done():

@@ -265,6 +265,12 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     local_images: tuple[ImageFact, ...] = ()
 
 
+class Refreshed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="refreshed"):
+    """What the host can do has changed since it said hello."""
+
+    fingerprint: Fingerprint
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
     """Facts about a task, to be made durable and acknowledged."""
 
@@ -356,5 +362,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     arguments: dict[str, Any] = {}
 
 
-FromHost = Hello | Report | LogBatch | Reply
+FromHost = Hello | Refreshed | Report | LogBatch | Reply
 ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request

@@ -23,6 +23,7 @@ from hutch.base.errors import HutchError, Invalid
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
+from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
@@ -60,6 +61,8 @@ class AgentContext(msgspec.Struct, frozen=True, kw_only=True):
     control_socket: Path
     memory_mib: int = 0
     """Memory to offer; 0: all that the machine has."""
+    install_places: tuple[Path, ...] = ()
+    """Directories whose new files may heal a driver that can't run."""
 
 
 class HostAgent:
@@ -72,7 +75,6 @@ class HostAgent:
         self._book = TaskBook(context.state_directory / "tasks.db")
         self._runners: dict[str, TaskRunner] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._facts: dict[str, wire.DriverFactMsg] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
         self._unacked: dict[int, wire.Report] = {}
@@ -84,6 +86,7 @@ class HostAgent:
         self._closing = False
         self._greeted = False
         self._watcher = FileWatcher()
+        self._driver_watch = DriverWatch(context.drivers, self._watcher, context.install_places)
         self._network_path = context.state_directory / "network.json"
         self._newest: dict[str, int] = {}
         """Task ids to the number of their newest report."""
@@ -109,8 +112,7 @@ class HostAgent:
         self._tasks_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kept_logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(prune_logs, self._kept_logs, self._context.clock.now())
-        facts = await asyncio.gather(*(d.fingerprint() for d in self._context.drivers))
-        self._facts = {f.name: f for f in facts}
+        await self._driver_watch.look()
         try:
             await self._set_up_network(self._load_network())
         except HostFault as fault:
@@ -144,10 +146,20 @@ class HostAgent:
         """Stay connected to the control plane, for ever."""
         rng = Random(self._context.host_id)
         delays = backoff_seconds(0.05, 1.0, rng)
-        while True:
-            if await self._connect_once():
-                delays = backoff_seconds(0.05, 1.0, rng)
-            await self._wait_for_socket(next(delays))
+        watching = asyncio.create_task(self._driver_watch.run(self._drivers_changed))
+        try:
+            while True:
+                if await self._connect_once():
+                    delays = backoff_seconds(0.05, 1.0, rng)
+                    self._driver_watch.suspect()
+                await self._wait_for_socket(next(delays))
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _drivers_changed(self) -> None:
+        if self._connected.is_set():
+            self._send(wire.Refreshed(fingerprint=self._fingerprint()))
 
     async def _connect_once(self) -> bool:
         """One connection, from its beginning to its end; whether there was one."""
@@ -227,11 +239,12 @@ class HostAgent:
     # -- the conversation
 
     async def _converse(self, reader: asyncio.StreamReader) -> None:
+        fingerprint = self._fingerprint()
         self._send(
             wire.Hello(
                 protocol=wire.PROTOCOL_VERSION,
                 host_id=self._context.host_id,
-                fingerprint=self._fingerprint(),
+                fingerprint=fingerprint,
                 task_ids=tuple(self._runners),
                 local_images=self._context.images.local_images(),
             )
@@ -245,6 +258,8 @@ class HostAgent:
             self._renumber(welcome.acked_seq)
         await self._set_up_network(welcome)
         self._connected.set()
+        if tuple(self._driver_watch.facts.values()) != fingerprint.drivers:
+            self._drivers_changed()
         self._unsent = set(self._unacked)
         self._reported.set()
         while True:
@@ -355,7 +370,7 @@ class HostAgent:
         """The driver of a task: the one that has it, else the first healthy one for its launch type."""
         reasons = []
         for driver in self._context.drivers:
-            fact = self._facts[driver.name]
+            fact = self._driver_watch.facts[driver.name]
             if content.driver:
                 if driver.name == content.driver:
                     return driver, ""
@@ -423,6 +438,8 @@ class HostAgent:
 
     def _report(self, facts: wire.TaskFacts) -> None:
         """To be told until it is acknowledged. Facts are whole: an older report of the same task goes."""
+        if facts.stop_code == "TaskFailedToStart":
+            self._driver_watch.suspect()
         self._seq += 1
         old = self._newest.get(facts.task_id)
         if old is not None:
@@ -541,8 +558,10 @@ class HostAgent:
             cpu_units=cpus * CPU_UNITS_PER_VCPU,
             memory_mib=self._context.memory_mib or total_memory_bytes() // MIB,
             disk_gib=disk.f_bavail * disk.f_frsize // GIB,
-            drivers=tuple(self._facts.values()),
-            attributes={"hutch.drivers": ",".join(n for n, f in self._facts.items() if f.healthy)},
+            drivers=tuple(self._driver_watch.facts.values()),
+            attributes={
+                "hutch.drivers": ",".join(n for n, f in self._driver_watch.facts.items() if f.healthy)
+            },
         )
 
 
