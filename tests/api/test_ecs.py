@@ -298,3 +298,67 @@ def test_bodies_that_are_no_input(aws: AwsServer, body: bytes, kind: str, status
         assert (answer.status, json.loads(answer.read())["__type"]) == (status, code)
     finally:
         connection.close()
+
+
+def test_tags_of_every_kind_of_resource(ecs: Any, cluster: str) -> None:
+    definition = register(ecs, "tagged")
+    task = ecs.run_task(
+        taskDefinition=definition, launchType="FARGATE", tags=[{"key": "at", "value": "start"}]
+    )
+    arns = [
+        f"{PREFIX}:cluster/{cluster}",
+        definition,
+        task["tasks"][0]["taskArn"],
+        the_instance(ecs, cluster),
+    ]
+    for arn in arns:
+        before = ecs.list_tags_for_resource(resourceArn=arn)["tags"]
+        ecs.tag_resource(resourceArn=arn, tags=[{"key": "a", "value": "1"}, {"key": "b", "value": ""}])
+        ecs.tag_resource(resourceArn=arn, tags=[{"key": "a", "value": "2"}])
+        ecs.untag_resource(resourceArn=arn, tagKeys=["b", "never there"])
+        assert ecs.list_tags_for_resource(resourceArn=arn)["tags"] == [*before, {"key": "a", "value": "2"}]
+        assert refusal(lambda a=arn: ecs.untag_resource(resourceArn=a, tagKeys=["aws:x"]))[0] == (
+            "InvalidParameterException"
+        )
+        many = [{"key": f"k{i}", "value": ""} for i in range(50)]
+        code, words = refusal(lambda a=arn, m=many: ecs.tag_resource(resourceArn=a, tags=m))
+        assert code == "InvalidParameterException" and "50 tags" in words
+        assert refusal(lambda a=arn: ecs.list_tags_for_resource(resourceArn=f"{a}9"))[0] in (
+            "InvalidParameterException",
+            "ClusterNotFoundException",
+        )
+    shown = ecs.describe_clusters(clusters=[cluster], include=["TAGS"])["clusters"][0]
+    assert shown["tags"] == [{"key": "a", "value": "2"}]
+
+
+def test_account_settings(ecs: Any) -> None:
+    def listed(**how: Any) -> dict[str, str]:
+        return {s["name"]: s["value"] for s in ecs.list_account_settings(**how)["settings"]}
+
+    assert listed() == {} and listed(effectiveSettings=True)["taskLongArnFormat"] == "enabled"
+    ecs.put_account_setting_default(name="containerInsights", value="enhanced")
+    assert listed(effectiveSettings=True, name="containerInsights") == {"containerInsights": "enhanced"}
+    ecs.put_account_setting(name="containerInsights", value="enabled")
+    assert listed(name="containerInsights", value="enabled") == {"containerInsights": "enabled"}
+    assert ecs.delete_account_setting(name="containerInsights")["setting"]["value"] == "enhanced"
+    assert listed() == {}
+
+
+def test_clusters_are_listed_in_pages_and_gone_ones_said_missing(ecs: Any) -> None:
+    names = {f"page-{i}" for i in range(3)}
+    for name in names:
+        ecs.create_cluster(clusterName=name)
+    pages = list(ecs.get_paginator("list_clusters").paginate(PaginationConfig={"PageSize": 2}))
+    found = [arn for p in pages for arn in p["clusterArns"]]
+    assert all(len(p["clusterArns"]) <= 2 for p in pages) and len(found) == len(set(found))
+    assert {f"{PREFIX}:cluster/{n}" for n in names} <= set(found)
+    for name in names:
+        assert ecs.delete_cluster(cluster=name)["cluster"]["status"] == "INACTIVE"
+    seen = ecs.describe_clusters(clusters=["page-0", "never"])
+    assert [c["status"] for c in seen["clusters"]] == ["INACTIVE"]
+    assert seen["failures"] == [{"arn": f"{PREFIX}:cluster/never", "reason": "MISSING"}]
+    register(ecs, "keeps")
+    ecs.create_cluster(clusterName="busy")
+    ecs.run_task(cluster="busy", taskDefinition="keeps", launchType="FARGATE")
+    assert refusal(lambda: ecs.delete_cluster(cluster="busy"))[0] == "ClusterContainsTasksException"
+    assert ecs.create_cluster(clusterName="page-0")["cluster"]["status"] == "ACTIVE"
