@@ -124,6 +124,8 @@ class Platform:
         # `rglob` would follow tasks that come and go: a platform's groups are all below one.
         found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"*/hutch-{platform_id}")]
         found += [str(p) for p in Path("/sys/fs/cgroup").glob(f"hutch-{platform_id}")]
+        users = Path("/run/hutch/vm-users")
+        found += [f"user {p.name}" for p in users.glob("*") if platform_id in os.readlink(p)]
         namespaces = Path("/var/run/netns")
         if namespaces.exists():
             found += [str(p) for p in namespaces.iterdir() if platform_id in p.name]
