@@ -8,6 +8,7 @@ from hutch.base.clock import Clock, SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
 from hutch.control.ops.sts import StsOps
+from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.sessions import SessionTokens
 from hutch.control.vault import Vault
 from hutch.store.contract import Store
@@ -35,3 +36,8 @@ def identity_services(store: Store, clock: Clock | None = None) -> list[Service]
         ),
         sts.service(sts_ops(store, clock)),
     ]
+
+
+def task_roles(store: Store) -> TaskRoles:
+    """Credentials of tasks."""
+    return TaskRoles(store, SystemClock(), sts_ops(store), region="us-east-1", account_id=ACCOUNT_ID)

@@ -24,9 +24,9 @@ def on(*templates: str, **context: str) -> AccessRule:
 
     `cluster/{cluster=default}`: `{member}` is the last part (behind `/`) of the input's member, or of each of a list;
     a member that is not given is the default, or else `*`. `context` gives condition keys values made in the same way;
-    a key's `__` stands for `:` (`ecs__cluster`), and it is left out if the member is not given.
+    a key's `__` stands for `:` and its `_` for `-` (`ecs__task_definition`); it is left out if the member is not given.
     """
-    keys = {name.replace("__", ":"): template for name, template in context.items()}
+    keys = {name.replace("__", ":").replace("_", "-"): template for name, template in context.items()}
 
     def rule(request: Request) -> Sequence[Access]:
         found = tuple(arn for t in templates for arn in _expand(t, request))
@@ -51,6 +51,8 @@ def last_part(reference: str) -> str:
 
 
 def _expand(template: str, request: Request) -> list[str]:
+    if template == "*":
+        return ["*"]
     prefix = f"arn:aws:{request.service}:{request.region}:{request.account_id}:"
     texts = [prefix]
     at = 0

@@ -13,6 +13,7 @@ from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any
 
 MAX_PATTERN_INPUT = 2048
+"""Characters of a value that a pattern is tried on, unless one pass always does (`longest_input`)."""
 _SMALL_REPEAT = 8
 _ALPHABET = frozenset(range(129))
 """ASCII, and 128 for every other character."""
@@ -47,6 +48,17 @@ def compile_pattern(source: str | None) -> re.Pattern[str] | None:
     except (re.error, _Unsafe, OverflowError, RecursionError):
         return None
     return compiled
+
+
+def longest_input(pattern: re.Pattern[str]) -> int | None:
+    """How long a value may be for a pattern of `compile_pattern`; None: a repeated set of characters needs one pass,
+    so that any length will do (policy documents have such patterns)."""
+    parsed = list(sre_parser.parse(pattern.pattern))
+    if len(parsed) == 1 and parsed[0][0] is sre.MAX_REPEAT:
+        repeated = list(parsed[0][1][2])
+        if len(repeated) == 1 and repeated[0][0] in (sre.IN, sre.LITERAL, sre.NOT_LITERAL, sre.ANY):
+            return None
+    return MAX_PATTERN_INPUT
 
 
 def _python_classes(source: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from hutch.api.gateway.patterns import MAX_PATTERN_INPUT, compile_pattern
+from hutch.api.gateway.patterns import compile_pattern, longest_input
 from hutch.api.gateway.service_model import ServiceModel, Shape
 
 MAX_DEPTH = 64
@@ -325,6 +325,7 @@ def _check_value(value: float, shape: Shape, violations: Violations) -> None:
 def _string(shape: Shape) -> Validator:
     allowed = frozenset(shape.enum) if shape.enum else None
     pattern = compile_pattern(shape.pattern)
+    longest = (longest_input(pattern) if pattern else None) or math.inf
     plain = allowed is None and pattern is None and shape.min is None and shape.max is None
 
     def check(value: Any, violations: Violations) -> str:
@@ -339,7 +340,7 @@ def _string(shape: Shape) -> Validator:
         if allowed is not None and value not in allowed:
             shown = ", ".join(sorted(allowed))
             violations.add(value, f"Member must satisfy enum value set: [{shown}]", shape)
-        if pattern is not None and (len(value) > MAX_PATTERN_INPUT or not pattern.fullmatch(value)):
+        if pattern is not None and (len(value) > longest or not pattern.fullmatch(value)):
             violations.add(value, f"Member must satisfy regular expression pattern: {shape.pattern}", shape)
         return value
 

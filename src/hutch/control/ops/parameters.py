@@ -38,11 +38,11 @@ class ParameterOps:
         self._store = store
         self._vault = vault
         self._clock = clock
-        self._arn_prefix = f"arn:aws:ssm:{region}:{account_id}:parameter"
+        self.arn_prefix = f"arn:aws:ssm:{region}:{account_id}:parameter"
 
     def arn(self, name: str) -> str:
         """The ARN of a parameter."""
-        return parameter_arn(self._arn_prefix, name)
+        return parameter_arn(self.arn_prefix, name)
 
     def open(self, version: ParameterVersion) -> str:
         """A version's value in the clear: for an answer, never to be kept or logged."""
@@ -258,7 +258,7 @@ class ParameterOps:
     # -- inside
 
     def _select(self, name: str) -> Selection:
-        return parse_selection(name, self._arn_prefix)
+        return parse_selection(name, self.arn_prefix)
 
     @staticmethod
     def _record(reader: Reader, selection: Selection) -> Parameter | None:

@@ -353,6 +353,14 @@ class SecretOps:
             return None
         return secret
 
+    def find(self, secret_id: str) -> Secret | None:
+        """The secret that a name or ARN means."""
+        with self._store.read() as reader:
+            try:
+                return self._named(reader, secret_id)
+            except NotFound:
+                return None
+
     def _named(self, reader: Reader, secret_id: str) -> Secret:
         for name, suffix in rules.name_candidates(secret_id, self.arn_prefix):
             secret = self._live(reader.get(tables.SECRETS, name))

@@ -1,5 +1,6 @@
 """The ECS service: which operations hutch serves, and AWS's names for what can go wrong."""
 
+from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.ecs.clusters import AccountHandlers, ClusterHandlers
 from hutch.api.aws.ecs.common import Arns
 from hutch.api.aws.ecs.instances import InstanceHandlers
@@ -31,7 +32,8 @@ def service(
     strict_aws: bool,
 ) -> Service:
     """ECS, on this store."""
-    arns = Arns(region, account_id)
+    arns, tags = Arns(region, account_id), TagOps(store)
+    access = EcsAccess(store, tags, region, account_id)
     return Service(
         name="ecs",
         operations=(
@@ -41,7 +43,7 @@ def service(
             ).operations(),
             *TaskHandlers(tasks, TaskShapes(region, account_id), paging).operations(),
             *InstanceHandlers(InstanceOps(store, clock, ids), arns, paging).operations(),
-            *AccountHandlers(AccountSettingOps(store), TagOps(store)).operations(),
+            *AccountHandlers(AccountSettingOps(store), tags).operations(),
         ),
         faults=(
             (Conflict, "ConflictException"),
@@ -49,4 +51,6 @@ def service(
             (NotServed, "UnsupportedFeatureException"),
             (HutchError, "InvalidParameterException"),
         ),
+        access=access.rules(),
+        tags_of=access.tags_of,
     )

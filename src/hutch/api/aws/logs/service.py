@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from hutch.api.aws.logs.access import LogsAccess
 from hutch.api.gateway.operation import Coverage, EventStream, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import Clock
@@ -481,4 +482,5 @@ def service(
             (Unavailable, "ServiceUnavailableException"),
             (HutchError, "InvalidParameterException"),
         ),
+        access=LogsAccess(region, account_id).rules(),
     )

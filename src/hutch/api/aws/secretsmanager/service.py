@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hutch.api.aws.secretsmanager.access import SecretAccess
 from hutch.api.aws.secretsmanager.shapes import SecretShapes, secret_filter, sort_order
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
@@ -261,6 +262,7 @@ def _new_value(given: dict[str, Any]) -> NewValue | None:
 
 def service(ops: SecretOps, paging: Paging) -> Service:
     """Secrets Manager, on these use cases."""
+    access = SecretAccess(ops)
     return Service(
         name="secretsmanager",
         operations=SecretHandlers(ops, paging).operations(),
@@ -271,4 +273,6 @@ def service(ops: SecretOps, paging: Paging) -> Service:
             (Unavailable, "InternalServiceError"),
             (HutchError, "InvalidParameterException"),
         ),
+        access=access.rules(),
+        tags_of=access.tags_of,
     )

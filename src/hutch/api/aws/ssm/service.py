@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hutch.api.aws.ssm.access import ParameterAccess
 from hutch.api.aws.ssm.shapes import filters_of, history_shape, metadata_shape, parameter_shape
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
@@ -239,4 +240,5 @@ def service(ops: ParameterOps, paging: Paging) -> Service:
             (Unavailable, "InternalServerError"),
             (HutchError, "ValidationException"),
         ),
+        access=ParameterAccess(ops.arn_prefix).rules(),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from hutch.api.gateway.access import nothing
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
-from hutch.base.errors import HutchError, Invalid, Unavailable
+from hutch.base.errors import AccessDenied, HutchError, Invalid, Unavailable
 from hutch.control.ops.sts import AssumeRoleRequest, StsOps
 from hutch.control.sessions import TemporaryCredentials
 
@@ -110,6 +110,10 @@ def service(ops: StsOps) -> Service:
     return Service(
         name="sts",
         operations=StsHandlers(ops).operations(),
-        faults=((Unavailable, "ServiceUnavailable"), (HutchError, "ValidationError")),
+        faults=(
+            (AccessDenied, "AccessDenied"),
+            (Unavailable, "ServiceUnavailable"),
+            (HutchError, "ValidationError"),
+        ),
         access=dict.fromkeys(("GetCallerIdentity", "AssumeRole", "GetSessionToken"), nothing),
     )
