@@ -182,3 +182,21 @@ async def test_a_jail_is_found_and_removed_by_its_name_alone(prison: Prison, tmp
     later.close()
     assert prison.left() == []
     assert await wait_gone(ref) in (-9, None)
+
+
+async def test_a_host_proves_that_it_can_jail_before_it_offers_to(prison: Prison, tmp_path: Path) -> None:
+    await prison.jail.check()
+    prison.jail.close()
+    assert prison.left() == []
+    (root,) = (tmp_path / "state" / "jail").iterdir()
+    stale = root.with_name("root-0123456789abcdef")
+    stale.mkdir()
+    (root / "usr/bin/qemu-system-x86_64").unlink()
+    later = MonitorJail(
+        platform_id=prison.platform_id, state_dir=tmp_path / "state", confinement=Confinement()
+    )
+    with pytest.raises(DriverError, match="qemu-system-x86_64: No such file"):
+        await later.check()
+    assert not stale.exists(), "what was before an upgrade goes when nothing runs in it"
+    later.close()
+    assert prison.left() == []

@@ -127,6 +127,10 @@ class Jailer:
         await self._cgroups.remove(self._cgroup(name))
         self._users.release(name)
 
+    def are_there_any(self) -> bool:
+        """Whether a program runs in a jail of this platform."""
+        return bool(self._cgroups.processes(platform_cgroup(self._platform_id)))
+
     def cpu_ns(self, name: str) -> int | None:
         """CPU time used in a jail; None if there is none of that name."""
         return self._cgroups.cpu_ns(self._cgroup(name))

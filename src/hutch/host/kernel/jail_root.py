@@ -54,6 +54,13 @@ async def prepare_root(
     return JailRoot(directory=directory, program=path)
 
 
+def remove_other_roots(place: Path, kept: JailRoot) -> None:
+    """Remove the roots below `place` of programs as they were before an upgrade; nothing may be running in them."""
+    for other in place.glob("root-*"):
+        if other != kept.directory:
+            shutil.rmtree(other, ignore_errors=True)
+
+
 async def _libraries(program: Path) -> list[Path]:
     """Shared libraries and the loader, by the loader's own account."""
     try:

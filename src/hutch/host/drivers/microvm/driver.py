@@ -99,6 +99,7 @@ class MicrovmDriver:
         """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
         try:
             ground = await self._launcher.ground()
+            await self._jail.check()
             await self._launcher.clean(ground)
         except DriverError as error:
             reason = f"{error.message}; {error.fix}" if error.fix else error.message

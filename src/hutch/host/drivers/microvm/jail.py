@@ -12,8 +12,8 @@ from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
 from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups, whole_disk
 from hutch.host.kernel.jail import Jailer, JailFailed, JailSpec, launcher_path
-from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root
-from hutch.host.kernel.process import ProcessRef
+from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root, remove_other_roots
+from hutch.host.kernel.process import ProcessRef, wait_gone
 from hutch.host.kernel.run import CommandFailed
 from hutch.host.kernel.users import UserLeases
 
@@ -61,7 +61,8 @@ class MonitorJail:
         """`state_dir`: what is made once for all jails goes below it."""
         self._place = state_dir / "jail"
         self._confinement = confinement
-        self._roots: dict[str, JailRoot] = {}
+        self._root: JailRoot | None = None
+        self._proven = False
         self._lock = asyncio.Lock()
         self._platform_id = platform_id
         self._users = UserLeases(*confinement.user_ids)
@@ -79,13 +80,43 @@ class MonitorJail:
             )
         return self._made
 
-    async def root(self, accelerator: str) -> JailRoot:
-        """The root for QEMU under an accelerator, made when it is first needed (30 ms). Raises `DriverError`."""
+    async def check(self) -> None:
+        """Prove, once, that QEMU can be jailed on this host, by asking it for its version in there. Raises
+        `DriverError` with what this host lacks."""
+        if self._proven:
+            return
+        root = await self.root()
+        output = self._place / "check.log"
+        request = JailRequest(
+            name=f"hutch-{self._platform_id}-check",
+            argv=[PROGRAM, "-name", f"hutch-{self._platform_id}-check", "--version"],
+            pass_fds=(),
+            output_path=str(output),
+            accelerator="tcg",
+            vcpus=1,
+            memory_mib=0,
+            cpu_units=1024,
+            largest_file_bytes=MIB,
+        )
+        try:
+            exit_code = await wait_gone(await asyncio.to_thread(self.start, request, root))
+            if exit_code:
+                told = await asyncio.to_thread(output.read_text, errors="replace")
+                raise DriverError(
+                    "JailFailed", f"QEMU does not run in its jail (exit code {exit_code}): {told[-500:]}"
+                )
+        finally:
+            await self.remove(request.name)
+            output.unlink(missing_ok=True)
+        self._proven = True
+
+    async def root(self) -> JailRoot:
+        """The root for QEMU, made when it is first needed (30 ms). Raises `DriverError`."""
         async with self._lock:
-            if accelerator not in self._roots:
+            if self._root is None:
                 try:
-                    self._roots[accelerator] = await prepare_root(
-                        self._place, PROGRAM, extra=_files(), devices=_DEVICES[accelerator]
+                    self._root = await prepare_root(
+                        self._place, PROGRAM, extra=_files(), devices=_DEVICES["kvm"]
                     )
                 except (RootUnavailable, CommandFailed) as error:
                     raise DriverError(
@@ -93,7 +124,9 @@ class MonitorJail:
                         f"QEMU can't be jailed: {error.message}",
                         fix="install qemu-system-x86",
                     ) from None
-            return self._roots[accelerator]
+                if not self._jailer.are_there_any():
+                    await asyncio.to_thread(remove_other_roots, self._place, self._root)
+            return self._root
 
     def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
         """Start QEMU; it runs when this returns. Blocking, about 10 ms. Raises `DriverError`."""

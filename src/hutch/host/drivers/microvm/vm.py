@@ -94,7 +94,7 @@ async def launch(request: VmRequest, files: VmFiles, image: GuestImage, jail: Mo
 
     Raises `DriverError`. Nothing is left open here; files, process and jail are removed by `remove_vm`.
     """
-    root = await jail.root(request.accelerator)
+    root = await jail.root()
     return await asyncio.to_thread(_launch, request, files, image, jail, root)
 
 
