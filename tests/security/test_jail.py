@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import Confinement, JailRequest, MonitorJail
 from hutch.host.kernel.cgroup import CGROUP_MOUNT, platform_cgroup
 from hutch.host.kernel.jail_root import JailRoot, prepare_root
@@ -153,8 +154,6 @@ async def test_no_two_jails_have_the_same_user(prison: Prison) -> None:
 async def test_what_can_not_be_jailed_does_not_run_and_leaves_no_child(
     prison: Prison, tmp_path: Path
 ) -> None:
-    from hutch.host.drivers.contract import DriverError
-
     broken = JailRoot(directory=tmp_path / "nowhere", program=prison.root.program)
     with pytest.raises(DriverError, match="nowhere: No such file"):
         prison.jail.start(prison.request("a", "pass"), broken)
