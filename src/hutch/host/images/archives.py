@@ -1,9 +1,9 @@
 """Archives and files of the image store: what kind an archive is, digests, atomic writes."""
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -12,6 +12,7 @@ from hutch.host.images.contract import ImageFault
 
 MAX_INDEX_BYTES = 4 * 1024 * 1024
 MAX_MEMBERS = 100_000
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 
 
 def sha256(data: bytes) -> str:
@@ -33,24 +34,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def clear_directory(path: Path) -> None:
-    """An empty directory (mode 0700) at this path."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def recognise(path: Path, temporary: Path) -> tuple[str, str]:
+def recognise(path: Path) -> tuple[str, str]:
     """(skopeo's name of an archive or layout, the image name that it says). Raises `ImageFault`.
 
-    Nothing is extracted: only the index inside is read, bounded.
+    Nothing is extracted: only the index inside is read, bounded. A compressed archive is refused: to look into one is
+    to unpack it, whatever it unpacks to.
     """
     if path.is_dir():
         index = path / "index.json"
         if not index.exists():
             raise _not_an_image(path, "a directory without index.json")
-        return f"oci:{path}", _name_in_index(index.read_bytes()[:MAX_INDEX_BYTES])
+        with index.open("rb") as f:
+            return f"oci:{path}", _name_in_index(f.read(MAX_INDEX_BYTES))
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:
             members = {}
             for number, member in enumerate(archive):
                 if number > MAX_MEMBERS:
@@ -64,7 +61,10 @@ def recognise(path: Path, temporary: Path) -> tuple[str, str]:
             texts = {n: f.read(min(size, MAX_INDEX_BYTES)) for n, (f, size) in read.items() if f is not None}
     except FileNotFoundError:
         raise ImageFault("ImageNotFound", f"there is no file {path}") from None
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        with contextlib.suppress(OSError), path.open("rb") as f:
+            if f.read(6).startswith(_COMPRESSED):
+                raise _not_an_image(path, "it is compressed; decompress it first (gunzip)") from None
         raise _not_an_image(path, str(error)) from None
     if "index.json" in texts:
         name = _name_in_index(texts["index.json"])
@@ -86,10 +86,12 @@ def _name_in_index(data: bytes) -> str:
     try:
         manifests = json.loads(data).get("manifests", [])
         notes = manifests[0].get("annotations", {}) if len(manifests) == 1 else {}
-        name = notes.get("io.containerd.image.name") or notes.get("org.opencontainers.image.ref.name") or ""
+        name = str(
+            notes.get("io.containerd.image.name") or notes.get("org.opencontainers.image.ref.name") or ""
+        )
         # A bare tag ("latest") is no name.
         return name if "/" in name or ":" in name else ""
-    except (ValueError, AttributeError, IndexError, RecursionError):
+    except (ValueError, AttributeError, IndexError, KeyError, TypeError, RecursionError):
         return ""
 
 
@@ -97,5 +99,5 @@ def _name_in_docker(data: bytes) -> str:
     try:
         tags = json.loads(data)[0].get("RepoTags") or [""]
         return str(tags[0])
-    except (ValueError, AttributeError, IndexError, KeyError, RecursionError):
+    except (ValueError, AttributeError, IndexError, KeyError, TypeError, RecursionError):
         return ""

@@ -59,17 +59,25 @@ async def run(
     environment: Mapping[str, str] | None = None,
     cwd: str | None = None,
     pass_fds: Sequence[int] = (),
+    dies_with_us: bool = False,
+    max_file_bytes: int | None = None,
 ) -> bytes:
     """Run a program to its end; its standard output, at most `MAX_OUTPUT_BYTES` kept.
+
+    `dies_with_us`: the kernel kills it when this process ends, however that comes. `max_file_bytes`: it can write no
+    file beyond that length.
 
     Raises `CommandFailed`. If the caller is cancelled or the time is up the whole process group is killed
     and reaped.
     """
+    limits = ("setpriv", "--pdeathsig", "KILL") if dies_with_us else ()
+    if max_file_bytes is not None:
+        limits = (*limits, "prlimit", f"--fsize={max_file_bytes}")
     with contextlib.ExitStack() as ours:
         stdout, stderr = ours.enter_context(_Output()), ours.enter_context(_Output())
         given = subprocess.DEVNULL if input_bytes is None else ours.enter_context(_file_with(input_bytes))
         child = await start_child(
-            argv,
+            (*limits, *argv),
             stdin=given,
             stdout=stdout.write_end,
             stderr=stderr.write_end,
