@@ -7,6 +7,8 @@ then record by record as the change feed tells. Losing any message does no harm;
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +66,14 @@ class Fleet:
 
     async def listen(self, socket_path: str) -> None:
         """Serve host agents on a unix socket (mode 0600: only our own uid can connect)."""
-        self._server = await asyncio.start_unix_server(self._serve, socket_path)
+        bound = socket.socket(socket.AF_UNIX)
+        # Not a chmod afterwards: nobody else may connect in between either.
+        before = os.umask(0o177)
+        try:
+            bound.bind(socket_path)
+        finally:
+            os.umask(before)
+        self._server = await asyncio.start_unix_server(self._serve, sock=bound)
 
     async def close(self) -> None:
         """End all sessions; tasks are not touched."""

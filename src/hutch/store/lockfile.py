@@ -45,7 +45,12 @@ class LockFile:
 
 
 def _is_alive(pid: str) -> bool:
-    return pid.isdecimal() and os.path.exists(f"/proc/{pid}")
+    """Whether a process runs; one that has ended and is not reaped yet does not."""
+    try:
+        text = Path(f"/proc/{int(pid)}/stat").read_text()
+    except (OSError, ValueError):
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def _wait(fd: int, patience_s: float) -> bool:
