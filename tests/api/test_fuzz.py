@@ -39,6 +39,8 @@ COMMON_CODES = {
     "SerializationException", "ValidationException", "UnknownOperationException", "RequestEntityTooLargeException",
     "UnsupportedFeatureException",
 }  # fmt: skip
+JSON_SERVICES = ("ecs", "logs", "secretsmanager", "ssm")
+QUERY_SERVICES = ("ec2", "iam", "sts")
 MAX_DEPTH = 6
 SESSION = botocore.session.get_session()
 
@@ -202,7 +204,7 @@ def fuzz(examples: int) -> Any:
     )
 
 
-@pytest.mark.parametrize("service", ["ecs", "logs"])
+@pytest.mark.parametrize("service", JSON_SERVICES)
 def test_the_seeds_would_be_accepted(aws: AwsServer, right: Seeds, service: str) -> None:
     """Else nothing behind the first check would be tried."""
     for operation in served(aws, service):
@@ -212,12 +214,12 @@ def test_the_seeds_would_be_accepted(aws: AwsServer, right: Seeds, service: str)
             assert status == 200 or not_yet, (operation.name, answer)
 
 
-@pytest.mark.parametrize("service", ["ecs", "logs"])
+@pytest.mark.parametrize("service", JSON_SERVICES)
 def test_json_services_never_fail(aws: AwsServer, right: Seeds, service: str) -> None:
     operations = served(aws, service)
     known = {e.name for e in SESSION.get_service_model(service).error_shapes} | COMMON_CODES
 
-    @fuzz(500)
+    @fuzz(15 * len(operations))
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         operation = data.draw(st.sampled_from(operations))
@@ -233,13 +235,13 @@ def test_json_services_never_fail(aws: AwsServer, right: Seeds, service: str) ->
     run()
 
 
-@pytest.mark.parametrize("service", ["ec2", "sts"])
+@pytest.mark.parametrize("service", QUERY_SERVICES)
 def test_query_services_never_fail(aws: AwsServer, right: Seeds, service: str) -> None:
     operations = served(aws, service)
     model = SESSION.get_service_model(service)
     serializer = botocore.serialize.create_serializer(model.metadata["protocol"], include_validation=False)
 
-    @fuzz(30 * len(operations))
+    @fuzz(max(60, 5 * len(operations)))
     @given(data=st.data())
     def run(data: st.DataObject) -> None:
         operation = data.draw(st.sampled_from(operations))

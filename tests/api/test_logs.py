@@ -193,6 +193,7 @@ def test_filter_log_events_pages_ranges_and_streams(logs: Any, group: str) -> No
     assert events() == events(limit=1) == events(limit=2, filterPattern="?a ?b") == everything
     # The end of the range is in it, unlike with GetLogEvents.
     assert events(startTime=start + 1, endTime=start + 2) == ["a1", "b0", "a2"]
+    assert events(endTime=2**63 - 1) == everything and events(startTime=2**63 - 1) == []
     assert events(logStreamNames=["b"]) == events(logStreamNamePrefix="b") == ["b0"]
     assert refusal(lambda: events(logStreamNames=["nope"]))[0] == "ResourceNotFoundException"
     assert refusal(lambda: events(logStreamNames=["b"], logStreamNamePrefix="b"))[0] == (

@@ -15,6 +15,8 @@ from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.secretsmanager import service as secretsmanager
+from hutch.api.aws.ssm import service as ssm
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import SystemClock
@@ -23,9 +25,12 @@ from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
+from hutch.control.ops.secrets import SecretOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.vault import Vault
 from hutch.store.logs import LogStore
 from hutch.store.memory import MemoryStore
 from hutch.wire.fleet import DriverFactMsg, Fingerprint
@@ -34,7 +39,7 @@ HOST_ID = "i-0123456789abcdef0"
 
 
 class AwsServer:
-    """ECS, CloudWatch Logs, EC2, IAM and STS as the control plane serves them, until `stop`."""
+    """Every service as the control plane serves it, until `stop`."""
 
     def __init__(self, directory: Path) -> None:
         clock, ids = SystemClock(), RandomIds()
@@ -53,6 +58,7 @@ class AwsServer:
             ),
             ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
             *identity_services(self.store, clock),
+            *self._secret_services(clock, ids, paging),
         ]
         self.http = ApiServer(self.services, directory, store=self.store, clock=clock)
         self.hosts = HostOps(self.store, clock, ids, clusters=("*",), default_zone=f"{REGION}a")
@@ -64,6 +70,14 @@ class AwsServer:
         self.connect_host()
         loops = (DefinitionLoop(self.store, ids).run(), MembershipLoop(self.store, self.hosts).run())
         self._loops = [asyncio.run_coroutine_threadsafe(c, self.http.loop) for c in loops]
+
+    def _secret_services(self, clock: SystemClock, ids: RandomIds, paging: Paging) -> list[Service]:
+        vault = Vault({1: bytes(range(32))}, ids)
+        place = {"region": REGION, "account_id": ACCOUNT_ID}
+        return [
+            secretsmanager.service(SecretOps(self.store, vault, clock, ids, **place), paging),
+            ssm.service(ParameterOps(self.store, vault, clock, **place), paging),
+        ]
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Carry out work on the server's event loop."""

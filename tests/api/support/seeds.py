@@ -199,6 +199,21 @@ def seeds(subnet_id: str) -> Seeds:
         "StartLiveTail": [
             {"logGroupIdentifiers": ["arn:aws:logs:us-east-1:000000000000:log-group:/fuzz"], "logEventFilterPattern": "a"}
         ],
+        "CreateSecret": [
+            {"Name": "team/db", "SecretString": '{"password": "x"}', "Description": "d", "Tags": [{"Key": "a", "Value": "b"}]}
+        ],
+        "GetSecretValue": [{"SecretId": "team/db", "VersionStage": "AWSCURRENT"}],
+        "PutSecretValue": [{"SecretId": "team/db", "SecretString": "y", "VersionStages": ["AWSCURRENT"]}],
+        "ListSecrets": [{"MaxResults": 1, "Filters": [{"Key": "name", "Values": ["team"]}], "SortOrder": "asc"}],
+        "PutParameter": [
+            {"Name": "/a/b", "Value": "v", "Type": "SecureString", "Overwrite": True, "Tier": "Standard"},
+            {"Name": "plain", "Value": "v1,v2", "Type": "StringList", "AllowedPattern": "v[0-9,v]*", "Overwrite": True},
+        ],
+        "GetParameters": [{"Names": ["/a/b", "plain:1", "no"], "WithDecryption": True}],
+        "GetParametersByPath": [{"Path": "/a", "Recursive": True, "WithDecryption": True, "MaxResults": 1}],
+        "DescribeParameters": [
+            {"ParameterFilters": [{"Key": "Name", "Option": "BeginsWith", "Values": ["/a"]}], "MaxResults": 1}
+        ],
         "DescribeVpcs": [{"Filters": [{"Name": "vpc-id", "Values": ["vpc-*"]}], "MaxResults": 5}],
         "DescribeSubnets": [{"Filters": [{"Name": "availability-zone", "Values": ["us-east-1a"]}]}],
     }  # fmt: skip

@@ -222,7 +222,7 @@ class LogOps:
             prefix=prefix,
             start_ms=start_ms or 0,
             # Unlike GetLogEvents, the end is in the range.
-            end_ms=FAR_FUTURE_MS if end_ms is None else end_ms + 1,
+            end_ms=FAR_FUTURE_MS if end_ms is None else min(end_ms, FAR_FUTURE_MS) + 1,
             after=after,
         )
         page: list[StoredEvent] = []
