@@ -17,7 +17,7 @@ import pytest
 
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import Confinement, JailRequest, MonitorJail
-from hutch.host.kernel.cgroup import CGROUP_MOUNT, platform_cgroup
+from hutch.host.kernel.cgroup import CGROUP_MOUNT, platform_cgroup, task_cgroup
 from hutch.host.kernel.jail_root import JailRoot, prepare_root
 from hutch.host.kernel.process import find_processes, is_alive, kill_and_wait, wait_gone
 from hutch.host.kernel.users import LEASES
@@ -199,3 +199,28 @@ async def test_a_host_proves_that_it_can_jail_before_it_offers_to(prison: Prison
     assert not stale.exists(), "what was before an upgrade goes when nothing runs in it"
     later.close()
     assert prison.left() == []
+
+
+BURN = "import time; b = time.monotonic()\nwhile time.process_time() < 0.35: pass\nprint(time.monotonic() - b, flush=True)"
+
+
+async def test_a_capped_task_gets_its_share_and_no_more(prison: Prison, tmp_path: Path) -> None:
+    """A quarter of a CPU for 0.35 s of work: never done before 1.2 s, on however idle a host."""
+    capped = MonitorJail(
+        platform_id=prison.platform_id,
+        state_dir=tmp_path / "state",
+        confinement=Confinement(cap_cpu=True, disk_bytes_per_s=100 << 20),
+    )
+    await capped.root()
+    ref = capped.start(prison.request("a", BURN), prison.root)
+    assert await wait_gone(ref) == 0
+    assert float(prison.output("a")) > 1.0
+    used_ns = capped.cpu_ns(f"hutch-{prison.platform_id}-a")
+    assert used_ns is not None and used_ns > 350_000_000, "told also when all of it has ended"
+    await capped.remove(f"hutch-{prison.platform_id}-a")
+    free = prison.jail.start(prison.request("b", BURN), prison.root)
+    assert await wait_gone(free) == 0
+    group = task_cgroup(prison.platform_id, "b")[1:]
+    statistics = [CGROUP_MOUNT / "cpu" / group / "cpu.stat", CGROUP_MOUNT / group / "cpu.stat"]
+    text = next(p for p in statistics if p.exists()).read_text()
+    assert "nr_throttled 0\n" in text, "without a cap it may take what the host has idle"

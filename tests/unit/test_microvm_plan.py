@@ -133,6 +133,10 @@ def test_containers_get_the_memory_that_was_asked_for() -> None:
         (Traces(shutdown_reason="guest-shutdown"), "GuestPoweredOff"),
         (Traces(shutdown_reason="guest-reset"), "GuestReset"),
         (Traces(exit_code=-9, oom_record="Killed process 1 (qemu)"), "HostOutOfMemory"),
+        (
+            Traces(exit_code=-9, oom_record="Memory cgroup out of memory: Killed process 1"),
+            "VmOverMemoryLimit",
+        ),
         (Traces(exit_code=-9), "VmKilled"),
         (Traces(exit_code=1, qemu_output="no\nbad option\n"), "VmFailed"),
         (Traces(), "VmEnded"),

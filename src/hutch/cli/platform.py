@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hutch.cli.connection import AsJson, DataDir, PlatformAccess
+from hutch.cli.jail_checks import jail_checks
 from hutch.cli.output import console, print_json, print_table, reporting_errors
 from hutch.client.errors import ClientError
 from hutch.settings import SETTINGS, load_settings
@@ -196,9 +197,7 @@ def _host_checks() -> list[tuple[str, str, str]]:
         found.append(
             (device, "ok" if exists else "missing", "" if exists else f"{what}: load the kernel module")
         )
-    version = "2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1"
-    found.append(("cgroup", "ok", f"version {version}"))
-    return found
+    return [*found, *jail_checks()]
 
 
 def _space_checks(data_dir: Path) -> list[tuple[str, str, str]]:

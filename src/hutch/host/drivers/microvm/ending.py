@@ -51,6 +51,9 @@ def _cause(traces: Traces, memory_mib: int) -> tuple[str, str, str]:
         return "GuestPoweredOff", "the guest powered its machine off", ""
     if traces.shutdown_reason:
         return "GuestReset", f"the guest restarted its machine ({traces.shutdown_reason})", ""
+    if traces.oom_record and "emory cgroup out of memory" in traces.oom_record:
+        text = "the VM's monitor took more of the host's memory than a VM of this size may, and was killed"
+        return "VmOverMemoryLimit", text, ""
     if traces.oom_record:
         fix = "run fewer tasks on this host, or raise --memory-reserve-mib"
         return "HostOutOfMemory", "the host ran out of memory and its kernel killed the VM", fix

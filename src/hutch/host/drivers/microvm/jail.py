@@ -137,7 +137,7 @@ class MonitorJail:
             memory_bytes=(request.memory_mib + translated_mib + MONITOR_MEMORY_MIB) * MIB,
             pids=request.vcpus + MONITOR_THREADS,
             disk_bytes_per_s=self._confinement.disk_bytes_per_s,
-            disk=whole_disk(self._place) if self._confinement.disk_bytes_per_s else None,
+            disk=self._disk(),
         )
         spec = JailSpec(
             name=request.name,
@@ -154,6 +154,18 @@ class MonitorJail:
             return self._jailer.start(spec)
         except JailFailed as error:
             raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
+
+    def _disk(self) -> tuple[int, int] | None:
+        if not self._confinement.disk_bytes_per_s:
+            return None
+        disk = whole_disk(self._place)
+        if disk is None:
+            raise DriverError(
+                "DiskNotLimited",
+                f"the kernel can't limit the disk that {self._place} is on",
+                fix="use --vm-disk-mib-per-s 0, or put --data-dir on a disk's own file system",
+            )
+        return disk
 
     async def remove(self, name: str) -> None:
         """End whatever runs in the jail of that name, and leave nothing of it. Idempotent. Raises `DriverError`."""
