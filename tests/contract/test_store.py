@@ -17,7 +17,10 @@ from msgspec.structs import replace
 
 from hutch.base.errors import InUse, Rejected, StaleWrite, StorageFull, Unavailable
 from hutch.model.cluster import Cluster, IdempotencyToken
+from hutch.model.host import Host
+from hutch.model.notes import decode_host_note, decode_task_note
 from hutch.model.record import Cause
+from hutch.model.task import Task
 from hutch.store import tables
 from hutch.store.contract import Store, Tx, ordering_key
 from hutch.store.keys import after_prefix, decode_key, encode_key
@@ -260,7 +263,10 @@ _WRITER = """
 import asyncio, sys
 from pathlib import Path
 from hutch.model.cluster import Cluster
+from hutch.model.host import Host
+from hutch.model.notes import decode_host_note, decode_task_note
 from hutch.model.record import Cause
+from hutch.model.task import Task
 from hutch.store import tables
 from hutch.store.sqlite import SqliteStore
 
@@ -320,3 +326,42 @@ async def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 async def test_a_place_that_cannot_be_written_is_said() -> None:
     with pytest.raises(StorageFull, match="/proc/nowhere"):
         await SqliteStore(Path("/proc/nowhere/s.sqlite3")).open()
+
+
+async def test_a_journal_keeps_what_each_change_was(store: Store) -> None:
+    task = Task(task_id="1" * 32, cluster="c", family="f", revision=1, launch_type="FARGATE", cpu=256, memory_mib=512,
+                created_at=1.0)  # fmt: skip
+
+    def work(tx: Tx) -> None:
+        stored = tx.put(tables.TASKS, task)
+        stored = tx.put(tables.TASKS, replace(stored, last_status="PENDING", event_version=2))
+        tx.put(tables.TASKS, replace(stored, waiting_reason="tells nothing"))
+        tx.delete(tables.TASKS, "c", task.task_id)
+
+    await store.write(CAUSE, work)
+    notes = [c.note for c in store.changes(0) or () if c.table == tables.TASKS.name]
+    assert [bool(n) for n in notes] == [True, True, False, False]
+    assert [decode_task_note(n).task.last_status for n in notes if n] == ["PROVISIONING", "PENDING"]
+
+
+async def test_notes_are_as_durable_as_the_change(tmp_path: Path) -> None:
+    """And a file from before there were notes is taken over."""
+    path = tmp_path / "state.sqlite3"
+    first = SqliteStore(path)
+    await first.open()
+    await first.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    await first.close()
+    db = sqlite3.connect(path)
+    db.executescript("ALTER TABLE changes DROP COLUMN note; PRAGMA user_version=1;")
+    db.close()
+    host = Host(host_id="i-1", name="h", connected=True)
+    second = SqliteStore(path)
+    await second.open()
+    await second.write(CAUSE, lambda tx: tx.put(tables.HOSTS, host))
+    await second.close()
+    third = SqliteStore(path)
+    await third.open()
+    notes = [c.note for c in third.changes(0) or ()]
+    await third.close()
+    assert [bool(n) for n in notes] == [False, True]
+    assert decode_host_note(notes[1]).connected

@@ -158,7 +158,16 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     stopped_at: float | None = None
     event_version: int = 1
     """The `version` member that AWS shows: raised by each change that emits an event."""
+    max_runtime_s: int = 0
+    """How long it may run; 0: as long as it likes."""
 
     @property
     def is_stopped(self) -> bool:
         return self.last_status == STOPPED
+
+    @property
+    def deadline(self) -> float | None:
+        """When it is to be stopped (epoch seconds); None: never, not yet, or its end was asked for already."""
+        if not self.max_runtime_s or self.started_at is None or self.desired_status != RUNNING:
+            return None
+        return self.started_at + self.max_runtime_s

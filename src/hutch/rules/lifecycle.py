@@ -26,6 +26,7 @@ from hutch.model.task import (
     Phase,
     Task,
 )
+from hutch.rules.events.task_changes import passed_states
 from hutch.rules.facts import ObservedContainer, ObservedTask
 
 ORDER = (
@@ -125,7 +126,11 @@ def observed(task: Task, facts: ObservedTask) -> Task:
     if changed == task:
         return task
     emits = changed.last_status != task.last_status or changed.containers != task.containers
-    return replace(changed, event_version=task.event_version + 1) if emits else changed
+    if not emits:
+        return changed
+    # Each state that was passed is an event of its own, with a version of its own.
+    passed = len(passed_states(task.last_status, changed))
+    return replace(changed, event_version=task.event_version + passed)
 
 
 def task_health(containers: tuple[Container, ...]) -> str:
@@ -174,7 +179,11 @@ def _container(container: Container, facts: tuple[ObservedContainer, ...]) -> Co
 
 def _causes(task: Task, facts: ObservedTask) -> tuple[CauseLink, ...]:
     """What was known here (who asked for the stop) comes first, then all that the host found out."""
-    own = tuple(c for c in task.causes if c.kind in ("StopRequested", "HostLost", "SpotInterruption"))
+    own = tuple(
+        c
+        for c in task.causes
+        if c.kind in ("StopRequested", "MaxRuntimeExceeded", "HostLost", "SpotInterruption")
+    )
     return (*own, *(c for c in facts.causes if c not in own))
 
 

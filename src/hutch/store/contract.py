@@ -30,7 +30,9 @@ class Table(Generic[R]):
 
     Keys are tuples of strings, ordered element by element by code point, so that prefixes can be scanned.
     An index function gives the record's key in that index, or None to leave it out. `read_mostly`: a backend may keep
-    decoded records of it in memory.
+    decoded records of it in memory. `journal`: what the change feed keeps of a change besides its key, made from the
+    record before (None: new) and after (None: deleted); `b""` for nothing. So a follower of the feed sees every state
+    of the record, not only the newest one.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class Table(Generic[R]):
         indexes: dict[str, Callable[[R], IndexKey | None]] | None = None,
         *,
         read_mostly: bool = False,
+        journal: Callable[[R | None, R | None], bytes] | None = None,
     ) -> None:
         self.name = name
         self.record_type = record_type
         self.key = key
         self.indexes = indexes or {}
         self.read_mostly = read_mostly
+        self.journal = journal
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +62,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     """The version after the change; 0 means deleted."""
     cause: Cause
+    note: bytes = b""
+    """What the table's journal says of the change."""
 
 
 class Reader(Protocol):

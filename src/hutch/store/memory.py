@@ -77,7 +77,7 @@ class _Handle:
     def __init__(self, tables: dict[str, _TableData]) -> None:
         self._tables = tables
         self.undo: list[tuple[_TableData, str, Any]] = []
-        self.changes: list[tuple[str, IndexKey, int]] = []
+        self.changes: list[tuple[str, IndexKey, int, bytes]] = []
 
     def get(self, table: Table[R], *key: str) -> R | None:
         return self._tables[table.name].records.get(encode_key(key))
@@ -118,7 +118,8 @@ class _Handle:
         fresh = replace(record, version=record.version + 1)
         self.undo.append((data, primary, stored))
         data.set(primary, fresh)
-        self.changes.append((table.name, table.key(record), fresh.version))
+        note = table.journal(stored, fresh) if table.journal else b""
+        self.changes.append((table.name, table.key(record), fresh.version, note))
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:
@@ -129,7 +130,8 @@ class _Handle:
             return False
         self.undo.append((data, primary, stored))
         data.unset(primary)
-        self.changes.append((table.name, key, 0))
+        note = table.journal(stored, None) if table.journal else b""
+        self.changes.append((table.name, key, 0, note))
         return True
 
     def roll_back(self) -> None:
@@ -164,9 +166,9 @@ class MemoryStore:
             handle.roll_back()
             raise
         seq = self._signal.newest
-        for name, key, version in handle.changes:
+        for name, key, version, note in handle.changes:
             seq += 1
-            self._feed.append(Change(seq=seq, table=name, key=key, version=version, cause=cause))
+            self._feed.append(Change(seq=seq, table=name, key=key, version=version, cause=cause, note=note))
         del self._feed[: -self._feed_length]
         self._signal.advance(seq)
         return result

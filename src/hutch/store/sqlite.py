@@ -30,7 +30,7 @@ log = get_logger(__name__)
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BATCH = 128
 FEED_LENGTH = 100_000
 _TRIM_EVERY = 2_000
@@ -41,7 +41,7 @@ CREATE TABLE records (tbl TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT 
 CREATE TABLE entries (idx TEXT NOT NULL, ordering TEXT NOT NULL, key TEXT NOT NULL,
                       PRIMARY KEY (idx, ordering)) WITHOUT ROWID;
 CREATE TABLE changes (seq INTEGER PRIMARY KEY, tbl TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL,
-                      cause BLOB NOT NULL);
+                      cause BLOB NOT NULL, note BLOB);
 """
 
 _decode_cause = msgspec.msgpack.Decoder(Cause).decode
@@ -136,14 +136,14 @@ class SqliteStore:
         if recent is not None:
             return recent
         rows = self._reader.execute(
-            "SELECT seq, tbl, key, version, cause FROM changes WHERE seq>? ORDER BY seq LIMIT ?",
+            "SELECT seq, tbl, key, version, cause, note FROM changes WHERE seq>? ORDER BY seq LIMIT ?",
             (after, limit),
         ).fetchall()
         if after < self._signal.newest and (not rows or rows[0][0] != after + 1):
             return None
         return [
-            Change(seq=s, table=t, key=decode_key(k), version=v, cause=_decode_cause(c))
-            for s, t, k, v, c in rows
+            Change(seq=s, table=t, key=decode_key(k), version=v, cause=_decode_cause(c), note=n or b"")
+            for s, t, k, v, c, n in rows
         ]
 
     async def wait_for_change(self, after: int) -> int:
@@ -176,6 +176,10 @@ class SqliteStore:
             )
         if found == 0:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        elif found == 1:
+            db.executescript(
+                f"BEGIN; ALTER TABLE changes ADD COLUMN note BLOB; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            )
 
     def _write_loop(self, db: sqlite3.Connection) -> None:
         while True:

@@ -138,7 +138,8 @@ class WriteHandle(ReadHandle):
             (table.name, primary, fresh.version, _encode(fresh)),
         )
         self._reindex(table, primary, before, fresh)
-        self._note(table.name, key, primary, fresh.version)
+        note = table.journal(before, fresh) if table.journal else b""
+        self._note(table.name, key, primary, fresh.version, note)
         self._written.put(table.name, primary, fresh)
         return fresh
 
@@ -149,7 +150,8 @@ class WriteHandle(ReadHandle):
             return False
         self._db.execute("DELETE FROM records WHERE tbl=? AND key=?", (table.name, primary))
         self._reindex(table, primary, before, None)
-        self._note(table.name, key, primary, 0)
+        note = table.journal(before, None) if table.journal else b""
+        self._note(table.name, key, primary, 0, note)
         self._written.records.pop((table.name, primary), None)
         return True
 
@@ -173,13 +175,15 @@ class WriteHandle(ReadHandle):
                     "INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary)
                 )
 
-    def _note(self, table: str, key: IndexKey, primary: str, version: int) -> None:
+    def _note(self, table: str, key: IndexKey, primary: str, version: int, note: bytes) -> None:
         cursor = self._db.execute(
-            "INSERT INTO changes (tbl, key, version, cause) VALUES (?,?,?,?)",
-            (table, primary, version, self._cause_bytes),
+            "INSERT INTO changes (tbl, key, version, cause, note) VALUES (?,?,?,?,?)",
+            (table, primary, version, self._cause_bytes, note or None),
         )
         seq = cursor.lastrowid or 0
-        self.changes.append(Change(seq=seq, table=table, key=key, version=version, cause=self._cause))
+        self.changes.append(
+            Change(seq=seq, table=table, key=key, version=version, cause=self._cause, note=note)
+        )
 
 
 def _index_name(table: Table[Any], index: str) -> str:

@@ -3,10 +3,22 @@
 from typing import Any
 
 from hutch.model.cluster import AccountSetting, Cluster, IdempotencyToken
+from hutch.model.event import (
+    Delivery,
+    DeliveryCount,
+    EventBatch,
+    EventBus,
+    EventCursor,
+    EventRule,
+    Schedule,
+    ScheduleGroup,
+    ScheduleRun,
+)
 from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.iam import AccessKey, InstanceProfile, ManagedPolicy, Role, User
 from hutch.model.image import LocalImage
 from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
+from hutch.model.notes import host_journal, instance_journal, task_journal
 from hutch.model.secret import Parameter, ParameterVersion, Secret, SecretVersion
 from hutch.model.task import Task
 from hutch.model.taskdef import Family, TaskDefinition
@@ -46,9 +58,11 @@ TASKS = Table(
         "unplaced": lambda r: (f"{r.created_at:020.6f}",) if not r.host_id and not r.is_stopped else None,
         "untried": lambda r: () if not r.host_id and not r.is_stopped and not r.waiting_reason else None,
         "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
+        "by_deadline": lambda r: (f"{r.deadline:020.6f}",) if r.max_runtime_s and r.deadline else None,
     },
+    journal=task_journal,
 )
-HOSTS = Table("hosts", Host, lambda r: (r.host_id,), read_mostly=True)
+HOSTS = Table("hosts", Host, lambda r: (r.host_id,), read_mostly=True, journal=host_journal)
 RESERVATIONS = Table("reservations", Reservation, lambda r: (r.host_id,))
 CONTAINER_INSTANCES = Table(
     "container_instances",
@@ -56,6 +70,7 @@ CONTAINER_INSTANCES = Table(
     lambda r: (r.cluster, r.instance_id),
     {"by_host": lambda r: (r.host_id,)},
     read_mostly=True,
+    journal=instance_journal,
 )
 VPCS = Table("vpcs", Vpc, lambda r: (r.vpc_id,))
 SUBNETS = Table("subnets", Subnet, lambda r: (r.subnet_id,), read_mostly=True)
@@ -86,6 +101,34 @@ SECRETS = Table(
 SECRET_VERSIONS = Table("secret_versions", SecretVersion, lambda r: (r.name, r.version_id))
 PARAMETERS = Table("parameters", Parameter, lambda r: (r.name,))
 PARAMETER_VERSIONS = Table("parameter_versions", ParameterVersion, lambda r: (r.name, f"{r.number:010d}"))
+EVENT_RULES = Table(
+    "event_rules",
+    EventRule,
+    lambda r: (r.bus, r.name),
+    {
+        "by_next": lambda r: (f"{r.next_at:020.6f}",) if r.next_at is not None else None,
+        "by_pattern": lambda r: () if r.pattern and r.state == "ENABLED" and r.targets else None,
+    },
+    read_mostly=True,
+)
+EVENT_BUSES = Table("event_buses", EventBus, lambda r: (r.name,), read_mostly=True)
+EVENT_LOG = Table("event_log", EventBatch, lambda r: (f"{r.first:020d}",))
+EVENT_CURSOR = Table("event_cursor", EventCursor, lambda r: ("events",))
+SCHEDULE_GROUPS = Table("schedule_groups", ScheduleGroup, lambda r: (r.name,))
+SCHEDULES = Table(
+    "schedules",
+    Schedule,
+    lambda r: (r.group, r.name),
+    {"by_next": lambda r: (f"{r.next_at:020.6f}",) if r.next_at is not None else None},
+)
+SCHEDULE_RUNS = Table("schedule_runs", ScheduleRun, lambda r: (r.owner, f"{r.nominal_at:020.6f}"))
+DELIVERIES = Table(
+    "deliveries",
+    Delivery,
+    lambda r: (r.delivery_id,),
+    {"by_due": lambda r: (f"{r.due_at:020.6f}",)},
+)
+DELIVERY_COUNTS = Table("delivery_counts", DeliveryCount, lambda r: (r.owner,))
 
 ALL_TABLES: tuple[Table[Any], ...] = (
     IDENTITY,
@@ -113,4 +156,13 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     SECRET_VERSIONS,
     PARAMETERS,
     PARAMETER_VERSIONS,
+    EVENT_RULES,
+    EVENT_BUSES,
+    EVENT_LOG,
+    EVENT_CURSOR,
+    SCHEDULE_GROUPS,
+    SCHEDULES,
+    SCHEDULE_RUNS,
+    DELIVERIES,
+    DELIVERY_COUNTS,
 )

@@ -16,6 +16,7 @@ from hutch.base.ids import IdSource
 from hutch.model.cluster import Cluster
 from hutch.model.task import LAUNCH_TYPES, Container, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.deadline import max_runtime_s
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
@@ -222,6 +223,7 @@ def new_task(
         group=request.group or f"family:{definition.family}",
         started_by=request.started_by,
         tags=tags,
+        max_runtime_s=max_runtime_s(tags),
         network_mode=document.get("networkMode", "bridge"),
         assign_public_ip=(request.awsvpc or {}).get("assignPublicIp") == "ENABLED",
         requested_subnets=subnets,
