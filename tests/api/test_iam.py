@@ -2,16 +2,22 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 from botocore.exceptions import ClientError
 from tests.api.support.aws import AwsServer
-from tests.api.support.identities import ACCOUNT_ID, task_roles
+from tests.api.support.identities import ACCOUNT_ID, identity_services, task_roles
+from tests.api.support.server import ApiServer
 
+from hutch.api.gateway.native import NativeRequest, NativeRoute
 from hutch.base.errors import AccessDenied, NotFound
+from hutch.client.client import HutchClient
+from hutch.client.errors import AwsError
 from hutch.store import tables
+from hutch.store.memory import MemoryStore
 
 TASKS_TRUST = json.dumps(
     {
@@ -613,3 +619,29 @@ def test_a_task_without_a_usable_role_is_told_why(account: Account) -> None:
         task = root.run_task(taskDefinition=family, launchType="FARGATE")["tasks"][0]
         with pytest.raises(kind, match=words):
             roles.credentials("default", task["taskArn"].rpartition("/")[2])
+
+
+# hutch's own routes
+
+
+def test_hutchs_own_routes_ask_for_permission(tmp_path: Path) -> None:
+    async def list_images(request: NativeRequest) -> dict[str, Any]:
+        return {"images": []}
+
+    route = NativeRoute(method="GET", template="/hutch/v1/images", handler=list_images)
+    store = MemoryStore()
+    server = ApiServer(identity_services(store), tmp_path, store=store, native_routes=(route,))
+    try:
+        iam = server.client("iam")
+        iam.create_user(UserName="ann")
+        key = iam.create_access_key(UserName="ann")["AccessKey"]
+        keys = (key["AccessKeyId"], key["SecretAccessKey"])
+        with HutchClient(server.url, *keys, server.region) as client:
+            with pytest.raises(AwsError, match="not authorized to perform: hutch:ListImages") as raised:
+                client.native("GET", "/images")
+            assert raised.value.status == 403
+            given = document(allow("hutch:List*"))
+            iam.put_user_policy(UserName="ann", PolicyName="p", PolicyDocument=given)
+            assert client.native("GET", "/images") == {"images": []}
+    finally:
+        server.stop()
