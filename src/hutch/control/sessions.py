@@ -1,5 +1,5 @@
 """Temporary credentials. Nothing is stored: the session token itself holds who it is for, until when, and the secret,
-sealed by the platform's vault. See ADR on session tokens.
+sealed by the platform's vault. See ADR 0013.
 """
 
 import base64
