@@ -125,7 +125,15 @@ class LogShipper:
     async def _keep_position(self, file: BinaryIO) -> None:
         offset = file.tell() if self._held_from is None else self._held_from
         position = _Position(inode=os.fstat(file.fileno()).st_ino, offset=offset)
-        await asyncio.to_thread(write_atomically, self._position_path, msgspec.json.encode(position))
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(write_atomically, self._position_path, msgspec.json.encode(position))
+        )
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The thread can't be stopped; a write that ends after our successor's would take its position back.
+            await writing
+            raise
 
     def _open(self) -> BinaryIO | None:
         """The file to read on, at the place where shipping stopped."""
