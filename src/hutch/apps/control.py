@@ -48,6 +48,7 @@ from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.secrets import SecretOps, values_exist
 from hutch.control.ops.sts import StsOps
+from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.ops.tasks import TaskOps
 from hutch.control.sessions import SessionTokens
 from hutch.control.vault import open_vault
@@ -141,6 +142,7 @@ async def _compose(
             hosts=hosts,
             logs=logs,
             launch_secrets=LaunchSecrets(secrets, parameters),
+            task_roles=TaskRoles(store, clock, sts_ops, region=region, account_id=account_id),
             region=region,
             account_id=account_id,
             platform_id=platform.identity.platform_id,

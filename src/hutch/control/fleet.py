@@ -23,6 +23,7 @@ from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets, stop_unla
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import store_stopped
+from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.taskspec import task_spec
 from hutch.model.record import Cause
 from hutch.model.task import STOPPED, CauseLink, Phase, Task
@@ -49,6 +50,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     hosts: HostOps
     logs: LogOps
     launch_secrets: LaunchSecrets
+    task_roles: TaskRoles
     region: str
     account_id: str
     platform_id: str
@@ -306,6 +308,28 @@ class HostSession:
                 future = self._pending.get(message.request_id)
                 if future and not future.done():
                     future.set_result(message)
+
+            elif isinstance(message, wire.CredentialsWanted):
+                self._send(self._credentials(message))
+
+    def _credentials(self, wanted: wire.CredentialsWanted) -> wire.CredentialsGiven:
+        """Credentials of a task's role: a host gets those of its own tasks only."""
+        try:
+            with self._context.store.read() as reader:
+                found = reader.scan(tables.TASKS, wanted.task_id, index="by_id")
+            if not found or found[0].host_id != self.host_id:
+                raise NotFound(f"task {wanted.task_id[:40]} is not on this host")
+            given = self._context.task_roles.credentials(found[0].cluster, found[0].task_id)
+        except HutchError as error:
+            return wire.CredentialsGiven(request_id=wanted.request_id, error=error.message)
+        return wire.CredentialsGiven(
+            request_id=wanted.request_id,
+            role_arn=given.role_arn,
+            access_key_id=given.credentials.access_key_id,
+            secret_access_key=given.credentials.secret_access_key,
+            session_token=given.credentials.session_token,
+            expires_at=given.credentials.expires_at,
+        )
 
     async def _apply_reports(self) -> None:
         while True:

@@ -299,6 +299,15 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     error: str = ""
 
 
+class CredentialsWanted(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="credentials_wanted"
+):
+    """A container of a task asks for the credentials of its task role. Only for a task of this host."""
+
+    request_id: str
+    task_id: str
+
+
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="welcome"):
     """The control plane takes the host in. `acked_seq`: the newest report that it has."""
 
@@ -344,6 +353,23 @@ class LogAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     error: str = ""
 
 
+class CredentialsGiven(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="credentials_given"
+):
+    """Answer to `CredentialsWanted`. With an `error` the rest is empty: what is wrong with the role, and the fix.
+
+    Never to be written down or logged. `expires_at`: epoch seconds; to be asked for again before that.
+    """
+
+    request_id: str
+    role_arn: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = ""
+    session_token: str = ""
+    expires_at: float = 0.0
+    error: str = ""
+
+
 class Forget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="forget"):
     """The task is STOPPED and durable: the host may drop its handle. Its logs go by the host's own retention."""
 
@@ -362,5 +388,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     arguments: dict[str, Any] = {}
 
 
-FromHost = Hello | Refreshed | Report | LogBatch | Reply
-ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request
+FromHost = Hello | Refreshed | Report | LogBatch | Reply | CredentialsWanted
+ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request | CredentialsGiven
