@@ -462,8 +462,9 @@ class HostAgent:
                 report = self._unacked.get(seq)
                 if report is not None:
                     write_message(writer, report)
-            await writer.drain()
+            # Before anything is awaited: what is reported from here on is not in this round, and gets no answer in it.
             last = self._seq
+            await writer.drain()
             while any(seq <= last for seq in self._unacked):
                 self._acked.clear()
                 await self._acked.wait()
