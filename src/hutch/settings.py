@@ -186,6 +186,21 @@ SETTINGS: tuple[Setting, ...] = (
         help="User ids, first and last, that nobody else on this host has: each microVM's monitor runs as one of them.",
     ),
     Setting(
+        name="warm_pool",
+        type=int,
+        default=0,
+        check=_at_least(0),
+        help="Restored microVMs that are kept ready for tasks of the sizes in use; 0: none, every launch restores one.",
+    ),
+    Setting(
+        name="warm_pool_memory_mib",
+        type=int,
+        default=2048,
+        unit="MiB",
+        check=_at_least(0),
+        help="Most memory that microVMs of the warm pool may have together.",
+    ),
+    Setting(
         name="guest_dir",
         type=str,
         default="",
@@ -255,6 +270,8 @@ if typing.TYPE_CHECKING:
         cpu_burst: str = ""
         vm_disk_mib_per_s: int = 0
         vm_user_ids: str = ""
+        warm_pool: int = 0
+        warm_pool_memory_mib: int = 0
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
         image_cache_gib: int = 0

@@ -19,6 +19,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
 )
 from hutch.host.drivers.microvm.driver import MicrovmDriver
+from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.kernel.process import find_processes
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
@@ -35,9 +36,11 @@ class Bench:
         image: RootImage | None = None,
         use_templates: bool = True,
         state: Path | None = None,
+        warm: WarmLimits | None = None,
     ) -> None:
         """`state`: of the driver; without it the one that all tests of this run share, with its templates."""
         self.use_templates = use_templates
+        self.warm = warm
         self.platform_id = f"t{secrets.token_hex(3)}"
         self.state = state or tmp_path.parent / "microvm-state"
         self.directory = tmp_path / "sandbox"
@@ -57,6 +60,7 @@ class Bench:
             accelerator="tcg",
             clock=SystemClock(),
             use_templates=self.use_templates,
+            warm=self.warm,
         )
 
     def spec(

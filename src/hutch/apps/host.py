@@ -128,6 +128,7 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
     if name == "microvm":
         from hutch.host.drivers.microvm.driver import MicrovmDriver
         from hutch.host.drivers.microvm.jail import Confinement
+        from hutch.host.drivers.microvm.warm import WarmLimits
 
         first, _, last = settings.vm_user_ids.partition("-")
         capped = settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
@@ -142,6 +143,7 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
                 cap_cpu=capped,
                 disk_bytes_per_s=settings.vm_disk_mib_per_s * MIB,
             ),
+            warm=WarmLimits(count=settings.warm_pool, memory_mib=settings.warm_pool_memory_mib),
         )
     if name == "container":
         from hutch.host.drivers.container.driver import ContainerDriver

@@ -115,6 +115,10 @@ class GuestSession:
         session._task = asyncio.create_task(session._listen(), name="guest-session")
         return session
 
+    def use_logs(self, logs: SandboxLogs) -> None:
+        """From now on output goes there."""
+        self._logs = logs
+
     @property
     def malformed_frames(self) -> int:
         """Frames that were dropped because they were not what the protocol says."""

@@ -27,7 +27,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
-from hutch.host.drivers.microvm.launcher import ENTROPY_BYTES, Launcher
+from hutch.host.drivers.microvm.launcher import ENTROPY_BYTES, Empty, Launcher
 from hutch.host.drivers.microvm.sandbox import Sandbox, Started
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -35,6 +35,7 @@ from hutch.host.drivers.microvm.vm import (
     remove_vm,
     vm_name,
 )
+from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.oci_config import build_process
 from hutch.host.kernel.process import ProcessRef, process_use
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
@@ -52,10 +53,6 @@ _START_FAULTS = {
     "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
     "UserNotFound": "use a user of the image, or a numeric uid",
 }
-
-
-class _Empty(msgspec.Struct):
-    """An answer without members."""
 
 
 class MicrovmDriver:
@@ -76,9 +73,10 @@ class MicrovmDriver:
         clock: Clock,
         confinement: Confinement | None = None,
         use_templates: bool = True,
+        warm: WarmLimits | None = None,
     ) -> None:
         """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). Without
-        `use_templates` every VM boots."""
+        `use_templates` every VM boots; `warm` bounds the pool of VMs that wait for a task (None: no pool)."""
         self._platform_id = platform_id
         self._clock = clock
         self._sandboxes: dict[str, Sandbox] = {}
@@ -93,6 +91,7 @@ class MicrovmDriver:
             clock=clock,
             jail=self._jail,
             use_templates=use_templates,
+            warm=warm or WarmLimits(),
         )
 
     async def fingerprint(self) -> DriverFactMsg:
@@ -192,7 +191,7 @@ class MicrovmDriver:
     async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
         """Send a signal to the container's first process."""
         sandbox = self._sandbox(handle)
-        request = sandbox.session.request("kill", _Empty, name=container, signal=signal)
+        request = sandbox.session.request("kill", Empty, name=container, signal=signal)
         await sandbox.while_alive(request, "signal a container")
 
     async def probe(
@@ -281,10 +280,10 @@ class MicrovmDriver:
 async def _set_up(sandbox: Sandbox) -> None:
     await asyncio.gather(
         sandbox.session.request(
-            "configure", _Empty, timeout_s=SET_UP_TIMEOUT_S, **plan.configure_members(sandbox.spec)
+            "configure", Empty, timeout_s=SET_UP_TIMEOUT_S, **plan.configure_members(sandbox.spec)
         ),
         sandbox.session.request(
-            "disks", _Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
+            "disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
         ),
     )
 
@@ -292,7 +291,7 @@ async def _set_up(sandbox: Sandbox) -> None:
 async def _start(sandbox: Sandbox, started: Started) -> None:
     members = plan.start_members(sandbox.spec, started.container, started.number)
     try:
-        await sandbox.session.request("start", _Empty, timeout_s=START_TIMEOUT_S, **members)
+        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
     except ValueError:
         raise DriverError(
             "ContainerTooLarge",

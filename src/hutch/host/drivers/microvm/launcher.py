@@ -1,4 +1,4 @@
-"""How a task's VM comes to be: restored from a template, or booted where that is not possible."""
+"""How a task's VM comes to be: taken from the warm pool, else restored from a template, else booted."""
 
 import asyncio
 import contextlib
@@ -42,8 +42,10 @@ from hutch.host.drivers.microvm.vm import (
     remove_vm,
     vm_name,
 )
+from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
 from hutch.host.kernel.ext4 import format_ext4, make_sparse
 from hutch.host.kernel.run import CommandFailed
+from hutch.host.kernel.tap import move_tap, open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
 from hutch.wire.fleet import TaskSpec
 
@@ -71,6 +73,10 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
         """A word for all of it: templates of another one are of no use."""
         parts = (self.image.key, self.qemu_version, self.accelerator, self.cpu)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Empty(msgspec.Struct):
+    """An answer without members."""
 
 
 class Phases:
@@ -107,6 +113,7 @@ class Launcher:
         clock: Clock,
         jail: MonitorJail,
         use_templates: bool,
+        warm: WarmLimits,
     ) -> None:
         """See `MicrovmDriver`."""
         self._platform_id = platform_id
@@ -117,6 +124,8 @@ class Launcher:
         self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
         self._directory = state_dir / "templates"
         self._templates = TemplateStore(self._directory, self._make_template, clock)
+        self._spares = state_dir / "spares"
+        self._pool = WarmPool(warm, self._make_spare, self._end_spare, clock)
         self._use_templates = use_templates
         self._tsc_khz: int | None = None
         self._cleaned = asyncio.Lock()
@@ -131,11 +140,14 @@ class Launcher:
         return Ground(image=image, qemu_version=version, accelerator=accelerator, verdict=verdict, cpu=cpu)
 
     async def clean(self, ground: Ground) -> None:
-        """Remove, once, what earlier agents left of their making of templates, and templates that are of no more use."""
+        """Remove, once, what earlier agents left: half-made templates, templates that are of no more use, VMs that had no
+        task."""
         async with self._cleaned:
             if not self._is_clean:
                 await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
                 await asyncio.to_thread(self._templates.clean, ground.origin)
+                for directory in self._spares.glob("*"):
+                    await self._remove_spare(VmFiles(directory))
                 self._is_clean = True
 
     @property
@@ -150,7 +162,10 @@ class Launcher:
         await self.clean(ground)
         request = await self._request(spec, ground)
         name, files = request.name, VmFiles(spec.directory)
-        template, refusal = await self._template(request, ground, phases)
+        key = _key(request, ground)
+        if self._use_templates and (sandbox := await self._warm(spec, request, key, phases)) is not None:
+            return sandbox, ground, phases
+        template, refusal = await self._template(key, phases)
         if template is not None:
             try:
                 return await self._restored(spec, request, ground, template, phases), ground, phases
@@ -162,20 +177,110 @@ class Launcher:
         booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S)
         return await phases.measure("cold boot", booting, refusal), ground, phases
 
-    async def _template(
-        self, request: VmRequest, ground: Ground, phases: Phases
-    ) -> tuple[Template | None, str]:
+    async def _warm(
+        self, spec: SandboxSpec, request: VmRequest, key: TemplateKey, phases: Phases
+    ) -> Sandbox | None:
+        """A VM from the pool, if there is one that fits and it can be used."""
+        size = WarmSize(key=key, cpu_units=request.cpu_units, disk_bytes=plan.scratch_bytes(spec.task))
+        spare = self._pool.take(size)
+        if spare is None:
+            return None
+        try:
+            return await phases.measure("warm", self._claim(spare, spec, request))
+        except DriverError as error:
+            log.warning("a spare microVM can't be used", task=spec.task.task_id, reason=error.message)
+            return None
+
+    async def _claim(self, spare: Spare, spec: SandboxSpec, request: VmRequest) -> Sandbox:
+        """Make a spare the task's: disks and link are put in the place of empty ones. On failure it is gone."""
+        files, sandbox = VmFiles(spec.directory), spare.sandbox
+        ready = False
+        try:
+            # With this it is the task's, also for whoever comes after a crash.
+            os.rename(spare.files.vm, files.vm)
+            shutil.rmtree(spare.files.root)
+            sandbox.assign(spec, files)
+            async with _scratch_disk(files, plan.scratch_bytes(spec.task)):
+                moving = self._move_link(spare, request.tap)
+                await asyncio.gather(moving, self._fill_disks(sandbox, request))
+            ready = True
+            return sandbox
+        except OSError as error:
+            raise DriverError("SpareNotUsed", str(error)) from None
+        finally:
+            os.close(spare.tap_fd)
+            if not ready:
+                await sandbox.release()
+                await remove_vm(spare.name, files, self._jail)
+
+    async def _move_link(self, spare: Spare, tap: str) -> None:
+        if tap:
+            await asyncio.to_thread(move_tap, spare.tap_fd, spare.tap_name, tap)
+
+    async def _fill_disks(self, sandbox: Sandbox, request: VmRequest) -> None:
+        for index, (path, read_only) in enumerate(request.disks):
+            await sandbox.replace_disk(index, path, read_only=read_only)
+        await sandbox.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=RESTORE_TIMEOUT_S)
+
+    async def _make_spare(self, size: WarmSize) -> Spare:
+        """A restored VM without a task, that has been through a container's start. Raises `DriverError`."""
+        ground = await self.ground()
+        try:
+            template = await self._templates.get(size.key)
+        except TemplateUnavailable as error:
+            raise DriverError("NoTemplate", error.message) from None
+        spare_id = f"spare-{os.urandom(6).hex()}"
+        files, name = VmFiles(self._spares / spare_id), vm_name(self._platform_id, spare_id)
+        tap_name = f"h{self._platform_id[:4]}w{os.urandom(4).hex()}"
+        ready, sandbox, tap_fd = False, None, -1
+        try:
+            files.vm.mkdir(mode=0o700, parents=True)
+            files.name.write_text(name)
+            tap_fd = await asyncio.to_thread(open_placeholder_tap, tap_name)
+            request = msgspec.structs.replace(
+                _request_of(size, name), memory=Memory(fd=template.memory_fd, shared=False), tap_fd=tap_fd
+            )
+            ref = await launch(request, files, ground.image, self._jail)
+            sandbox = Sandbox(_no_task(spare_id, str(files.root)), files, ref, self._clock)
+            await self._attach_restored(sandbox, template)
+            rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
+            await sandbox.while_alive(rehearsal, "rehearse")
+            ready = True
+        except OSError as error:
+            raise DriverError("NoSpare", str(error)) from None
+        finally:
+            if not ready:
+                if sandbox is not None:
+                    await sandbox.release()
+                if tap_fd >= 0:
+                    os.close(tap_fd)
+                await self._remove_spare(files)
+        return Spare(size=size, name=name, files=files, sandbox=sandbox, tap_name=tap_name, tap_fd=tap_fd)
+
+    async def _attach_restored(self, sandbox: Sandbox, template: Template) -> None:
+        state_fd = template.open_state()
+        try:
+            await sandbox.attach(
+                entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=RESTORE_TIMEOUT_S, state_fd=state_fd
+            )
+        finally:
+            os.close(state_fd)
+
+    async def _end_spare(self, spare: Spare) -> None:
+        await spare.sandbox.release()
+        os.close(spare.tap_fd)
+        await self._remove_spare(spare.files)
+
+    async def _remove_spare(self, files: VmFiles) -> None:
+        # One without a `vm` was taken by a task a moment before an agent was killed: it is not ours any more.
+        if files.vm.exists():
+            await remove_vm(vm_name(self._platform_id, files.root.name), files, self._jail)
+        await asyncio.to_thread(shutil.rmtree, files.root, True)
+
+    async def _template(self, key: TemplateKey, phases: Phases) -> tuple[Template | None, str]:
         """The template for a VM, or why there is none."""
         if not self._use_templates:
             return None, "templates are switched off"
-        key = TemplateKey(
-            origin=ground.origin,
-            machine=machine_traits(_plain_spec(request)),
-            accelerator=request.accelerator,
-            vcpus=request.vcpus,
-            memory_mib=request.memory_mib,
-            disk_slots=request.disk_slots,
-        )
         if (template := self._templates.loaded(key)) is not None:
             return template, ""
         if refusal := self._templates.refusal(key):
@@ -290,6 +395,7 @@ class Launcher:
 
     async def close(self) -> None:
         """End what is being made for later; VMs of tasks are not touched."""
+        await self._pool.close()
         await self._templates.close()
 
 
@@ -335,6 +441,30 @@ def _no_task(name: str, directory: str) -> SandboxSpec:
 
 def _disk_number(item: tuple[str, plan.ImageDisk]) -> int:
     return int(item[0].removeprefix("disk"))
+
+
+def _key(request: VmRequest, ground: Ground) -> TemplateKey:
+    return TemplateKey(
+        origin=ground.origin,
+        machine=machine_traits(_plain_spec(request)),
+        accelerator=request.accelerator,
+        vcpus=request.vcpus,
+        memory_mib=request.memory_mib,
+        disk_slots=request.disk_slots,
+    )
+
+
+def _request_of(size: WarmSize, name: str) -> VmRequest:
+    return VmRequest(
+        name=name,
+        accelerator=size.key.accelerator,
+        vcpus=size.key.vcpus,
+        memory_mib=size.key.memory_mib,
+        cpu_units=size.cpu_units,
+        disk_slots=size.key.disk_slots,
+        disk_bytes=size.disk_bytes,
+        incoming=True,
+    )
 
 
 def _plain_spec(request: VmRequest) -> VmSpec:

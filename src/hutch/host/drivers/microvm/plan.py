@@ -15,6 +15,8 @@ from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
+REHEARSAL = "-"
+"""Not a name that a container can have."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _EXTRA_MODULE_CAPABILITIES = frozenset({"SYS_ADMIN", "NET_ADMIN", "ALL"})
 
@@ -180,6 +182,29 @@ def _etc(spec: SandboxSpec, container: ContainerSpec) -> dict[str, str]:
         spec.attachment.nameservers,
         spec.attachment.search,
     )
+
+
+def rehearsal_members() -> dict[str, Any]:
+    """Members of a `start` request for a container without a task: the runtime itself, run from the VM's own root. What
+    it needs to run is then in QEMU's store of translated code."""
+    container = ContainerSpec(
+        name=REHEARSAL, container_id=REHEARSAL, image="", entry_point=("/usr/bin/crun", "--version")
+    )
+    context = OciContext(
+        cgroup_path="/hutch/c0",
+        hostname=REHEARSAL,
+        namespaces=tuple({"type": t} for t in ("mount", "uts", "cgroup", "pid", "ipc")),
+        files={},
+        volumes={},
+        owns_kernel=True,
+    )
+    config = build_oci_config(container, RootImage(reference="", digest="", config={}), context)
+    binds = [
+        {"destination": path, "source": path, "type": "bind", "options": ["rbind", "ro"]}
+        for path in ("/usr", "/lib", "/lib64")
+    ]
+    config["mounts"] = [*binds, *config["mounts"]]
+    return {"name": REHEARSAL, "number": 0, "config": config}
 
 
 def start_members(spec: SandboxSpec, container: ContainerSpec, number: int) -> dict[str, Any]:

@@ -184,22 +184,32 @@ def _channels(spec: VmSpec) -> list[str]:
     ]  # fmt: skip
 
 
-def _disk(index: int, disk: Disk) -> list[str]:
+def disk_node(index: int, *, read_only: bool) -> dict[str, object]:
+    """The block node of a disk, as QEMU's monitor wants it, without the file below it."""
+    node: dict[str, object] = {"driver": "raw", "node-name": f"disk{index}", "read-only": read_only}
     # Freed blocks, and blocks of zeros, become holes again: the scratch disk's file is sparse.
-    mode = "read-only=on" if disk.read_only else "read-only=off,discard=unmap,detect-zeroes=unmap"
+    return node if read_only else node | {"discard": "unmap", "detect-zeroes": "unmap"}
+
+
+def _node_argument(index: int, *, read_only: bool) -> str:
+    words = {True: "on", False: "off"}
+    node = disk_node(index, read_only=read_only)
+    return ",".join(f"{k}={words[v] if isinstance(v, bool) else v}" for k, v in node.items())
+
+
+def _disk(index: int, disk: Disk) -> list[str]:
+    node = _node_argument(index, read_only=disk.read_only)
     return [
         "-add-fd", f"fd={disk.fd},set={index + 1}",
         "-blockdev",
-        f"driver=raw,node-name=disk{index},{mode},file.driver=file,file.filename=/dev/fdset/{index + 1},"
-        f"file.locking=off",
+        f"{node},file.driver=file,file.filename=/dev/fdset/{index + 1},file.locking=off",
         *_disk_device(index),
     ]  # fmt: skip
 
 
 def _empty_disk(index: int) -> list[str]:
     # Whether it is writable is a trait of the device, which must be the same when another disk is in its place.
-    mode = "read-only=on" if index else "read-only=off,discard=unmap,detect-zeroes=unmap"
-    blockdev = f"driver=raw,node-name=disk{index},{mode},file.driver=null-co,file.size=512"
+    blockdev = f"{_node_argument(index, read_only=index > 0)},file.driver=null-co,file.size=512"
     return ["-blockdev", blockdev, *_disk_device(index)]
 
 

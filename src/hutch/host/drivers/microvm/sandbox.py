@@ -28,6 +28,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
 )
 from hutch.host.drivers.microvm.ending import Traces, explain
+from hutch.host.drivers.microvm.hotplug import replace_disk
 from hutch.host.drivers.microvm.plan import runtime_id
 from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
 from hutch.host.drivers.microvm.qmp import Qmp, QmpError
@@ -122,9 +123,34 @@ class Sandbox:
                 await restore(self._qmp, state_fd)
             except QmpError as error:
                 raise DriverError("VmNotRestored", error.message) from None
-        return await self._session.hello(
-            now_ns=lambda: int(self._clock.now() * 1e9), entropy=entropy, timeout_s=hello_timeout_s
-        )
+        return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
+
+    def assign(self, spec: SandboxSpec, files: VmFiles) -> None:
+        """A VM that was made without a task gets one. Nothing of a task may have been in it."""
+        self.spec, self.files = spec, files
+        self._logs = SandboxLogs(files.logs)
+        self.session.use_logs(self._logs)
+
+    async def greet(self, *, entropy: bytes, timeout_s: float) -> HelloAnswer:
+        """Greet the guest (again): its clock is set, its generator seeded. Raises `DriverError`, `SandboxGone`."""
+        hello = self.session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=timeout_s)
+        return await self.while_alive(hello, "answer")
+
+    def _now_ns(self) -> int:
+        return int(self._clock.now() * 1e9)
+
+    async def replace_disk(self, index: int, path: str, *, read_only: bool) -> None:
+        """Put a file in the place of an empty disk that the guest has not looked at yet. Raises `DriverError`,
+        `SandboxGone`, `OSError`."""
+        if self._qmp is None:
+            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        try:
+            await replace_disk(self._qmp, index, fd, read_only=read_only)
+        except QmpError as error:
+            raise DriverError("DiskNotAttached", error.message) from None
+        finally:
+            os.close(fd)
 
     async def save_state(self) -> bytes:
         """Stop the VM for good, and give the state of its devices: not what is in memory that is in a shared file.

@@ -43,8 +43,16 @@ class VmFiles:
         self.qmp_socket = self.vm / "qmp.sock"
         self.scratch = self.vm / "scratch.img"
         self.qemu_log = self.vm / "qemu.log"
+        self.name = self.vm / "name"
         self.console = self.root / "console.log"
         self.logs = self.root / "logs"
+
+    def read_name(self) -> str:
+        """The name of the VM's process if it was made before it had a task; else ""."""
+        try:
+            return self.name.read_text()[:100]
+        except OSError:
+            return ""
 
 
 class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +67,10 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[tuple[str, bool], ...] = ()
     disk_slots: int = DISK_SLOTS[0]
     tap: str = ""
+    tap_fd: int | None = None
+    """Instead of a tap's name: one that is open."""
+    disk_bytes: int = 0
+    """The size to which its writable disk may grow if that is attached later."""
     tsc_khz: int = 0
     memory: Memory | None = None
     incoming: bool = False
@@ -119,7 +131,9 @@ def _launch(
                 vcpus=request.vcpus,
                 memory_mib=request.memory_mib,
                 cpu_units=request.cpu_units or request.vcpus * 1024,
-                largest_file_bytes=max([MAX_QEMU_LOG_BYTES, *(os.fstat(fd).st_size for fd in writable)]),
+                largest_file_bytes=max(
+                    [MAX_QEMU_LOG_BYTES, request.disk_bytes, *(os.fstat(fd).st_size for fd in writable)]
+                ),
                 early=request.incoming,
             ),
             root,
@@ -140,7 +154,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         Disk(fd=opened(path, os.O_RDONLY if read_only else os.O_RDWR), read_only=read_only)
         for path, read_only in request.disks
     )
-    tap_fd = None
+    tap_fd = request.tap_fd
     if request.tap:
         tap_fd = open_tap(request.tap)
         stack.callback(os.close, tap_fd)
@@ -167,9 +181,10 @@ async def remove_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:
 
     Raises `DriverError` if the jail can't be removed.
     """
-    for ref in await asyncio.to_thread(find_processes, name):
-        await kill_and_wait(ref)
-    await jail.remove(name)
+    for each in {name, files.read_name() or name}:
+        for ref in await asyncio.to_thread(find_processes, each):
+            await kill_and_wait(ref)
+        await jail.remove(each)
     await asyncio.to_thread(shutil.rmtree, files.vm, True)
 
 
