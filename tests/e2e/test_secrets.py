@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +108,37 @@ def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:
     ):
         with pytest.raises(ClientError, match=words):
             launch(clients["ecs"], **container)
+
+
+def test_leftovers_of_uploads_go_when_the_control_plane_starts(tmp_path: Path) -> None:
+    platform = Platform(tmp_path, drivers="fake")
+    leftover = platform.data_dir / "uploads" / "upload-abc"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half an archive")
+    platform.start()
+    try:
+        assert not leftover.exists() and leftover.parent.exists()
+    finally:
+        platform.stop()
+
+
+def test_a_platform_without_its_key_file_does_not_start(tmp_path: Path) -> None:
+    """Better than to make another key, under which nothing opens."""
+    platform = Platform(tmp_path, drivers="fake")
+    platform.start()
+    try:
+        platform.client("ssm").put_parameter(Name="/a", Value="b", Type="String")
+    finally:
+        platform.stop()
+    key = platform.data_dir / "secrets.key"
+    content = key.read_bytes()
+    key.unlink()
+    done = platform.hutch("up", "--detach", check=False)
+    assert done.returncode != 0
+    assert "secrets.key is missing" in platform.log() + done.stderr
+    key.write_bytes(content)
+    platform.start()
+    try:
+        assert platform.client("ssm").get_parameter(Name="/a")["Parameter"]["Value"] == "b"
+    finally:
+        platform.stop()

@@ -17,8 +17,9 @@ from tests.support.platform import free_port
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
-# bcrypt of PASSWORD, as `htpasswd -nbB` writes it; the registry takes nothing else.
 USER, PASSWORD = "puller", "s3cret-of-the-registry"
+PASSWORD_BCRYPT = "$2b$04$Em/F.yjIeeHEWWMvLwyBD.huK5kVAqjiw.emB/qb3twXl8AKClEuy"
+"""As `htpasswd -nbB` writes it; the registry takes nothing else."""
 
 
 def digest_of(data: bytes) -> str:
@@ -158,10 +159,7 @@ class LocalRegistry:
             "http": {"addr": self.address},
         }
         if login:
-            import crypt
-
-            salt = crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16)
-            (root / "htpasswd").write_text(f"{USER}:{crypt.crypt(PASSWORD, salt)}\n")
+            (root / "htpasswd").write_text(f"{USER}:{PASSWORD_BCRYPT}\n")
             config["auth"] = {"htpasswd": {"realm": "test", "path": str(root / "htpasswd")}}
         (root / "config.yml").write_text(json.dumps(config))
         self._process: subprocess.Popen[bytes] | None = None

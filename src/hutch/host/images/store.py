@@ -75,8 +75,8 @@ class DiskImageStore:
         self._registry = Registry(self._content.blobs, root / "tmp", insecure_registries, auth_file)
         self._work: dict[str, asyncio.Task[Any]] = {}
         self._conversions = asyncio.Semaphore(MAX_CONVERSIONS)
-        self._spaces: dict[Path, int] = {}
-        """Bytes that may still be unpacked by work that is under way."""
+        self._spaces: list[int] = []
+        """Bytes to which the images that are being unpacked may grow."""
         self._pulls = 0
         self._gate = asyncio.Lock()
         """Held while blobs are swept, and for a moment by each pull that begins."""
@@ -222,7 +222,7 @@ class DiskImageStore:
             raise ImageFault(
                 "HostDiskFull",
                 f"the image has {format_bytes(wanted_bytes)} compressed, and the host's disk can take "
-                f"{format_bytes(max(0, free))}: no space left on device",
+                f"{format_bytes(free)}: no space left on device",
                 fix="free space in the data directory, or lower --image-cache-gib",
                 aws_prefix=_PREFIX,
             )
@@ -230,7 +230,7 @@ class DiskImageStore:
     def _free_bytes(self) -> int:
         """What images may still take of the host's disk: a tenth, or a GiB, is left to others."""
         disk = shutil.disk_usage(self._root)
-        return disk.free - min(MAX_HOST_RESERVE_BYTES, disk.total // 10) - sum(self._spaces.values())
+        return max(0, disk.free - min(MAX_HOST_RESERVE_BYTES, disk.total // 10))
 
     # -- from content to a root file system
 
@@ -244,7 +244,7 @@ class DiskImageStore:
             raise ImageFault("ImageNotFound", f"the content of {digest} is gone", aws_prefix=_PREFIX)
         async with self._conversions:
             space = self._space_for(max_bytes)
-            self._spaces[directory] = space.bytes
+            self._spaces.append(space.bytes)
             try:
                 made = await make_root(
                     self._content, image, self._root / "tmp", directory, root_format, space
@@ -254,7 +254,7 @@ class DiskImageStore:
                     self._content.damaged(image)
                 raise
             finally:
-                del self._spaces[directory]
+                self._spaces.remove(space.bytes)
         ready = _Ready(
             digest=digest,
             config=made.config,
@@ -268,8 +268,10 @@ class DiskImageStore:
         return ready
 
     def _space_for(self, max_bytes: int) -> Space:
-        free = max(0, self._free_bytes())
-        return Space(bytes=min(max_bytes, free), limited_by_host=free < max_bytes)
+        """What others may grow to is theirs; but few images ever come near it, so a share is left in any case."""
+        free = self._free_bytes()
+        allowed = max(free - sum(self._spaces), free // (MAX_CONVERSIONS + 1))
+        return Space(bytes=min(max_bytes, allowed), limited_by_host=allowed < max_bytes)
 
     async def _share(self, key: str, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run work once for all who ask for it at the same time; one who gives up does not end it for the others."""
