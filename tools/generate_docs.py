@@ -37,9 +37,7 @@ def coverage() -> str:
     tasks = TaskOps(store, clock, ids, limits=limits, wait_for_placement=True, strict_aws=False)
     vault = Vault({1: bytes(32)}, ids)
     authorizer = Authorizer(store, clock, account_id=where["account_id"])
-    sts_ops = StsOps(
-        store, clock, SessionTokens(vault, ids), authorizer, account_id=where["account_id"]
-    )
+    sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=where["account_id"])
     services = [
         ecs.service(store, clock, ids, tasks, paging, **where, strict_aws=False),
         logs.service(LogOps(LogStore(":memory:"), clock), paging, clock, ids, **where),
