@@ -156,6 +156,7 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
     subject: str
     """The task it is about, if it is about one."""
     body: bytes
+    bus: str = DEFAULT_BUS
 
 
 class EventBatch(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -164,6 +165,7 @@ class EventBatch(Record, frozen=True, kw_only=True, omit_defaults=True):
     first: int
     at: float
     entries: tuple[LogEntry, ...]
+    size_bytes: int = 0
 
 
 class EventCursor(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -171,3 +173,4 @@ class EventCursor(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     feed_seq: int = 0
     next_number: int = 1
+    log_bytes: int = 0

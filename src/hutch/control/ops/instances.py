@@ -73,7 +73,7 @@ class InstanceOps:
             )
             if after != instance:
                 after = tx.put(tables.CONTAINER_INSTANCES, after)
-            return _view(tx, after)
+            return instance_view(tx, after)
 
         return await self._store.write(cause, work)
 
@@ -110,7 +110,7 @@ class InstanceOps:
                     store_stopped(tx, task, after)
             if instance.status != INACTIVE:
                 instance = tx.put(tables.CONTAINER_INSTANCES, replace(instance, status=INACTIVE))
-            return _view(tx, instance)
+            return instance_view(tx, instance)
 
         return await self._store.write(cause, work)
 
@@ -126,7 +126,7 @@ class InstanceOps:
                 if instance is None:
                     missing.append(reference)
                 else:
-                    found.append(_view(reader, instance))
+                    found.append(instance_view(reader, instance))
             return found, missing
 
     def page(
@@ -140,7 +140,7 @@ class InstanceOps:
             for instance in reader.scan(tables.CONTAINER_INSTANCES, name, after=after):
                 if instance.status != status if status else instance.status == INACTIVE:
                     continue
-                view = _view(reader, instance)
+                view = instance_view(reader, instance)
                 subject = {f"attribute:{k}": v for k, v in all_attributes(instance, view.host).items()}
                 subject |= {
                     "agentConnected": "true" if view.host.connected else "false",
@@ -174,7 +174,7 @@ class InstanceOps:
                     continue
                 if instance.status != status:
                     instance = tx.put(tables.CONTAINER_INSTANCES, replace(instance, status=status))
-                found.append(_view(tx, instance))
+                found.append(instance_view(tx, instance))
             return found, failures
 
         return await self._store.write(cause, work)
@@ -243,7 +243,7 @@ def _tasks_on(reader: Reader, instance: ContainerInstance) -> list[Task]:
     ]
 
 
-def _view(reader: Reader, instance: ContainerInstance) -> InstanceView:
+def instance_view(reader: Reader, instance: ContainerInstance) -> InstanceView:
     tasks = _tasks_on(reader, instance)
     return InstanceView(
         instance=instance,

@@ -1,0 +1,28 @@
+"""Waiting for a moment, or for a change that may bring it nearer."""
+
+import asyncio
+from collections.abc import Set
+
+from hutch.base.clock import Clock
+from hutch.store.contract import Store
+
+LONGEST_S = 60.0
+"""The wall clock may be set while we sleep, which wakes nobody: nothing is later than this because of it."""
+
+
+async def wait_until(store: Store, tables: Set[str], seen: int, moment: float | None, clock: Clock) -> None:
+    """Return at `moment` (epoch seconds; None: never), or as soon as a record of one of the tables changes after
+    `seen`."""
+    while True:
+        timeout = None if moment is None else min(LONGEST_S, max(0.0, moment - clock.now()))
+        try:
+            async with asyncio.timeout(timeout):
+                newest = await store.wait_for_change(seen)
+        except TimeoutError:
+            if moment is not None and clock.now() >= moment:
+                return
+            continue
+        changes = store.changes(seen)
+        if changes is None or len(changes) < newest - seen or any(c.table in tables for c in changes):
+            return
+        seen = newest
