@@ -2,6 +2,7 @@
 
 api      calls per second of hutch (fake driver) and of moto_server, same client, 8 processes
 launch   RunTask to the first HTTP 200 for FARGATE, beside a bare QEMU boot of the same kernel to its agent
+container  RunTask to RUNNING for EC2, beside a bare `runc run` of the same bundle and `podman run` of the same image
 idle     start to ready, and the resident memory of the idle control plane
 """
 
@@ -9,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -232,6 +234,115 @@ def bench_launch(directory: Path, runs: int) -> None:
     row("  RunTask to HTTP 200 (FARGATE, emulated)", f"{launch:.2f}", f"{boot:.2f}", f"{launch / boot:.2f}")
 
 
+def running_s(platform: Platform, client: HutchClient, family: str) -> tuple[float, str]:
+    """RunTask sent to RUNNING told, image cached, and the task's id: it runs on until the platform is stopped."""
+    started = time.monotonic()
+    answer = client.call("ecs", "RunTask", {"taskDefinition": family, "launchType": "EC2"})
+    task_id = str(answer["tasks"][0]["taskArn"].rpartition("/")[2])
+    seen = client.native("GET", f"/tasks/{task_id}/wait", {"until": "RUNNING,STOPPED"})
+    took = time.monotonic() - started
+    assert seen["last_status"] == "RUNNING", seen
+    return took, task_id
+
+
+def bare_runc_s(platform: Platform, task_id: str, directory: Path) -> float:
+    """`runc run` of what the task's container was made from, with `true` in its place."""
+    bundle = platform.data_dir / "host/tasks" / task_id / "box/starts/main/1"
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["args"] = ["true"]
+    config["linux"]["cgroupsPath"] = f"/hutch-bench-{task_id}"
+    (directory / "config.json").write_text(json.dumps(config))
+    started = time.monotonic()
+    subprocess.run(
+        ["runc", "run", "--bundle", str(directory), f"bench-{task_id}"], check=True, stdin=subprocess.DEVNULL
+    )
+    return time.monotonic() - started
+
+
+class Podman:
+    """podman with a storage of its own; None in place of a time if it is not installed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._command = [
+            "podman", "--root", str(directory / "root"), "--runroot", str(directory / "run"),
+            "--cgroup-manager", "cgroupfs", "--events-backend", "none", "--runtime", "runc",
+        ]  # fmt: skip
+        self.there = shutil.which("podman") is not None
+
+    def load(self, archive: Path) -> None:
+        subprocess.run(
+            [*self._command, "load", "--quiet", "--input", str(archive)], check=True, capture_output=True
+        )
+
+    def run_s(self) -> float:
+        """`podman run --rm` of `true` without a network; its default limits may be more than this host lets it set."""
+        started = time.monotonic()
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+        command = [
+            *self._command,
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            *limits,
+            "localhost/web:latest",
+            "true",
+        ]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        return time.monotonic() - started
+
+    def close(self) -> None:
+        subprocess.run([*self._command, "system", "reset", "--force"], check=True, capture_output=True)
+
+
+def bench_container(directory: Path, runs: int) -> None:
+    platform, podman = Platform(directory, drivers="container"), Podman(directory / "podman")
+    platform.start()
+    try:
+        platform.hutch("image", "import", str(ROOT / "build/images/web.tar"), "localhost/web:latest")
+        if podman.there:
+            podman.load(ROOT / "build/images/web.tar")
+        env = json.loads(platform.hutch("env", "--json").stdout)
+        with HutchClient(
+            env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], "us-east-1"
+        ) as client:
+            main = {
+                "name": "main",
+                "image": "localhost/web:latest",
+                "memory": 64,
+                "command": ["sleep", "1000"],
+            }
+            times: dict[str, list[float]] = {"none": [], "bridge": [], "runc": [], "podman": []}
+            for mode in ("none", "bridge"):
+                definition = {"family": f"bench-{mode}", "networkMode": mode, "containerDefinitions": [main]}
+                client.call("ecs", "RegisterTaskDefinition", definition)
+            for round_number in range(runs + 1):
+                for mode in ("none", "bridge"):
+                    took, task_id = running_s(platform, client, f"bench-{mode}")
+                    if mode == "none":
+                        times["runc"].append(bare_runc_s(platform, task_id, directory))
+                    times[mode].append(took)
+                if podman.there:
+                    times["podman"].append(podman.run_s())
+                if not round_number:
+                    times = {name: [] for name in times}
+    finally:
+        if podman.there:
+            podman.close()
+        platform.stop()
+    row(f"containers, median of {runs}, ms", "hutch", "runc run", "podman run")
+    bare = statistics.median(times["runc"]) * 1000
+    other = f"{statistics.median(times['podman']) * 1000:.0f}" if podman.there else "not installed"
+    for mode, what in (("none", "without a network"), ("bridge", "on the bridge")):
+        row(
+            f"  RunTask to RUNNING (EC2), {what}",
+            f"{statistics.median(times[mode]) * 1000:.0f}",
+            f"{bare:.0f}",
+            other,
+        )
+        other = ""
+
+
 def bench_idle(directory: Path) -> None:
     platform = Platform(directory)
     times = []
@@ -253,12 +364,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", choices=("api", "launch", "idle"))
+    parser.add_argument("--only", choices=("api", "launch", "container", "idle"))
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path], None]] = {
         "idle": bench_idle,
         "api": bench_api,
         "launch": lambda d: bench_launch(d, arguments.runs),
+        "container": lambda d: bench_container(d, 3 * arguments.runs),
     }
     for name, part in parts.items():
         if arguments.only in (None, name):
