@@ -332,3 +332,13 @@ async def test_a_runtime_that_is_missing_is_told(tmp_path: Path) -> None:
     )
     fact = await driver.fingerprint()
     assert not fact.healthy and "nothing is not installed" in fact.reason
+
+
+async def test_a_container_that_handles_sigterm_ends_by_itself(room: Room) -> None:
+    polite = room.script("a", "trap 'exit 5' TERM; echo ready; sleep 1000 & wait")
+    await room.make(polite)
+    await room.driver.start_container(room.handle, polite)
+    await room.says("a", "ready")
+    await room.driver.signal_container(room.handle, "a", signal.SIGTERM)
+    event = await room.next()
+    assert isinstance(event, ContainerExited) and event.status.exit_code == 5
