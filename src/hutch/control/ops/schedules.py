@@ -195,8 +195,8 @@ class ScheduleOps:
 
 def _check(wanted: Schedule) -> None:
     """Raises `Invalid`."""
-        if wanted.end_at <= wanted.start_at:
-            raise Invalid("The EndDate you specify must come after the StartDate.")
-    once = isinstance(expression, At)
-    if not once and wanted.start_at is not None and wanted.end_at is not None and wanted.end_at <= wanted.start_at:
+    once = isinstance(parse(wanted.expression), At)
+    zone(wanted.time_zone)
+    start, end = wanted.start_at, wanted.end_at
+    if not once and start is not None and end is not None and end <= start:
         raise Invalid("The EndDate you specify must come after the StartDate.")
