@@ -197,6 +197,8 @@ class BootedMicrovmHarness(MicrovmHarness):
 class ContainerHarness(MicrovmHarness):
     """The container driver, with the same busybox as a directory."""
 
+    runtime = "auto"
+
     def __init__(self, tmp_path: Path) -> None:
         self.task_id = secrets.token_hex(16)
         self.platform_id = f"t{secrets.token_hex(3)}"
@@ -207,7 +209,7 @@ class ContainerHarness(MicrovmHarness):
 
     def new_driver(self) -> ContainerDriver:
         return ContainerDriver(
-            platform_id=self.platform_id, state_dir=self._state, runtime="auto", clock=SystemClock()
+            platform_id=self.platform_id, state_dir=self._state, runtime=self.runtime, clock=SystemClock()
         )
 
     def remains(self) -> list[str]:
@@ -219,9 +221,17 @@ class ContainerHarness(MicrovmHarness):
         return left + [str(p) for p in find_processes(str(self._directory / "box" / "runtime"))]
 
 
+class GvisorHarness(ContainerHarness):
+    """The same on gVisor's kernel; the host's OOM killer does not look into it."""
+
+    runtime = "runsc"
+    can_simulate_oom = False
+
+
 HARNESSES: tuple[tuple[str, Callable[[Path], DriverHarness], tuple[pytest.MarkDecorator, ...]], ...] = (
     ("fake", FakeHarness, ()),
     ("microvm", MicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
     ("microvm-booted", BootedMicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
     ("container", ContainerHarness, (pytest.mark.needs("root", "runc"),)),
+    ("gvisor", GvisorHarness, (pytest.mark.needs("root", "runc", "runsc"),)),
 )
