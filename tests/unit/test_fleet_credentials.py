@@ -66,7 +66,7 @@ class Control:
                 hosts=HostOps(self.store, self.clock, self.ids, clusters=("*",), default_zone="a"),
                 logs=LogOps(LogStore(directory / "logs"), self.clock),
                 launch_secrets=LaunchSecrets(secrets, ParameterOps(self.store, vault, self.clock, **where)),
-                task_roles=TaskRoles(self.store, self.clock, sts, **where),
+                task_roles=TaskRoles(self.store, self.clock, sts, **where, path_key="00" * 32),
                 region=REGION,
                 account_id=ACCOUNT,
                 platform_id="0" * 8,

@@ -90,7 +90,7 @@ def test_set_up_makes_the_rules_before_anything_can_talk() -> None:
         netplan.AddBridge(
             name="hutch-0a1b2c3d",
             mac="02:69:0a:1b:2c:3d",
-            addresses=(("10.0.0.1", 20), ("10.0.16.1", 20)),
+            addresses=(("10.0.0.1", 20), ("10.0.16.1", 20), ("169.254.170.2", 32)),
         ),
         netplan.SetForwarding(on=True),
     )

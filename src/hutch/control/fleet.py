@@ -24,7 +24,7 @@ from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import store_stopped
 from hutch.control.ops.taskroles import TaskRoles
-from hutch.control.taskspec import task_spec
+from hutch.control.taskspec import task_spec, with_credentials
 from hutch.model.record import Cause
 from hutch.model.task import STOPPED, CauseLink, Phase, Task
 from hutch.rules import lifecycle
@@ -273,6 +273,7 @@ class HostSession:
         spec = task_spec(
             task, definition, subnet, region=self._context.region, account_id=self._context.account_id
         )
+        spec = with_credentials(spec, self._context.task_roles.credentials_id(task, definition))
         if task.desired_status == STOPPED:
             return spec
         try:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from hutch.model.network import Subnet
 from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
@@ -202,3 +204,12 @@ def _labels(task: Task, definition: dict[str, Any], region: str) -> dict[str, st
         "com.amazonaws.ecs.task-definition-family": task.family,
         "com.amazonaws.ecs.task-definition-version": str(task.revision),
     }
+
+
+def with_credentials(spec: TaskSpec, credentials_id: str) -> TaskSpec:
+    """The task with a place to ask for its role's credentials, if it has a role and an interface to ask through."""
+    if not credentials_id or spec.interface is None:
+        return spec
+    where = {"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": f"/v2/credentials/{credentials_id}"}
+    containers = tuple(replace(c, environment={**where, **c.environment}) for c in spec.containers)
+    return replace(spec, credentials_id=credentials_id, containers=containers)

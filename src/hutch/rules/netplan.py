@@ -15,6 +15,8 @@ from hutch.base.errors import Invalid
 SUBNET_PREFIX = 20
 ZONES = ("a", "b", "c")
 MIN_VPC_PREFIX, MAX_VPC_PREFIX = 8, 26
+TASK_ENDPOINT = ("169.254.170.2", 80)
+"""Where tasks find what ECS has for them: a link-local address of the bridge, the same for all, each asked for itself."""
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _TASK_CHARACTERS = 6
 
@@ -113,7 +115,10 @@ def set_up_plan(platform_id: str, vpc_cidr: str, subnets: Iterable[tuple[str, st
     """The platform's bridge and rules; `subnets` are (CIDR, gateway address) pairs. The rules come first, so that
     no port is ever without them."""
     bridge = bridge_name(platform_id)
-    addresses = tuple((gateway, ipaddress.ip_network(cidr).prefixlen) for cidr, gateway in subnets)
+    addresses = (
+        *((gateway, ipaddress.ip_network(cidr).prefixlen) for cidr, gateway in subnets),
+        (TASK_ENDPOINT[0], 32),
+    )
     return (
         ApplyRules(commands=base_rules(platform_id, vpc_cidr)),
         AddBridge(name=bridge, mac=bridge_mac(platform_id), addresses=addresses),
@@ -275,7 +280,8 @@ def base_rules(platform_id: str, vpc_cidr: str) -> str:
     `sources` knows that port, MAC and address. So IPv6, VLANs and DHCP servers in tasks come to nothing, and a port whose rules
     are missing is deaf. Security groups will be verdict maps from port to a chain for each task, behind this check.
 
-    Nothing that listens on the host, on whichever of its addresses, is there for tasks, except a name server.
+    Nothing that listens on the host, on whichever of its addresses, is there for tasks, except a name server and the
+    agent's endpoint, which listens on the bridge only.
 
     Link-local addresses are the host's own cloud metadata service: a task must not get the host's credentials. The
     segment size is clamped because a host's own link may be narrower than the tasks' (VPNs, clouds, nesting).
@@ -292,6 +298,7 @@ flush chain ip {table} input
 add rule ip {table} input iifname "{bridge}" ct state established,related accept
 add rule ip {table} input iifname "{bridge}" icmp type echo-request accept
 add rule ip {table} input iifname "{bridge}" meta l4proto {{ tcp, udp }} th dport 53 accept
+add rule ip {table} input iifname "{bridge}" ip daddr {TASK_ENDPOINT[0]} tcp dport {TASK_ENDPOINT[1]} accept
 add rule ip {table} input iifname "{bridge}" reject
 add rule ip {table} postrouting ip saddr {vpc_cidr} ip daddr != {vpc_cidr} oifname != "{bridge}" masquerade
 add rule ip {table} forward iifname "{bridge}" oifname "{bridge}" accept

@@ -158,6 +158,8 @@ class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     publish: tuple[PublishSpec, ...] = ()
     pid_mode: str = ""
     ipc_mode: str = ""
+    credentials_id: str = ""
+    """Where the task asks for its role's credentials (`/v2/credentials/<id>`); empty: it has no role."""
 
 
 class CauseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):

@@ -40,4 +40,5 @@ def identity_services(store: Store, clock: Clock | None = None) -> list[Service]
 
 def task_roles(store: Store) -> TaskRoles:
     """Credentials of tasks."""
-    return TaskRoles(store, SystemClock(), sts_ops(store), region="us-east-1", account_id=ACCOUNT_ID)
+    where = {"region": "us-east-1", "account_id": ACCOUNT_ID}
+    return TaskRoles(store, SystemClock(), sts_ops(store), **where, path_key="00" * 32)

@@ -1,5 +1,7 @@
 """Task roles: what a task's containers sign with."""
 
+import hmac
+
 import msgspec
 
 from hutch.base.clock import Clock
@@ -7,6 +9,8 @@ from hutch.base.errors import AccessDenied, NotFound
 from hutch.control.ops.sts import StsOps
 from hutch.control.sessions import TemporaryCredentials
 from hutch.model.iam import Session
+from hutch.model.task import Task
+from hutch.model.taskdef import TaskDefinition
 from hutch.rules.iam.arns import entity_arn
 from hutch.store import tables
 from hutch.store.contract import Store
@@ -25,15 +29,26 @@ class TaskCredentials(msgspec.Struct, frozen=True, kw_only=True):
 class TaskRoles:
     """Credentials for tasks that have a task role. Asked again before they expire."""
 
-    def __init__(self, store: Store, clock: Clock, sts: StsOps, *, region: str, account_id: str) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, sts: StsOps, *, region: str, account_id: str, path_key: str
+    ) -> None:
+        """`path_key` (hexadecimal) makes the ids by which tasks ask, so that nobody guesses one."""
         self._store = store
         self._clock = clock
         self._sts = sts
         self._account_id = account_id
+        self._path_key = bytes.fromhex(path_key)
         self._context = {
             "aws:sourceaccount": (account_id,),
             "aws:sourcearn": (f"arn:aws:ecs:{region}:{account_id}:*",),
         }
+
+    def credentials_id(self, task: Task, definition: TaskDefinition) -> str:
+        """What the task's containers ask by; "" for a task without a role."""
+        if not _role_of(task, definition):
+            return ""
+        h = hmac.digest(self._path_key, f"credentials/{task.task_id}".encode(), "sha256").hex()
+        return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:32]}"
 
     def credentials(self, cluster: str, task_id: str) -> TaskCredentials:
         """Credentials for a task that is not stopped, as `assumed-role/<role>/<task id>`, good for six hours.
@@ -46,8 +61,7 @@ class TaskRoles:
             if task is None or task.is_stopped:
                 raise NotFound(f"task {task_id} does not run")
             definition = reader.get(tables.TASK_DEFINITIONS, task.family, f"{task.revision:010d}")
-        document = definition.document if definition else {}
-        arn = str(task.overrides.get("taskRoleArn") or document.get("taskRoleArn") or "")
+        arn = _role_of(task, definition)
         if not arn:
             raise NotFound(f"task {task_id} has no task role; set taskRoleArn in its task definition")
         if not arn.startswith("arn:"):
@@ -64,3 +78,9 @@ class TaskRoles:
         session = Session(issued_at=now, expires_at=now + TASK_SESSION_S)
         become = self._sts.become(role, task_id, session)
         return TaskCredentials(role_arn=arn, credentials=become.credentials)
+
+
+def _role_of(task: Task, definition: TaskDefinition | None) -> str:
+    """The task's role: the one that overrides its definition's. "" if it has none."""
+    document = definition.document if definition else {}
+    return str(task.overrides.get("taskRoleArn") or document.get("taskRoleArn") or "")

@@ -23,7 +23,9 @@ from hutch.base.errors import HutchError, Invalid
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
+from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
+from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
@@ -106,6 +108,8 @@ class HostAgent:
             report=self._report,
             send_logs=self._send_logs,
         )
+        self._credentials = RoleCredentials(context.clock, self._want_credentials)
+        self._endpoint = TaskEndpoint(self._task_at, self._credentials)
 
     async def start(self) -> None:
         """Look at what the host can do, and take over the tasks that are on disk."""
@@ -183,6 +187,7 @@ class HostAgent:
             for wait in self._log_waits.values():
                 wait.cancel()
             self._log_waits.clear()
+            self._credentials.disconnected()
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
@@ -218,6 +223,7 @@ class HostAgent:
             await asyncio.gather(*self._running.values(), return_exceptions=True)
             await self._wait_acknowledged(5.0)
             await self._context.network.tear_down()
+        await self._endpoint.close()
         for request in list(self._requests):
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
@@ -281,8 +287,21 @@ class HostAgent:
                 wait.set_result(message.error)
         elif isinstance(message, wire.Forget):
             self._forget(message.task_id)
+        elif isinstance(message, wire.CredentialsGiven):
+            self._credentials.given(message)
         elif isinstance(message, wire.Request):
             self._request(self._answer(message))
+
+    def _want_credentials(self, wanted: wire.CredentialsWanted) -> bool:
+        if not self._connected.is_set():
+            return False
+        self._send(wanted)
+        return True
+
+    def _task_at(self, address: str) -> wire.TaskSpec | None:
+        """The task that runs with this address."""
+        specs = (self._runners[t].spec for t in self._running if t in self._runners)
+        return next((s for s in specs if s.interface and s.interface.address == address), None)
 
     async def _set_up_network(self, welcome: wire.Welcome | None) -> None:
         """Bring the host's network to what the control plane says; remembered, for a start without it."""
@@ -290,8 +309,20 @@ class HostAgent:
             return
         known = self._load_network()
         await self._context.network.set_up(welcome.vpc_cidr, welcome.subnets)
+        if not self._endpoint.is_serving:
+            await self._serve_tasks()
         if known is None or (known.vpc_cidr, known.subnets) != (welcome.vpc_cidr, welcome.subnets):
             await asyncio.to_thread(write_atomically, self._network_path, msgspec.json.encode(welcome))
+
+    async def _serve_tasks(self) -> None:
+        """A task without credentials is better than none: what keeps them from being served is told, and no more."""
+        try:
+            listening = self._context.network.endpoint_socket()
+        except HostFault as fault:
+            log.error("task endpoint not served", reason=fault.message, fix=fault.fix)
+            return
+        if listening is not None:
+            await self._endpoint.start(listening)
 
     def _load_network(self) -> wire.Welcome | None:
         try:
@@ -406,6 +437,7 @@ class HostAgent:
     async def _drop(self, task_id: str, runner: TaskRunner) -> None:
         try:
             await runner.forget(self._kept_logs)
+            self._credentials.forget(task_id)
             del self._runners[task_id]
         finally:
             self._forgetting.discard(task_id)

@@ -6,6 +6,7 @@ An image reference with one of these words as a part of its path can't be had: `
 
 import hashlib
 import re
+import socket
 
 from hutch.host.drivers.contract import Attachment, RootImage
 from hutch.host.images.contract import ImageFault
@@ -95,6 +96,9 @@ class FakeNetwork:
 
     async def remove_strays(self, task_ids: frozenset[str]) -> None:
         self.ports &= task_ids
+
+    def endpoint_socket(self) -> socket.socket | None:
+        return None
 
     async def tear_down(self) -> None:
         self.ports.clear()

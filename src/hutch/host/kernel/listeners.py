@@ -10,6 +10,8 @@ import msgspec
 from hutch.host.kernel.process import ProcessRef
 
 _LISTEN = "0A"
+_IP_FREEBIND = 15
+_BACKLOG = 128
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -18,6 +20,22 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     program: str
+
+
+def listen_on_link(address: str, port: int, link: str) -> socket.socket:
+    """A listening TCP socket that only packets which come in through this link can reach. Raises `OSError`."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode() + b"\0")
+        listening.bind((address, port))
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def tcp_listener(address: str, port: int, *, but: tuple[ProcessRef, ...] = ()) -> Listener | None:

@@ -1,6 +1,7 @@
 """The platform's bridge on this host, and a port for each task: carries out the plans of `rules.netplan`."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -9,6 +10,7 @@ from pyroute2 import IPRoute, NetlinkError
 
 from hutch.host.drivers.contract import Attachment, HostFault
 from hutch.host.kernel import links, nft
+from hutch.host.kernel.listeners import listen_on_link
 from hutch.host.kernel.run import CommandFailed
 from hutch.host.network.operations import perform
 from hutch.host.network.resolvers import host_resolvers
@@ -93,6 +95,18 @@ class BridgeNetwork:
             commands = "".join(netplan.detach_rules(self._platform_id, *e) for e in stale)
             plan.append(netplan.ApplyRules(commands=commands, may_be_gone=True))
         await self._carry_out(plan)
+
+    def endpoint_socket(self) -> socket.socket | None:
+        """Where tasks ask for what ECS has for them; see the contract."""
+        address, port = netplan.TASK_ENDPOINT
+        try:
+            return listen_on_link(address, port, netplan.bridge_name(self._platform_id))
+        except OSError as error:
+            raise HostFault(
+                "NetworkFault",
+                f"tasks can't get credentials: {address}:{port} can't be listened on: {error.strerror}",
+                fix="find who listens on port 80 of every address, and let it listen on fewer",
+            ) from None
 
     async def tear_down(self) -> None:
         """Remove all that this platform made on the host."""

@@ -1,5 +1,6 @@
 """What the network of a host does: one bridge for the platform, one port on it for each task."""
 
+import socket
 from typing import Protocol
 
 from hutch.host.drivers.contract import Attachment
@@ -27,6 +28,11 @@ class HostNetwork(Protocol):
 
     async def remove_strays(self, task_ids: frozenset[str]) -> None:
         """Remove ports and namespaces of this platform that belong to none of these tasks (after a crash)."""
+        ...
+
+    def endpoint_socket(self) -> socket.socket | None:
+        """A socket that listens where tasks ask for what ECS has for them, and only they can reach it; after `set_up`.
+        None: this network has no such place. Raises `HostFault`."""
         ...
 
     async def tear_down(self) -> None:

@@ -23,6 +23,7 @@ _REGISTER = Coverage(
         "placementConstraints",
         "ephemeralStorage",
         "runtimePlatform.cpuArchitecture",
+        "taskRoleArn",
         "volumes.name",
         "volumes.host",
         *(
@@ -71,7 +72,6 @@ _REGISTER = Coverage(
         ),
     ),
     inert={
-        "taskRoleArn": f"task roles {_LATER}; no credentials are given to the task",
         "executionRoleArn": "hutch itself pulls and ships logs; no role is needed",
         "runtimePlatform.operatingSystemFamily": "every task runs Linux",
         f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",

@@ -20,7 +20,6 @@ _NOT_YET = {
     "overrides.containerOverrides.resourceRequirements": "hutch offers no GPUs",
 }
 _INERT = {
-    "overrides.taskRoleArn": "task roles come with a later version; no credentials are given to the task",
     "overrides.executionRoleArn": "hutch needs no execution role",
     "referenceId": "shown by AWS to nobody; accepted for compatibility",
 }

@@ -1,0 +1,115 @@
+"""The task endpoint on a real bridge: each task gets its own credentials there, and nobody comes in by another way."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from tests.host.test_network import Net
+
+from hutch.base.clock import SystemClock
+from hutch.host.agent.credentials import RoleCredentials
+from hutch.host.agent.endpoint import TaskEndpoint
+from hutch.rules import netplan
+from hutch.wire.fleet import CredentialsGiven, CredentialsWanted, TaskSpec
+
+pytestmark = pytest.mark.needs("root", "nft")
+
+FETCH = """
+import sys, urllib.request, urllib.error
+try:
+    print(urllib.request.urlopen("http://169.254.170.2" + sys.argv[1], timeout=5).read().decode())
+except urllib.error.HTTPError as error:
+    print('{"status": %d}' % error.code)
+except OSError as error:
+    print('{"refused": true}')
+"""
+
+
+async def fetch(namespace: str, path: str) -> Any:
+    """What a program in a namespace gets at the endpoint."""
+    prefix = ["/sbin/ip", "netns", "exec", namespace] if namespace else []
+    argv = [*prefix, sys.executable, "-c", FETCH, path]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, capture_output=True, text=True, timeout=30, check=True
+    )
+    return json.loads(done.stdout)
+
+
+class Endpoint:
+    """A platform's network with its endpoint."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.tasks: dict[str, TaskSpec] = {}
+        self.credentials = RoleCredentials(SystemClock(), self.send)
+        self.endpoint = TaskEndpoint(self.tasks.get, self.credentials)
+
+    def send(self, wanted: CredentialsWanted) -> bool:
+        given = CredentialsGiven(
+            request_id=wanted.request_id, role_arn=f"role of {wanted.task_id}", expires_at=4e9
+        )
+        asyncio.get_running_loop().call_soon(self.credentials.given, given)
+        return True
+
+    async def start(self) -> None:
+        await self.net.set_up()
+        listening = self.net.network.endpoint_socket()
+        assert listening is not None
+        await self.endpoint.start(listening)
+
+    async def task(self) -> tuple[TaskSpec, str, str]:
+        """An attached task, its namespace, and the path that it is told."""
+        task, namespace = await self.net.attached()
+        task = replace(task, credentials_id=f"id-{task.task_id}")
+        assert task.interface is not None
+        self.tasks[task.interface.address] = task
+        return task, namespace, f"/v2/credentials/{task.credentials_id}"
+
+
+@contextlib.asynccontextmanager
+async def endpoint(directory: Path, number: int) -> AsyncIterator[Endpoint]:
+    made = Endpoint(Net(directory, number))
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.endpoint.close()
+        await made.net.network.tear_down()
+
+
+async def test_each_task_gets_its_own(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, 232) as there:
+        one, one_ns, one_path = await there.task()
+        two, two_ns, two_path = await there.task()
+        assert (await fetch(one_ns, one_path))["RoleArn"] == f"role of {one.task_id}"
+        assert (await fetch(two_ns, two_path))["RoleArn"] == f"role of {two.task_id}"
+        # Knowing another task's path is of no use; and the host itself is nobody here.
+        assert await fetch(two_ns, one_path) == {"status": 404}
+        assert await fetch("", one_path) == {"status": 404}
+
+
+async def test_two_platforms_serve_the_same_address_apart(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, 233) as here, endpoint(tmp_path, 234) as there:
+        one, one_ns, one_path = await here.task()
+        two, two_ns, two_path = await there.task()
+        assert (await fetch(one_ns, one_path))["RoleArn"] == f"role of {one.task_id}"
+        assert (await fetch(two_ns, two_path))["RoleArn"] == f"role of {two.task_id}"
+        assert await fetch(one_ns, two_path) == {"status": 404}
+
+
+async def test_the_address_belongs_to_the_bridge_and_goes_with_it(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, 235) as there:
+        bridge = netplan.bridge_name(there.net.platform_id)
+        listed = subprocess.run(
+            ["/sbin/ip", "-o", "addr", "show", bridge], capture_output=True, text=True, check=True
+        )
+        assert "169.254.170.2/32" in listed.stdout
+    everything = subprocess.run(["/sbin/ip", "-o", "addr"], capture_output=True, text=True, check=True).stdout
+    assert bridge not in everything
