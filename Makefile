@@ -37,6 +37,8 @@ docs: setup
 
 bench: setup
 	@.venv/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@command -v podman >/dev/null || apt-get install -y -qq --no-install-recommends podman >/dev/null 2>&1 \
+		|| echo "bench: podman can't be installed, so nothing is shown of it" >&2
 	@$(PYTHON) tests/bench/run.py
 
 clean:

@@ -230,7 +230,7 @@ def new_task(
         requested_security_groups=security_groups,
         placement_constraints=(*document.get("placementConstraints", ()), *request.placement_constraints),
         placement_strategy=request.placement_strategy,
-        publish=_published(request, route, document),
+        publish=published_ports(request, route, document),
         endpoint_name=_endpoint_name(request.tags.get(ENDPOINT_TAG, ""), definition.family, task_id),
         containers=containers,
         created_at=clock.now(),
@@ -263,7 +263,7 @@ def _size(
     return cpu, sum(c.memory_reservation_mib or c.memory_mib or 0 for c in containers)
 
 
-def _published(
+def published_ports(
     request: LaunchRequest, route: Route, document: Mapping[str, Any]
 ) -> tuple[tuple[int, int], ...]:
     """What the tag asks for, and what network mode `bridge` implies and the tag does not name."""
