@@ -578,6 +578,31 @@ def test_root_becomes_what_trusts_its_account(account: Account) -> None:
     assert account.client("ecs", account.keys(issued)).list_clusters()
 
 
+# Simulation
+
+
+def test_simulation_says_what_the_gateway_would(account: Account) -> None:
+    statement = allow("ecs:Run*", Condition={"StringEquals": {"ecs:cluster": "a"}})
+    denied = {"Effect": "Deny", "Action": "ecs:StopTask", "Resource": "*"}
+    name, keys = account.user(statement, allow("ecs:Stop*"), denied)
+    arn = account.iam.get_user(UserName=name)["User"]["Arn"]
+    given = {"PolicySourceArn": arn, "ActionNames": ["ecs:RunTask", "ecs:StopTask", "ecs:ListTasks"]}
+    results = account.iam.simulate_principal_policy(**given)["EvaluationResults"]
+    assert [r["EvalDecision"] for r in results] == ["implicitDeny", "explicitDeny", "implicitDeny"]
+    assert results[0]["MissingContextValues"] == ["ecs:cluster"]
+    assert results[1]["MatchedStatements"] == [{"SourcePolicyId": "own", "SourcePolicyType": "user"}]
+    entry = {"ContextKeyName": "ecs:Cluster", "ContextKeyValues": ["a"], "ContextKeyType": "string"}
+    results = account.iam.simulate_principal_policy(
+        **given, ContextEntries=[entry], PolicyInputList=[document(allow("ecs:ListTasks"))]
+    )["EvaluationResults"]
+    assert [r["EvalDecision"] for r in results] == ["allowed", "explicitDeny", "allowed"]
+    assert refused(account.iam.simulate_principal_policy, **{**given, "PolicySourceArn": arn + "x"})[0] == (
+        "NoSuchEntity"
+    )
+    assert refused(account.client("iam", keys).simulate_principal_policy, **given)[0] == "AccessDenied"
+    assert account.iam.get_account_summary()["SummaryMap"]["Users"] > 0
+
+
 # Task roles
 
 

@@ -84,6 +84,7 @@ class IamAccess:
         rules |= {name: _on(user) for name in _USER}
         rules |= {name: _on(lambda request: str(request.input["PolicyArn"])) for name in _POLICY}
         rules |= {name: _on(profile) for name in _PROFILE}
+        rules["SimulatePrincipalPolicy"] = _on(lambda request: str(request.input["PolicySourceArn"]))
         rules["CreatePolicy"] = _on(self._new_policy)
         rules["CreateServiceLinkedRole"] = _on(self._service_linked)
 

@@ -4,6 +4,7 @@ from hutch.api.aws.iam.access import IamAccess
 from hutch.api.aws.iam.policies import PolicyHandlers
 from hutch.api.aws.iam.roles import ProfileHandlers, RoleHandlers
 from hutch.api.aws.iam.shapes import Pages, Shapes
+from hutch.api.aws.iam.simulate import SimulateHandlers
 from hutch.api.aws.iam.users import UserHandlers
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
@@ -13,6 +14,7 @@ from hutch.base.ids import IdSource
 from hutch.control.ops.iam.policies import PolicyOps
 from hutch.control.ops.iam.profiles import ProfileOps
 from hutch.control.ops.iam.roles import RoleOps
+from hutch.control.ops.iam.simulate import Simulator
 from hutch.control.ops.iam.users import UserOps
 from hutch.control.vault import Vault
 from hutch.store.contract import Store
@@ -33,6 +35,7 @@ def service(
                 UserOps(store, clock, ids, vault, account_id=account_id), shapes, pages, account_id
             ).operations(),
             *PolicyHandlers(PolicyOps(store, clock, ids, account_id=account_id), shapes, pages).operations(),
+            *SimulateHandlers(store, Simulator(store, account_id), pages).operations(),
             *ProfileHandlers(ProfileOps(store, clock, ids), shapes, pages).operations(),
         ),
         faults=(
