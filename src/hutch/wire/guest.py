@@ -4,6 +4,7 @@ A frame is COBS-encoded and ended by a zero byte, so that a reader that starts i
 at most.
 """
 
+import re
 import struct
 import zlib
 
@@ -15,6 +16,7 @@ MAX_FRAME_BYTES = 64 * 1024
 CONTROL = 1
 LOG = 2
 _MAX_ENCODED_BYTES = MAX_FRAME_BYTES + MAX_FRAME_BYTES // 254 + 16
+_RUN_OF_ZEROS = re.compile(rb"\0\0+")
 _HEAD = struct.Struct(">BI")
 _LOG_HEAD = struct.Struct(">QQB")
 
@@ -86,7 +88,8 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that these bytes complete."""
         frames: list[Frame] = []
-        pieces = data.split(b"\0")
+        # Empty frames mean nothing; a flood of them must cost nothing either.
+        pieces = _RUN_OF_ZEROS.sub(b"\0", data).split(b"\0")
         for piece in pieces[:-1]:
             self._take(piece)
             encoded, overlong = bytes(self._buffer), self._overlong

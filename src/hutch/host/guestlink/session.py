@@ -272,7 +272,8 @@ class GuestSession:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._writer.close()
+        # Closing would wait until the guest has read what it was told, which it may never do.
+        self._writer.transport.abort()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 

@@ -16,7 +16,7 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, Cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.jail_root import JailRoot
-from hutch.host.kernel.process import ProcessRef, kill_child, process_ref
+from hutch.host.kernel.process import ProcessRef, kill_child, process_ref, reap_child
 from hutch.host.kernel.run import CommandFailed, spawn_daemon
 from hutch.host.kernel.users import UserLeases
 
@@ -63,6 +63,7 @@ class Jailer:
         self._launcher = launcher
         self._users = users
         self._cgroups = cgroups
+        self._children: dict[str, ProcessRef] = {}
 
     def start(self, spec: JailSpec) -> ProcessRef:
         """Start a program; it is executed, in its jail, when this returns. About 10 ms. Raises `JailFailed`.
@@ -72,7 +73,8 @@ class Jailer:
         try:
             user_id = self._users.lease(spec.name)
             group_files = self._cgroups.make(self._cgroup(spec.name), spec.limits)
-            return self._launch(spec, user_id, group_files)
+            self._children[spec.name] = self._launch(spec, user_id, group_files)
+            return self._children[spec.name]
         except (OSError, CommandFailed, CgroupError) as error:
             raise JailFailed(str(error)) from None
 
@@ -125,6 +127,9 @@ class Jailer:
         Raises `CgroupError`.
         """
         await self._cgroups.remove(self._cgroup(name))
+        if (child := self._children.pop(name, None)) is not None:
+            # Whoever watched it may have stopped a moment before it ended.
+            reap_child(child)
         self._users.release(name)
 
     def are_there_any(self) -> bool:

@@ -65,6 +65,18 @@ async def wait_gone(ref: ProcessRef) -> int | None:
         os.close(fd)
 
 
+def reap_child(ref: ProcessRef) -> None:
+    """Let go of a child of ours that has ended, if nobody has yet. Its pid may be another process's by now: then
+    nothing is done."""
+    try:
+        with open(f"/proc/{ref.pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    if int(fields[19]) == ref.start_ticks:
+        _reap(ref.pid)
+
+
 def _reap(pid: int) -> int | None:
     try:
         reaped, status = os.waitpid(pid, os.WNOHANG)
