@@ -599,6 +599,8 @@ def test_simulation_says_what_the_gateway_would(account: Account) -> None:
     assert refused(account.iam.simulate_principal_policy, **{**given, "PolicySourceArn": arn + "x"})[0] == (
         "NoSuchEntity"
     )
+    many = {**given, "ActionNames": ["ecs:RunTask"] * 101, "ResourceArns": ["*"] * 10}
+    assert refused(account.iam.simulate_principal_policy, **many)[0] == "InvalidInput"
     assert refused(account.client("iam", keys).simulate_principal_policy, **given)[0] == "AccessDenied"
     assert account.iam.get_account_summary()["SummaryMap"]["Users"] > 0
 

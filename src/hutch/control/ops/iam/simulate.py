@@ -13,6 +13,8 @@ from hutch.rules.iam.evaluation import Decision, PolicySet, applies, decide
 from hutch.store import tables
 from hutch.store.contract import Reader, Store
 
+MAX_COMBINATIONS = 1000
+
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a policy comes from. `kind`: user, role, aws-managed, user-managed or none (given with the request)."""
@@ -50,6 +52,10 @@ class Simulator:
         context: Mapping[str, Sequence[str]],
     ) -> list[Simulated]:
         """Each action on each resource. `more`: documents to add; `context`: condition keys in lower case."""
+        if len(actions) * len(resources) > MAX_COMBINATIONS:
+            raise invalid_input(
+                f"At most {MAX_COMBINATIONS} combinations of actions and resources are simulated at once."
+            )
         with self._store.read() as reader:
             entity, kind = self._entity(reader, source_arn)
             sources = self._sources(reader, entity, kind)
