@@ -3,7 +3,8 @@
     python3 guest/image/build.py --out build/guest
 
 Nothing is installed on the host: packages are downloaded by apt and unpacked below the output directory. The result is
-`vmlinuz`, `initrd.img` and `manifest.json`. A second run with the same inputs does nothing.
+`vmlinuz`, `vmlinux` (the same kernel, uncompressed), `initrd.img` and `manifest.json`. A second run with the same inputs
+does nothing.
 """
 
 import argparse
@@ -17,15 +18,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from vmlinux import NoKernel, write_vmlinux
+
 GUEST = Path(__file__).resolve().parent.parent
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 TARGET = "x86_64-unknown-linux-gnu"
 
-# In the order in which they are loaded. `boot` makes the agent's channel work; the drivers of `disk`, `net` and `random`
-# are loaded by then too, but bound to their devices later; `extra` is what privileged tasks (builds, nested containers)
-# ask for. No balloon: in a VM restored from a template, pages that its guest gives back would be cut out of the template.
+# In the order in which they are loaded. `boot` makes the agent's channel work, `vsock` where the VM monitor has no virtio
+# port; the drivers of `disk`, `net` and `random` are loaded by then too, but bound to their devices later; `extra` is what
+# privileged tasks (builds, nested containers) ask for. No balloon: in a VM restored from a template, pages that its guest
+# gives back would be cut out of the template.
 MODULES = {
     "boot": ["virtio_mmio", "virtio_console"],
+    "vsock": ["vmw_vsock_virtio_transport"],
     "disk": ["virtio_blk", "erofs", "ext4", "overlay"],
     "net": ["virtio_net"],
     "random": ["virtio_rng"],
@@ -68,7 +73,7 @@ def inputs_key(package: str, version: str) -> str:
     digest = hashlib.sha256(f"{package}={version}".encode())
     digest.update(Path("/usr/bin/crun").read_bytes())
     for path in sorted(GUEST.rglob("*")):
-        if path.is_file() and "target" not in path.relative_to(GUEST).parts:
+        if path.is_file() and not {"target", "__pycache__"} & set(path.relative_to(GUEST).parts):
             digest.update(str(path.relative_to(GUEST)).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -242,7 +247,12 @@ def main() -> None:
     fill_root(root, kernel, agent)
     write_cpio(root, out / "initrd.tmp")
     shutil.copy(next((kernel / "boot").glob("vmlinuz-*")), out / "vmlinuz.tmp")
+    try:
+        write_vmlinux(out / "vmlinuz.tmp", out / "vmlinux.tmp")
+    except NoKernel as error:
+        sys.exit(f"guest image: no vmlinux: {error}")
     os.replace(out / "initrd.tmp", out / "initrd.img")
+    os.replace(out / "vmlinux.tmp", out / "vmlinux")
     os.replace(out / "vmlinuz.tmp", out / "vmlinuz")
     shutil.rmtree(root)
     size = (out / "initrd.img").stat().st_size

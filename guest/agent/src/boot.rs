@@ -7,8 +7,9 @@ use crate::{kernel, sys};
 
 const SHARED: libc::c_ulong = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
-/// Brings the machine up. On an error there is nothing to be saved: the caller powers off.
-pub fn bring_up() -> Result<(), String> {
+/// Brings the machine up, with vsock if that is where the agent's channel is. On an error there is nothing to be saved: the
+/// caller powers off.
+pub fn bring_up(with_vsock: bool) -> Result<(), String> {
     leave_rootfs().map_err(|e| format!("root: {}", e))?;
     let mounts: [(&str, &str, &str, libc::c_ulong, &str); 7] = [
         ("proc", "/proc", "proc", SHARED, ""),
@@ -23,6 +24,9 @@ pub fn bring_up() -> Result<(), String> {
         sys::mount(source, target, kind, flags, data).map_err(|e| format!("mount {}: {}", target, e))?;
     }
     kernel::load_modules("boot")?;
+    if with_vsock {
+        kernel::load_modules("vsock")?;
+    }
     kernel::leave_devices_unbound().map_err(|e| format!("virtio bus: {}", e))?;
     for phase in ["disk", "net", "random"] {
         kernel::load_modules(phase)?;

@@ -1,8 +1,9 @@
-//! The byte channel to the host: a virtio port in a VM, a unix socket in tests. Nothing here ever blocks.
+//! The byte channel to the host: a virtio port or a vsock in a VM, a unix socket in tests. Nothing here ever blocks once
+//! the channel is open.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::io::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::io::{IntoRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -19,7 +20,8 @@ const COMFORTABLE_BYTES: usize = 256 * 1024;
 /// The channel. What is queued belongs to one connection: a new one starts with an empty queue.
 pub struct Channel {
     fd: RawFd,
-    listener: Option<UnixListener>,
+    /// What connections come from; None: there is only one, for ever.
+    listener: Option<RawFd>,
     decoder: Decoder,
     out: VecDeque<u8>,
     hung_up: bool,
@@ -46,19 +48,27 @@ impl Channel {
     /// Listens on a unix socket; one connection at a time.
     pub fn listen(path: &Path) -> Result<Channel, String> {
         drop(std::fs::remove_file(path));
-        let listener = UnixListener::bind(path).map_err(|e| format!("{}: {}", path.display(), e))?;
-        sys::set_non_blocking(listener.as_raw_fd(), false);
+        let listener = UnixListener::bind(path).map_err(|e| format!("{}: {}", path.display(), e))?.into_raw_fd();
+        sys::set_non_blocking(listener, false);
         Ok(Channel::new(-1, Some(listener)))
     }
 
-    fn new(fd: RawFd, listener: Option<UnixListener>) -> Channel {
+    /// Listens on a vsock port, and lets the host know: it is called at the same port, once. Nobody need be there.
+    pub fn listen_vsock(port: u32) -> Result<Channel, String> {
+        let listener = sys::listen_vsock(port).map_err(|e| format!("vsock port {}: {}", port, e))?;
+        sys::set_non_blocking(listener, false);
+        sys::call_host(port);
+        Ok(Channel::new(-1, Some(listener)))
+    }
+
+    fn new(fd: RawFd, listener: Option<RawFd>) -> Channel {
         Channel { fd, listener, decoder: Decoder::default(), out: VecDeque::new(), hung_up: false }
     }
 
     /// What to poll, and for what. A port whose host is away is not polled: SIGIO tells when it is back.
     pub fn poll_entry(&self) -> libc::pollfd {
         let (fd, mut events) = match &self.listener {
-            Some(listener) if self.fd < 0 => (listener.as_raw_fd(), libc::POLLIN),
+            Some(listener) if self.fd < 0 => (*listener, libc::POLLIN),
             _ if self.hung_up => (-1, 0),
             _ => (self.fd, libc::POLLIN),
         };
@@ -92,8 +102,10 @@ impl Channel {
     }
 
     fn accept(&mut self) {
-        if let Some(Ok((stream, _))) = self.listener.as_ref().map(|l| l.accept()) {
-            self.fd = stream.into_raw_fd();
+        if let Some(fd) = self.listener.and_then(sys::accept) {
+            self.fd = fd;
+            // What of a frame an earlier connection left behind is nobody's.
+            self.decoder = Decoder::default();
             sys::set_non_blocking(self.fd, false);
             self.out.clear();
         }

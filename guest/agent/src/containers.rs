@@ -205,7 +205,8 @@ pub fn null_fd() -> std::io::Result<RawFd> {
     Ok(fs::OpenOptions::new().write(true).open("/dev/null")?.into_raw_fd())
 }
 
-fn prepare_files(given: &Value) -> Result<(), String> {
+/// Makes the directories and writes the files that a request names.
+pub fn prepare_files(given: &Value) -> Result<(), String> {
     for directory in given["directories"].as_array().into_iter().flatten() {
         let path = directory.as_str().ok_or("directories must be texts")?;
         fs::create_dir_all(path).map_err(|e| format!("{}: {}", path, e))?;

@@ -8,7 +8,7 @@ use hutch_proto::{Frame, CONTROL};
 use serde_json::{json, Value};
 
 use crate::channel::Channel;
-use crate::containers::{spawn, text, Container, Stage};
+use crate::containers::{prepare_files, spawn, text, Container, Stage};
 use crate::kernel::{self, Kind};
 use crate::{commands, sys, Options};
 
@@ -50,9 +50,10 @@ type Answer = Result<Value, (String, String)>;
 
 /// Runs until `shutdown` (or SIGTERM, in tests).
 pub fn run(options: &Options) -> Result<(), String> {
-    let channel = match &options.socket {
-        Some(path) => Channel::listen(path)?,
-        None => Channel::open_port()?,
+    let channel = match (&options.socket, options.vsock_port) {
+        (Some(path), _) => Channel::listen(path)?,
+        (None, Some(port)) => Channel::listen_vsock(port)?,
+        (None, None) => Channel::open_port()?,
     };
     let signals = sys::signal_fd().map_err(|e| format!("signalfd: {}", e))?;
     if !options.is_init {
@@ -272,6 +273,9 @@ impl Agent<'_> {
             "hello" => commands::hello(&given, self.options.is_init).map_err(bad).map(|ok| self.greeted(ok)),
             "configure" => commands::configure(&given).map_err(failed),
             "disks" => commands::disks(&given).map_err(failed),
+            "freeze" => commands::freeze().map_err(failed),
+            "thaw" => commands::thaw().map_err(failed),
+            "identify" => self.identify(&given).map_err(failed),
             "state" => Ok(json!({ "containers": self.describe() })),
             "stats" => Ok(self.stats()),
             "kill" => self.signal(&given).map_err(bad),
@@ -305,6 +309,21 @@ impl Agent<'_> {
         }
         ok["containers"] = json!(self.describe());
         ok
+    }
+
+    /// A VM that was copied becomes another one: as `configure`, and for the containers that are in it already. To be
+    /// said while they are frozen.
+    fn identify(&self, given: &Value) -> Result<Value, String> {
+        commands::configure(given)?;
+        prepare_files(given)?;
+        let names = given["hostnames"].as_object();
+        for container in self.containers.iter().filter(|c| matches!(c.stage, Stage::Running)) {
+            if let Some(name) = names.and_then(|n| n.get(&container.name)).and_then(Value::as_str) {
+                sys::set_hostname_of(container.pid, name)
+                    .map_err(|e| format!("host name of {}: {}", container.name, e))?;
+            }
+        }
+        Ok(json!({}))
     }
 
     fn describe(&self) -> Vec<Value> {

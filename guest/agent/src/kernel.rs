@@ -52,7 +52,7 @@ pub fn bind_next(kind: Kind) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Loads the modules of a phase ("boot", "disk", "net", "random", "extra") in their order. Loading twice does no harm.
+/// Loads the modules of a phase ("boot", "vsock", "disk", "net", "random", "extra") in their order. Loading twice does no harm.
 pub fn load_modules(phase: &str) -> Result<(), String> {
     let list = std::fs::read_to_string(MODULE_LIST).map_err(|e| format!("{}: {}", MODULE_LIST, e))?;
     for line in list.lines() {
@@ -101,17 +101,19 @@ fn ethernet() -> Result<Vec<(String, String)>, String> {
     Ok(backed.map(|e| (e.file_name().to_string_lossy().into_owned(), mac(e.path()))).collect())
 }
 
-/// The interface that has this MAC. If none has, the next device becomes it: a VM from a template has its template's.
+/// The interface that has this MAC. If none has, the next device becomes it (a VM from a template has its template's), or
+/// the only one there is (a VM that was copied has its original's).
 fn name_by_mac(socket: &Socket, mac: &str) -> Result<String, String> {
     let known = ethernet()?;
     if let Some((name, _)) = known.iter().find(|(_, m)| m == mac) {
         return Ok(name.clone());
     }
-    if !bind_next(Kind::Net)? {
-        return Err(format!("there is no network device for the MAC {}", mac));
-    }
-    let fresh = ethernet()?.into_iter().find(|(n, _)| known.iter().all(|(k, _)| k != n));
-    let (name, current) = fresh.ok_or_else(|| "the network device did not become an interface".to_string())?;
+    let found = if bind_next(Kind::Net)? {
+        ethernet()?.into_iter().find(|(n, _)| known.iter().all(|(k, _)| k != n))
+    } else {
+        known.into_iter().next()
+    };
+    let (name, current) = found.ok_or_else(|| format!("there is no network device for the MAC {}", mac))?;
     if current != mac {
         set_mac(socket, &name, mac).map_err(|e| format!("MAC of {}: {}", name, e))?;
     }

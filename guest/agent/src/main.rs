@@ -20,6 +20,8 @@ use std::path::PathBuf;
 pub struct Options {
     /// A unix socket to listen on instead of the virtio port (tests).
     pub socket: Option<PathBuf>,
+    /// A vsock port to listen on instead of the virtio port.
+    pub vsock_port: Option<u32>,
     /// The OCI runtime.
     pub runtime: PathBuf,
     /// Where bundles and pid files are kept.
@@ -28,9 +30,19 @@ pub struct Options {
     pub is_init: bool,
 }
 
+/// Words like `hutch_vsock=1024` on the kernel's command line come as init's environment. A VM monitor that has no virtio
+/// port has such a word.
+fn vsock_port() -> Result<Option<u32>, String> {
+    match std::env::var("hutch_vsock") {
+        Ok(port) => port.parse().map(Some).map_err(|_| format!("hutch_vsock={} is not a port", port)),
+        Err(_) => Ok(None),
+    }
+}
+
 fn parse_options() -> Result<Options, String> {
     let mut options = Options {
         socket: None,
+        vsock_port: vsock_port()?,
         runtime: PathBuf::from("/usr/bin/crun"),
         state: PathBuf::from("/run/hutch"),
         is_init: std::process::id() == 1,
@@ -60,7 +72,7 @@ fn parse_options() -> Result<Options, String> {
 fn run() -> Result<(), String> {
     let mut options = parse_options()?;
     if options.is_init {
-        boot::bring_up()?;
+        boot::bring_up(options.vsock_port.is_some())?;
         options.runtime = sys::sealed_program(&options.runtime).map_err(|e| format!("crun: {}", e))?;
     }
     event_loop::run(&options)
@@ -74,7 +86,8 @@ fn main() {
         sys::console(&format!("hutch-agent: fatal: {}\n", reason));
     }
     if is_init {
-        sys::power_off();
+        // A monitor without a virtio port (Firecracker) has no way to power off either.
+        sys::power_off(std::env::var_os("hutch_vsock").is_some());
     }
     std::process::exit(i32::from(outcome.is_err()));
 }

@@ -84,12 +84,14 @@ pub fn sealed_program(path: &Path) -> io::Result<std::path::PathBuf> {
     Ok(format!("/proc/self/fd/{}", fd).into())
 }
 
-/// Ends the machine. Never returns as PID 1.
-pub fn power_off() {
-    // SAFETY: neither call takes pointers.
+/// Ends the machine. Never returns as PID 1. `by_restart`: this machine can't power off, and ends when it restarts.
+pub fn power_off(by_restart: bool) {
+    // SAFETY: none of the calls takes pointers.
     unsafe {
         libc::sync();
-        libc::reboot(libc::RB_POWER_OFF);
+        if !by_restart {
+            libc::reboot(libc::RB_POWER_OFF);
+        }
         // Without a way to power off, a restart ends the VM too (QEMU runs with -no-reboot).
         libc::reboot(libc::RB_AUTOBOOT);
     }
@@ -99,6 +101,44 @@ pub fn power_off() {
 pub fn set_hostname(name: &str) -> io::Result<()> {
     // SAFETY: pointer and length are of the same, living string.
     check(i64::from(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })).map(drop)
+}
+
+/// Sets the host name in the UTS namespace of a process. Only for a program of one thread.
+pub fn set_hostname_of(pid: i32, name: &str) -> io::Result<()> {
+    use std::os::unix::io::AsRawFd;
+    let own = std::fs::File::open("/proc/self/ns/uts")?;
+    let theirs = std::fs::File::open(format!("/proc/{}/ns/uts", pid))?;
+    // SAFETY: takes no pointers; both descriptors are open until the end of this function.
+    check(i64::from(unsafe { libc::setns(theirs.as_raw_fd(), libc::CLONE_NEWUTS) }))?;
+    let outcome = set_hostname(name);
+    // SAFETY: as above.
+    check(i64::from(unsafe { libc::setns(own.as_raw_fd(), libc::CLONE_NEWUTS) }))?;
+    outcome
+}
+
+/// Freezes a control group and waits until all processes in it stand still. On a failure it is thawed again.
+pub fn freeze_cgroup(directory: &str, limit_ms: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    use std::os::unix::io::AsRawFd;
+    let switch = format!("{}/cgroup.freeze", directory);
+    let mut events = std::fs::File::open(format!("{}/cgroup.events", directory))?;
+    std::fs::write(&switch, "1")?;
+    let deadline_ns = clock_ns(libc::CLOCK_MONOTONIC) + limit_ms * 1_000_000;
+    loop {
+        let mut told = String::new();
+        events.seek(SeekFrom::Start(0))?;
+        events.read_to_string(&mut told)?;
+        if told.lines().any(|l| l == "frozen 1") {
+            return Ok(());
+        }
+        let now = clock_ns(libc::CLOCK_MONOTONIC);
+        if now >= deadline_ns {
+            std::fs::write(&switch, "0")?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a process can't be interrupted"));
+        }
+        let mut changed = [libc::pollfd { fd: events.as_raw_fd(), events: libc::POLLPRI, revents: 0 }];
+        poll(&mut changed, ((deadline_ns - now) / 1_000_000 + 1) as i32);
+    }
 }
 
 /// Sets the wall clock, in nanoseconds since the epoch.
@@ -231,6 +271,58 @@ pub fn pipe() -> io::Result<(RawFd, RawFd)> {
     // SAFETY: the pointer is to two living integers.
     check(i64::from(unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) }))?;
     Ok((fds[0], fds[1]))
+}
+
+/// The address of a vsock port.
+fn vsock_address(cid: u32, port: u32) -> libc::sockaddr_vm {
+    // SAFETY: all zeros is a valid value of this plain structure.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    address
+}
+
+fn vsock() -> io::Result<RawFd> {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    check(i64::from(fd)).map(|fd| fd as RawFd)
+}
+
+const VSOCK_ADDRESS_BYTES: libc::socklen_t = std::mem::size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+
+/// A socket that listens on a vsock port.
+pub fn listen_vsock(port: u32) -> io::Result<RawFd> {
+    let fd = vsock()?;
+    let address = vsock_address(libc::VMADDR_CID_ANY, port);
+    // SAFETY: the pointer is to a living structure of the length that is given.
+    let bound = unsafe { libc::bind(fd, std::ptr::addr_of!(address).cast(), VSOCK_ADDRESS_BYTES) };
+    // SAFETY: takes no pointers.
+    let listening = check(i64::from(bound)).and_then(|_| check(i64::from(unsafe { libc::listen(fd, 1) })));
+    match listening {
+        Ok(_) => Ok(fd),
+        Err(error) => {
+            close(fd);
+            Err(error)
+        }
+    }
+}
+
+/// Connects to a vsock port of the host and hangs up. Waits at most two seconds (the kernel's limit) for an answer.
+pub fn call_host(port: u32) {
+    if let Ok(fd) = vsock() {
+        let address = vsock_address(libc::VMADDR_CID_HOST, port);
+        // SAFETY: the pointer is to a living structure of the length that is given.
+        unsafe { libc::connect(fd, std::ptr::addr_of!(address).cast(), VSOCK_ADDRESS_BYTES) };
+        close(fd);
+    }
+}
+
+/// The next connection of a listening socket; None if there is none now.
+pub fn accept(listener: RawFd) -> Option<RawFd> {
+    // SAFETY: null pointers say that the other end's address is not wanted.
+    let fd = unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
+    check(i64::from(fd)).ok().map(|fd| fd as RawFd)
 }
 
 /// Closes a descriptor that we own.
