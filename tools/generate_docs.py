@@ -12,6 +12,7 @@ from hutch.api.aws.ssm import service as ssm
 from hutch.api.aws.sts import service as sts
 from hutch.api.coverage_page import render
 from hutch.api.gateway.paging import Paging
+from hutch.apps.events import EventParts
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
@@ -38,14 +39,16 @@ def coverage() -> str:
     vault = Vault({1: bytes(32)}, ids)
     authorizer = Authorizer(store, clock, account_id=where["account_id"])
     sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=where["account_id"])
+    log_ops = LogOps(LogStore(":memory:"), clock)
     services = [
         ecs.service(store, clock, ids, tasks, paging, **where, strict_aws=False),
-        logs.service(LogOps(LogStore(":memory:"), clock), paging, clock, ids, **where),
+        logs.service(log_ops, paging, clock, ids, **where),
         secretsmanager.service(SecretOps(store, vault, clock, ids, **where), paging),
         ssm.service(ParameterOps(store, vault, clock, **where), paging),
         iam.service(store, clock, ids, vault, paging, account_id=where["account_id"]),
         sts.service(sts_ops),
         ec2.service(store, paging, **where),
+        *EventParts(store, tasks, log_ops, clock, ids, **where).services(paging),
     ]
     return render(services)
 

@@ -39,7 +39,7 @@ COMMON_CODES = {
     "SerializationException", "ValidationException", "UnknownOperationException", "RequestEntityTooLargeException",
     "UnsupportedFeatureException",
 }  # fmt: skip
-JSON_SERVICES = ("ecs", "logs", "secretsmanager", "ssm")
+JSON_SERVICES = ("ecs", "events", "logs", "secretsmanager", "ssm")
 QUERY_SERVICES = ("ec2", "iam", "sts")
 MAX_DEPTH = 6
 SESSION = botocore.session.get_session()

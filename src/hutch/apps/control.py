@@ -27,6 +27,7 @@ from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
+from hutch.apps.events import EventParts
 from hutch.apps.paths import Paths
 from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import Clock, SystemClock
@@ -165,6 +166,7 @@ async def _compose(
         strict_aws=settings.strict_aws,
     )
     paging = Paging(platform.identity.token_key)
+    events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     app = Gateway(
         services=[
             ecs.service(
@@ -183,6 +185,7 @@ async def _compose(
             iam.service(store, clock, ids, vault, paging, account_id=account_id),
             sts.service(sts_ops),
             ec2.service(store, paging, region=region, account_id=account_id),
+            *events.services(paging),
         ],
         identity=identity,
         authorizer=authorizer,
@@ -190,7 +193,7 @@ async def _compose(
         clock=clock,
         region=region,
         account_id=account_id,
-        native_routes=NativeApi(tasks, ImageOps(store, fleet), fleet).routes(),
+        native_routes=(*NativeApi(tasks, ImageOps(store, fleet), fleet).routes(), *events.routes()),
         upload_directory=paths.uploads,
     )
     retention = RetentionLoop(
@@ -203,6 +206,7 @@ async def _compose(
         DefinitionLoop(store, ids).run(),
         SecretExpiryLoop(secrets, ids).run(),
         fleet.dispatch_changes(),
+        *events.loops(),
     ]
     await _serve(settings, paths, app, fleet, loops, ready_fd)
 

@@ -19,6 +19,7 @@ from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
+from hutch.apps.events import EventParts
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.controllers.definitions import DefinitionLoop
@@ -49,18 +50,21 @@ class AwsServer:
         limits = PlacementLimits(cpu_overcommit=4.0, memory_reserve_mib=0, ingress_ports=(30000, 30100))
         tasks = TaskOps(self.store, clock, ids, limits=limits, wait_for_placement=False, strict_aws=False)
         paging = Paging("00" * 32)
+        log_ops = LogOps(self.log_store, clock)
+        self.events = EventParts(self.store, tasks, log_ops, clock, ids, region=REGION, account_id=ACCOUNT_ID)
         self.services: list[Service] = [
             ecs.service(
                 self.store, clock, ids, tasks, paging, region=REGION, account_id=ACCOUNT_ID, strict_aws=False
             ),
-            logs_api.service(
-                LogOps(self.log_store, clock), paging, clock, ids, region=REGION, account_id=ACCOUNT_ID
-            ),
+            logs_api.service(log_ops, paging, clock, ids, region=REGION, account_id=ACCOUNT_ID),
             ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
             *identity_services(self.store, clock),
             *self._secret_services(clock, ids, paging),
+            *self.events.services(paging),
         ]
-        self.http = ApiServer(self.services, directory, store=self.store, clock=clock)
+        self.http = ApiServer(
+            self.services, directory, native_routes=self.events.routes(), store=self.store, clock=clock
+        )
         self.hosts = HostOps(self.store, clock, ids, clusters=("*",), default_zone=f"{REGION}a")
         self.run(
             ensure_platform(
@@ -68,7 +72,11 @@ class AwsServer:
             )
         )
         self.connect_host()
-        loops = (DefinitionLoop(self.store, ids).run(), MembershipLoop(self.store, self.hosts).run())
+        loops = (
+            DefinitionLoop(self.store, ids).run(),
+            MembershipLoop(self.store, self.hosts).run(),
+            *self.events.loops(),
+        )
         self._loops = [asyncio.run_coroutine_threadsafe(c, self.http.loop) for c in loops]
 
     def _secret_services(self, clock: SystemClock, ids: RandomIds, paging: Paging) -> list[Service]:

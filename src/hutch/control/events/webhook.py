@@ -12,13 +12,11 @@ import msgspec
 
 from hutch import __version__
 from hutch.base.errors import HutchError, Invalid, Unavailable
+from hutch.rules.events.targets import check_headers
 
 TIMEOUT_S = 10.0
 """For the whole call."""
 MAX_HEAD_BYTES = 16 * 1024
-_OWN_HEADERS = frozenset(
-    {"host", "content-length", "content-type", "connection", "transfer-encoding", "user-agent"}
-)
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,17 +104,6 @@ def _head(
     target = f"{path}?{'&'.join(pairs)}" if pairs else path
     text = f"POST {target} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
     return text.encode("latin-1")
-
-
-def check_headers(headers: Mapping[str, str]) -> None:
-    """Raises `Invalid` for what would break out of its line or be set twice."""
-    for name, value in headers.items():
-        if not name.isascii() or not all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in name) or not name:
-            raise Invalid(f"{name[:40]!r} is not the name of an HTTP header.")
-        if name.lower() in _OWN_HEADERS:
-            raise Invalid(f"The header {name} is set by hutch.")
-        if not value.isprintable() or not all(ord(c) < 256 for c in value):
-            raise Invalid(f"The value of header {name} has characters that a header can't have.")
 
 
 async def _status(reader: asyncio.StreamReader) -> int:

@@ -9,12 +9,25 @@ import msgspec
 
 from hutch.base.errors import Invalid, NotServed
 from hutch.model.event import Target
-from hutch.rules.events.inputs import at_path, transformed
+from hutch.rules.deadline import max_runtime_s
+from hutch.rules.events.inputs import at_path, check_transformer, parse_path, transformed
 
 ECS, LOGS, BUS, WEBHOOK = "ecs", "logs", "bus", "webhook"
 MAX_URL_CHARACTERS = 2048
+MAX_TASKS = 10
 CONCURRENCY_TAG = "hutch:concurrencyPolicy"
 POLICIES = ("Allow", "Forbid", "Replace")
+_OWN_HEADERS = frozenset(
+    [
+        "host",
+        "content-length",
+        "content-type",
+        "connection",
+        "transfer-encoding",
+        "user-agent",
+        "x-hutch-delivery",
+    ]
+)
 _ARN = re.compile(r"arn:aws[a-z-]*:(ecs|logs|events):([a-z0-9-]*):(\d*):(.+)", re.DOTALL)
 
 
@@ -76,3 +89,56 @@ def concurrency_policy(tags: Mapping[str, str]) -> str:
     if policy not in POLICIES:
         raise Invalid(f"tag {CONCURRENCY_TAG}: {policy[:40]!r} is not Allow, Forbid or Replace.")
     return policy
+
+
+def check_target(target: Target, *, region: str, account_id: str) -> str:
+    """The kind of a target that is whole; raises `Invalid`, `NotServed` for one that could never be served."""
+    kind, _ = target_name(target.arn, region=region, account_id=account_id)
+    if sum((target.constant is not None, bool(target.path), bool(target.template))) > 1:
+        raise Invalid("Only one of Input, InputPath, or InputTransformer must be provided.")
+    if target.path:
+        parse_path(target.path)
+    if target.template:
+        check_transformer(target.template_paths, target.template)
+    if kind == ECS:
+        _check_ecs(target)
+    elif "TaskDefinitionArn" in target.parameters:
+        raise Invalid("EcsParameters are for targets that are ECS clusters.")
+    if kind == WEBHOOK:
+        check_headers(target.parameters.get("HeaderParameters", {}))
+    elif target.parameters.keys() & {"HeaderParameters", "QueryStringParameters"}:
+        raise Invalid("HttpParameters are for targets that are URLs.")
+    return kind
+
+
+def _check_ecs(target: Target) -> None:
+    given = target.parameters
+    if "TaskDefinitionArn" not in given:
+        raise Invalid("A target that is an ECS cluster needs EcsParameters with a TaskDefinitionArn.")
+    if not 1 <= given.get("TaskCount", 1) <= MAX_TASKS:
+        raise Invalid(f"TaskCount must be between 1 and {MAX_TASKS}.")
+    tags = {
+        str(t.get("Key", t.get("key"))): str(t.get("Value", t.get("value"))) for t in given.get("Tags", ())
+    }
+    concurrency_policy(tags)
+    max_runtime_s(tags)
+    if target.constant is not None:
+        try:
+            overrides = msgspec.json.decode(target.constant)
+        except (msgspec.DecodeError, RecursionError):
+            overrides = None
+        if not isinstance(overrides, dict):
+            raise Invalid(
+                "The Input of a target that is an ECS cluster is a JSON object: a task's overrides."
+            )
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises `Invalid` for what would break out of its line, or is hutch's own to set."""
+    for name, value in headers.items():
+        if not name or not name.isascii() or not all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in name):
+            raise Invalid(f"{name[:40]!r} is not the name of an HTTP header.")
+        if name.lower() in _OWN_HEADERS:
+            raise Invalid(f"The header {name} is set by hutch.")
+        if not value.isprintable() or not all(ord(c) < 256 for c in value):
+            raise Invalid(f"The value of header {name} has characters that a header can't have.")

@@ -77,7 +77,7 @@ class InstanceHandlers:
         found, missing = self._ops.describe(cluster, given["containerInstances"])
         with_tags = "TAGS" in given.get("include", ())
         return {
-            "containerInstances": [self._shape(v, with_tags=with_tags) for v in found],
+            "containerInstances": [instance_shape(self._arns, v, with_tags=with_tags) for v in found],
             "failures": [{"arn": self._arn(cluster, r), "reason": "MISSING"} for r in missing],
         }
 
@@ -107,7 +107,7 @@ class InstanceHandlers:
             cause_of(request), cluster, given["containerInstances"], given["status"]
         )
         return {
-            "containerInstances": [self._shape(v, with_tags=False) for v in found],
+            "containerInstances": [instance_shape(self._arns, v, with_tags=False) for v in found],
             "failures": [{"arn": self._arn(cluster, r), "reason": why} for r, why in failures],
         }
 
@@ -120,7 +120,7 @@ class InstanceHandlers:
             tags=tags_from_list(given.get("tags", ())),
         )
         view = await self._ops.register(cause_of(request), given.get("cluster", ""), wanted)
-        return {"containerInstance": self._shape(view, with_tags=True)}
+        return {"containerInstance": instance_shape(self._arns, view, with_tags=True)}
 
     async def deregister(self, request: Request) -> dict[str, Any]:
         given = request.input
@@ -130,7 +130,7 @@ class InstanceHandlers:
             given["containerInstance"],
             force=given.get("force", False),
         )
-        return {"containerInstance": self._shape(view, with_tags=True)}
+        return {"containerInstance": instance_shape(self._arns, view, with_tags=True)}
 
     async def put_attributes(self, request: Request) -> dict[str, Any]:
         given = request.input
@@ -180,27 +180,27 @@ class InstanceHandlers:
         name = cluster.rpartition("/")[2] or "default"
         return self._arns.of("container-instance", f"{name}/{reference}")
 
-    def _shape(self, view: InstanceView, *, with_tags: bool) -> dict[str, Any]:
-        instance, host = view.instance, view.host
-        left_cpu = host.cpu_units - view.reservation.cpu_units
-        left_memory = host.memory_mib - view.reservation.memory_mib
-        return {
-            "containerInstanceArn": self._arns.of(
-                "container-instance", f"{instance.cluster}/{instance.instance_id}"
-            ),
-            "ec2InstanceId": host.host_id,
-            "versionInfo": {"agentVersion": host.agent_version},
-            "registeredResources": _resources(host.cpu_units, host.memory_mib),
-            "remainingResources": _resources(left_cpu, left_memory),
-            "status": instance.status,
-            "agentConnected": host.connected,
-            "runningTasksCount": view.running,
-            "pendingTasksCount": view.pending,
-            "attributes": [{"name": k, "value": v} for k, v in all_attributes(instance, host).items()],
-            "registeredAt": instance.registered_at,
-            "attachments": [],
-            "tags": tag_list(instance.tags) if with_tags else [],
-        }
+
+def instance_shape(arns: Arns, view: InstanceView, *, with_tags: bool) -> dict[str, Any]:
+    """A `ContainerInstance`."""
+    instance, host = view.instance, view.host
+    left_cpu = host.cpu_units - view.reservation.cpu_units
+    left_memory = host.memory_mib - view.reservation.memory_mib
+    return {
+        "containerInstanceArn": arns.of("container-instance", f"{instance.cluster}/{instance.instance_id}"),
+        "ec2InstanceId": host.host_id,
+        "versionInfo": {"agentVersion": host.agent_version},
+        "registeredResources": _resources(host.cpu_units, host.memory_mib),
+        "remainingResources": _resources(left_cpu, left_memory),
+        "status": instance.status,
+        "agentConnected": host.connected,
+        "runningTasksCount": view.running,
+        "pendingTasksCount": view.pending,
+        "attributes": [{"name": k, "value": v} for k, v in all_attributes(instance, host).items()],
+        "registeredAt": instance.registered_at,
+        "attachments": [],
+        "tags": tag_list(instance.tags) if with_tags else [],
+    }
 
 
 def _host_in(document: str) -> str:
