@@ -243,6 +243,11 @@ def _the_monitor_s_jail(attack: Attack) -> None:
     limits = (process / "limits").read_text()
     assert f"Max file size             {attack.task.ephemeral_gib << 30} " in limits
     assert "Max core file size        0 " in limits
+    templates = [p for p in (process / "fd").iterdir() if "memfd:hutch-template" in os.readlink(p)]
+    assert templates, "it was restored from a template"
+    for entry in templates:
+        with entry.open("r+b", buffering=0) as memory, pytest.raises(PermissionError):
+            memory.write(b"x")  # what one VM could change, all others would start with
     for entry in (process / "fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             assert not stat.S_ISDIR(entry.stat().st_mode), os.readlink(entry)
