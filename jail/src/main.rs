@@ -42,7 +42,7 @@ fn tell(options: &Options, line: &str) {
 fn start(options: &Options) -> Result<(), Failure> {
     sys::close_on_exec(options.status_fd).map_err(|e| said("the status descriptor", e))?;
     let (wait_fd, go_fd) = sys::pipe().map_err(|e| said("a pipe", e))?;
-    match sys::clone_into_new_namespaces().map_err(|e| said("making namespaces", e))? {
+    match sys::clone_into_new_namespaces(options.host_network).map_err(|e| said("making namespaces", e))? {
         0 => {
             drop(sys::close(go_fd));
             let failed = match become_prisoner(options, wait_fd) {
@@ -100,6 +100,11 @@ fn enter_root(options: &Options) -> Result<(), Failure> {
         let place = format!("{}{}", root, device);
         sys::bind(device, &place).map_err(|e| said(&format!("binding {}", device), e))?;
         sys::restrict(&place, true).map_err(|e| said(&format!("binding {}", device), e))?;
+    }
+    for (source, inside, writable) in &options.binds {
+        let place = format!("{}{}", root, inside);
+        sys::bind(source, &place).map_err(|e| said(&format!("binding {}", source), e))?;
+        sys::restrict_files(&place, *writable).map_err(|e| said(&format!("binding {}", source), e))?;
     }
     let proc_place = format!("{}/proc", root);
     sys::mount_proc(&proc_place).map_err(|e| said("mounting /proc", e))?;

@@ -18,6 +18,10 @@ pub struct Options {
     pub early: bool,
     /// Device nodes, which are bound over placeholders of the same path in the root.
     pub devices: Vec<String>,
+    /// Files and directories that are bound over placeholders in the root: of the host, in the root, writable.
+    pub binds: Vec<(String, String, bool)>,
+    /// Stay in the caller's network namespace: for a program that opens its tap by name.
+    pub host_network: bool,
     /// Resources (`RLIMIT_*`) and their limits, soft and hard.
     pub limits: Vec<(u32, u64)>,
     pub command: Vec<String>,
@@ -36,6 +40,10 @@ impl Options {
                 options.early = true;
                 continue;
             }
+            if flag == "--host-network" {
+                options.host_network = true;
+                continue;
+            }
             let value = arguments.next().ok_or_else(|| format!("{} needs a value", flag))?;
             match flag.as_str() {
                 "--name" => options.name = value,
@@ -45,6 +53,7 @@ impl Options {
                 "--group" => options.groups.push(number(&flag, &value)?),
                 "--cgroup" => options.cgroup_files.push(absolute(&flag, value)?),
                 "--device" => options.devices.push(absolute(&flag, value)?),
+                "--bind" => options.binds.push(bind(&flag, &value)?),
                 "--limit" => options.limits.push(limit(&value)?),
                 _ => return Err(format!("unknown option {}", flag)),
             }
@@ -78,6 +87,16 @@ fn absolute(flag: &str, value: String) -> Result<String, String> {
     plain.then_some(value).ok_or_else(|| format!("{} needs an absolute path without ..", flag))
 }
 
+fn bind(flag: &str, value: &str) -> Result<(String, String, bool), String> {
+    let parts: Vec<&str> = value.split(':').collect();
+    match parts[..] {
+        [source, place, mode @ ("ro" | "rw")] => {
+            Ok((absolute(flag, source.to_string())?, absolute(flag, place.to_string())?, mode == "rw"))
+        }
+        _ => Err("--bind needs SOURCE:PLACE:ro or SOURCE:PLACE:rw".to_string()),
+    }
+}
+
 fn limit(value: &str) -> Result<(u32, u64), String> {
     let (name, amount) = value.split_once('=').ok_or("--limit needs NAME=NUMBER")?;
     let resource = match name {
@@ -107,8 +126,17 @@ mod tests {
         let options = parse(line).unwrap();
         assert_eq!((options.status_fd, options.user_id, options.groups), (7, 70000, vec![36]));
         assert_eq!(options.limits, [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NOFILE, 64)]);
-        assert!(options.early);
+        assert!(options.early && !options.host_network);
         assert_eq!(options.command, ["/bin/true", "--root", "x"]);
+    }
+
+    #[test]
+    fn binds_and_stays_in_the_network_if_told_to() {
+        let line = "--status-fd 7 --root /r --user 7 --host-network --bind /a:/b:ro --bind /c:/d:rw -- /bin/true";
+        let options = parse(line).unwrap();
+        let expected = [("/a", "/b", false), ("/c", "/d", true)].map(|(s, p, w)| (s.to_string(), p.to_string(), w));
+        assert_eq!(options.binds, expected);
+        assert!(options.host_network);
     }
 
     #[test]
@@ -125,6 +153,10 @@ mod tests {
             "--status-fd 7 --root /r --user 7 --limit cpu=1 -- /bin/true",
             "--status-fd 7 --root /r --user 4294967296 -- /bin/true",
             "--status-fd 7 --root /r --user 7 --shell yes -- /bin/true",
+            "--status-fd 7 --root /r --user 7 --bind /a:/b -- /bin/true",
+            "--status-fd 7 --root /r --user 7 --bind /a:/b:rx -- /bin/true",
+            "--status-fd 7 --root /r --user 7 --bind /a:/../b:rw -- /bin/true",
+            "--status-fd 7 --root /r --user 7 --bind a:/b:rw -- /bin/true",
             "--status-fd",
         ] {
             assert!(parse(line).is_err(), "{}", line);

@@ -49,14 +49,16 @@ pub fn read_byte(fd: i32) -> io::Result<bool> {
     Ok(check(unsafe { libc::read(fd, ptr::addr_of_mut!(byte).cast(), 1) } as i64)? == 1)
 }
 
-/// Forks a child that is our parent's, not ours, in new namespaces. 0 in the child, else its pid.
-pub fn clone_into_new_namespaces() -> io::Result<i32> {
+/// Forks a child that is our parent's, not ours, in new namespaces: of the network too, unless it shall stay in ours. 0 in
+/// the child, else its pid.
+pub fn clone_into_new_namespaces(host_network: bool) -> io::Result<i32> {
+    let network = if host_network { 0 } else { libc::CLONE_NEWNET };
     let flags = libc::CLONE_PARENT
         | libc::CLONE_NEWPID
         | libc::CLONE_NEWNS
-        | libc::CLONE_NEWNET
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
+        | network
         | libc::SIGCHLD;
     // SAFETY: without a stack and without CLONE_VM this is fork(2); there is only one thread, so the child may do
     // anything.
@@ -105,6 +107,13 @@ pub fn make_mounts_private() -> io::Result<()> {
 
 pub fn bind(source: &str, target: &str) -> io::Result<()> {
     mount(source, target, "", libc::MS_BIND, "")
+}
+
+/// Makes a bind mount of files harmless, and read-only if it shall not be writable.
+pub fn restrict_files(target: &str, writable: bool) -> io::Result<()> {
+    let read_only = if writable { 0 } else { libc::MS_RDONLY };
+    let harmless = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    mount("none", target, "", libc::MS_REMOUNT | libc::MS_BIND | harmless | read_only, "")
 }
 
 /// Makes a bind mount read-only and harmless; one of a device node stays a device.

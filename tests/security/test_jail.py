@@ -17,10 +17,11 @@ import pytest
 
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import Confinement, JailRequest, MonitorJail
-from hutch.host.kernel.cgroup import CGROUP_MOUNT, platform_cgroup, task_cgroup
+from hutch.host.kernel.cgroup import CGROUP_MOUNT, CgroupLimits, host_cgroups, platform_cgroup, task_cgroup
+from hutch.host.kernel.jail import JailBind, Jailer, JailSpec, launcher_path
 from hutch.host.kernel.jail_root import JailRoot, prepare_root
 from hutch.host.kernel.process import find_processes, is_alive, kill_and_wait, wait_gone
-from hutch.host.kernel.users import LEASES
+from hutch.host.kernel.users import LEASES, UserLeases
 
 pytestmark = pytest.mark.needs("root", "qemu")
 PYTHON = Path("/usr/bin/python3").resolve()
@@ -224,3 +225,74 @@ async def test_a_capped_task_gets_its_share_and_no_more(prison: Prison, tmp_path
     statistics = [CGROUP_MOUNT / "cpu" / group / "cpu.stat", CGROUP_MOUNT / group / "cpu.stat"]
     text = next(p for p in statistics if p.exists()).read_text()
     assert "nr_throttled 0\n" in text, "without a cap it may take what the host has idle"
+
+
+async def test_what_is_bound_is_all_it_sees_of_the_host(prison: Prison, tmp_path: Path) -> None:
+    """As Firecracker's jail has it: a directory of its own, files to read, the host's network without sockets for it."""
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "given").write_text("content")
+    base = await prepare_root(
+        tmp_path / "root",
+        PYTHON.name,
+        extra=sorted(LIBRARY.glob("lib-dynload/_ctypes.*.so")),
+        devices=("/dev/urandom",),
+        files=("/disks/disk0",),
+        directories=("/run",),
+    )
+    library = prison.root.directory / str(LIBRARY)[1:]
+    ignored = shutil.ignore_patterns("lib-dynload")
+    shutil.copytree(library, base.directory / str(LIBRARY)[1:], dirs_exist_ok=True, ignore=ignored)
+    code = """
+import json, os, socket
+def outcome(work):
+    try:
+        work()
+        return "done"
+    except OSError as error:
+        return type(error).__name__ if error.errno not in (30, 97) else os.strerror(error.errno)
+listener = socket.socket(socket.AF_UNIX)
+print(json.dumps({
+    "given": open("/disks/disk0").read(),
+    "bind": outcome(lambda: listener.bind("/run/api.sock")),
+    "write given": outcome(lambda: open("/disks/disk0", "w")),
+    "write root": outcome(lambda: open("/new", "w")),
+    "internet": outcome(lambda: socket.socket(socket.AF_INET)),
+    "links": sorted(os.listdir("/proc/self/ns")) and os.readlink("/proc/self/ns/net"),
+    "root": sorted(os.listdir("/")),
+}))
+"""
+    name = f"hutch-{prison.platform_id}-b"
+    spec = JailSpec(
+        name=name,
+        arguments=["-IBc", code, name],
+        pass_fds=(),
+        output_path=str(prison.directory / "b.out"),
+        root=base,
+        devices=("/dev/urandom",),
+        binds=(
+            JailBind(source=str(tmp_path / "own"), place="/run", writable=True),
+            JailBind(source=str(tmp_path / "given"), place="/disks/disk0"),
+        ),
+        host_network=True,
+        limits=CgroupLimits(cpu_units=256, memory_bytes=64 << 20, pids=8),
+        largest_file_bytes=FILE_BYTES,
+    )
+    leases = UserLeases(*Confinement().user_ids)
+    jailer = Jailer(
+        platform_id=prison.platform_id, launcher=launcher_path(), users=leases, cgroups=host_cgroups()
+    )
+    try:
+        ref = await asyncio.to_thread(jailer.start, spec)
+        assert await wait_gone(ref) == 0, prison.output("b")
+    finally:
+        await jailer.remove(name)
+        jailer.close()
+    told = json.loads(prison.output("b"))
+    assert told["given"] == "content" and told["bind"] == "done"
+    assert (tmp_path / "own" / "api.sock").is_socket()
+    assert told["write given"] == told["write root"] == os.strerror(30)
+    assert told["internet"] == os.strerror(97)
+    assert told["links"] == os.readlink("/proc/self/ns/net")
+    assert not {"work", "home", "etc", "tmp"} & set(told["root"])
+    assert (tmp_path / "given").read_text() == "content"
+    assert (tmp_path / "own").stat().st_uid >= Confinement().user_ids[0]

@@ -29,6 +29,15 @@ class JailFailed(HutchError):
     """A program could not be started in its jail; nothing of it is left running."""
 
 
+class JailBind(msgspec.Struct, frozen=True, kw_only=True):
+    """A file or directory of the host that the program sees at `place` in its root, where there must be a placeholder.
+    What is writable becomes the jail's user's own."""
+
+    source: str
+    place: str
+    writable: bool = False
+
+
 class JailSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One program to be jailed."""
 
@@ -41,6 +50,9 @@ class JailSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Its standard output and error are appended to this file."""
     root: JailRoot
     devices: Sequence[str] = ()
+    binds: Sequence[JailBind] = ()
+    host_network: bool = False
+    """It stays in our network namespace, where it opens a tap by its name. Sockets but unix ones are refused to it."""
     limits: CgroupLimits
     largest_file_bytes: int
     """No file that it was given can grow beyond this."""
@@ -72,6 +84,9 @@ class Jailer:
         """
         try:
             user_id = self._users.lease(spec.name)
+            for bind in spec.binds:
+                if bind.writable:
+                    os.chown(bind.source, user_id, user_id, follow_symlinks=False)
             group_files = self._cgroups.make(self._cgroup(spec.name), spec.limits)
             self._children[spec.name] = self._launch(spec, user_id, group_files)
             return self._children[spec.name]
@@ -112,10 +127,12 @@ class Jailer:
         argv = [str(self._launcher), "--name", spec.name, "--status-fd", str(told_fd)]
         argv += ["--root", str(spec.root.directory), "--user", str(user_id)]
         argv += ["--early"] if spec.early else []
+        argv += ["--host-network"] if spec.host_network else []
         for option, values in (
             ("--group", _device_groups(spec.devices)),
             ("--cgroup", group_files),
             ("--device", spec.devices),
+            ("--bind", [f"{b.source}:{b.place}:{'rw' if b.writable else 'ro'}" for b in spec.binds]),
             ("--limit", [f"{name}={value}" for name, value in limits.items()]),
         ):
             argv += [word for value in values for word in (option, value)]

@@ -31,24 +31,31 @@ class RootUnavailable(HutchError):
 
 
 async def prepare_root(
-    place: Path, program: str, *, extra: Sequence[Path], devices: Sequence[str]
+    place: Path,
+    program: str,
+    *,
+    extra: Sequence[Path],
+    devices: Sequence[str],
+    files: Sequence[str] = (),
+    directories: Sequence[str] = (),
 ) -> JailRoot:
     """The root of `program` (a name on the path) below `place`, made if it is missing.
 
-    `extra`: further files, with their libraries if they have any. `devices` get a placeholder, which the launcher
-    covers with the node itself. Raises `RootUnavailable`, `CommandFailed`.
+    `extra`: further files, with their libraries if they have any. `devices`, `files` and `directories` get placeholders,
+    which the launcher covers with the node itself or with what is bound there. Raises `RootUnavailable`, `CommandFailed`.
     """
     path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
     if path is None:
         raise RootUnavailable(f"{program} is not installed")
-    files = [Path(path), *extra]
+    content = [Path(path), *extra]
     for file in (Path(path), *(e for e in extra if ".so" in e.name)):
-        files += await _libraries(file)
-    unique = sorted(set(files))
-    directory = place / f"root-{_key(unique, devices)}"
+        content += await _libraries(file)
+    unique = sorted(set(content))
+    empty = (*devices, *files)
+    directory = place / f"root-{_key(unique, (*empty, *(f'{d}/' for d in directories)))}"
     if not directory.exists():
         try:
-            _fill(directory, unique, devices)
+            _fill(directory, unique, empty, directories)
         except OSError as error:
             raise RootUnavailable(f"the jail's root {directory} can't be made: {error}") from None
     return JailRoot(directory=directory, program=path)
@@ -73,15 +80,15 @@ async def _libraries(program: Path) -> list[Path]:
     return [Path(w) for w in words]
 
 
-def _key(files: Iterable[Path], devices: Sequence[str]) -> str:
-    digest = hashlib.sha256(" ".join(devices).encode())
+def _key(files: Iterable[Path], placeholders: Sequence[str]) -> str:
+    digest = hashlib.sha256(" ".join(placeholders).encode())
     for file in files:
         status = file.stat()
         digest.update(f"{file}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _fill(directory: Path, files: Iterable[Path], devices: Sequence[str]) -> None:
+def _fill(directory: Path, files: Iterable[Path], empty: Sequence[str], directories: Sequence[str]) -> None:
     draft = directory.with_name(f"{directory.name}.{os.getpid()}.new")
     shutil.rmtree(draft, ignore_errors=True)
     _make_directory(draft)
@@ -91,8 +98,10 @@ def _fill(directory: Path, files: Iterable[Path], devices: Sequence[str]) -> Non
     _make_directory(draft / "proc")
     for file in files:
         _place(file.resolve(), draft / str(file.parent.resolve()).lstrip("/") / file.name)
-    for device in devices:
-        placeholder = draft / device.lstrip("/")
+    for each in directories:
+        _make_directory(draft / each.lstrip("/"))
+    for each in empty:
+        placeholder = draft / each.lstrip("/")
         _make_directory(placeholder.parent)
         placeholder.touch(mode=0o444)
     try:
