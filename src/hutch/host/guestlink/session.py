@@ -109,6 +109,18 @@ class GuestSession:
             streams = await connect_unix(path, limit=READ_BYTES)
         except OSError as error:
             raise GuestGone(f"the guest's channel can't be reached: {error.strerror}") from None
+        return cls.over(streams, logs=logs, on_exit=on_exit, first_id=first_id)
+
+    @classmethod
+    def over(
+        cls,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        *,
+        logs: SandboxLogs,
+        on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
+        first_id: int,
+    ) -> "GuestSession":
+        """As `connect`, over a channel that is open."""
         session = cls(streams, logs, on_exit, first_id)
         # Ends whatever half frame an earlier host agent left in the channel.
         session._writer.write(b"\0")

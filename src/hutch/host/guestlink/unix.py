@@ -2,8 +2,10 @@
 longer."""
 
 import asyncio
+import errno
 import os
 import socket
+import stat
 from pathlib import Path
 
 
@@ -32,10 +34,15 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 async def connect_unix(path: Path, *, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the socket at `path`; `limit` bounds the reader's buffer, in bytes. Raises
-    `OSError`."""
-    directory, short = _reach(path)
+    """A connection to the socket at `path`; `limit` bounds the reader's buffer, in bytes. Raises `OSError`.
+
+    Only to a socket that is there itself: a program that may write to the directory could have put a link there, to a
+    socket that it may not talk to.
+    """
+    entry = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return await asyncio.open_unix_connection(short, limit=limit)
+        if not stat.S_ISSOCK(os.fstat(entry).st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK), str(path))
+        return await asyncio.open_unix_connection(f"/proc/self/fd/{entry}", limit=limit)
     finally:
-        os.close(directory)
+        os.close(entry)

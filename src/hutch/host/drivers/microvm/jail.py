@@ -1,8 +1,9 @@
-"""What QEMU's jail looks like: which files, how much memory, how many threads. The jail itself: `host/kernel/jail.py`."""
+"""What a VM monitor's jail looks like: which files, how much memory, how many threads; QEMU's, unless another monitor is
+named. The jail itself: `host/kernel/jail.py`."""
 
 import asyncio
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
 from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups, whole_disk
-from hutch.host.kernel.jail import Jailer, JailFailed, JailSpec, launcher_path
+from hutch.host.kernel.jail import JailBind, Jailer, JailFailed, JailSpec, launcher_path
 from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root, remove_other_roots
 from hutch.host.kernel.process import ProcessRef, wait_gone
 from hutch.host.kernel.run import CommandFailed
@@ -37,8 +38,27 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     """For reads and for writes, each, of each task; 0: no limit."""
 
 
+class MonitorProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """A program that runs VMs, and what it must find in its jail."""
+
+    title: str
+    program: str
+    """Its name on the path, or its path."""
+    fix: str
+    """What to do if it is not there."""
+    version_arguments: Callable[[str], Sequence[str]]
+    """With which it tells its version, for a jail of this name."""
+    extra_files: Callable[[], Sequence[Path]] = lambda: ()
+    devices: dict[str, tuple[str, ...]]
+    """By accelerator."""
+    files: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
+    """Places where something can be bound."""
+    host_network: bool = False
+
+
 class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One QEMU to be jailed."""
+    """One monitor to be jailed."""
 
     name: str
     argv: Sequence[str]
@@ -52,13 +72,22 @@ class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
     largest_file_bytes: int
     early: bool = False
     """As in `JailSpec`: only for a VM that does not run before it is told to."""
+    binds: Sequence[JailBind] = ()
 
 
 class MonitorJail:
-    """Starts QEMU processes in jails, for one platform."""
+    """Starts VM monitors in jails, for one platform."""
 
-    def __init__(self, *, platform_id: str, state_dir: Path, confinement: Confinement) -> None:
-        """`state_dir`: what is made once for all jails goes below it."""
+    def __init__(
+        self,
+        *,
+        platform_id: str,
+        state_dir: Path,
+        confinement: Confinement,
+        monitor: MonitorProgram | None = None,
+    ) -> None:
+        """`state_dir`: what is made once for all jails of one kind of monitor goes below it."""
+        self._monitor = monitor or QEMU
         self._place = state_dir / "jail"
         self._confinement = confinement
         self._root: JailRoot | None = None
@@ -81,18 +110,19 @@ class MonitorJail:
         return self._made
 
     async def check(self) -> None:
-        """Prove, once, that QEMU can be jailed on this host, by asking it for its version in there. Raises
+        """Prove, once, that the monitor can be jailed on this host, by asking it for its version in there. Raises
         `DriverError` with what this host lacks."""
         if self._proven:
             return
         root = await self.root()
         output = self._place / "check.log"
+        name = f"hutch-{self._platform_id}-check"
         request = JailRequest(
-            name=f"hutch-{self._platform_id}-check",
-            argv=[PROGRAM, "-name", f"hutch-{self._platform_id}-check", "--version"],
+            name=name,
+            argv=[self._monitor.program, *self._monitor.version_arguments(name)],
             pass_fds=(),
             output_path=str(output),
-            accelerator="tcg",
+            accelerator=next(iter(self._monitor.devices)),
             vcpus=1,
             memory_mib=0,
             cpu_units=1024,
@@ -103,7 +133,8 @@ class MonitorJail:
             if exit_code:
                 told = await asyncio.to_thread(output.read_text, errors="replace")
                 raise DriverError(
-                    "JailFailed", f"QEMU does not run in its jail (exit code {exit_code}): {told[-500:]}"
+                    "JailFailed",
+                    f"{self._monitor.title} does not run in its jail (exit code {exit_code}): {told[-500:]}",
                 )
         finally:
             await self.remove(request.name)
@@ -111,25 +142,30 @@ class MonitorJail:
         self._proven = True
 
     async def root(self) -> JailRoot:
-        """The root for QEMU, made when it is first needed (30 ms). Raises `DriverError`."""
+        """The monitor's root, made when it is first needed (30 ms). Raises `DriverError`."""
         async with self._lock:
             if self._root is None:
                 try:
                     self._root = await prepare_root(
-                        self._place, PROGRAM, extra=_files(), devices=_DEVICES["kvm"]
+                        self._place,
+                        self._monitor.program,
+                        extra=self._monitor.extra_files(),
+                        devices=self._monitor.devices["kvm"],
+                        files=self._monitor.files,
+                        directories=self._monitor.directories,
                     )
                 except (RootUnavailable, CommandFailed) as error:
                     raise DriverError(
                         "VmMonitorMissing",
-                        f"QEMU can't be jailed: {error.message}",
-                        fix="install qemu-system-x86",
+                        f"{self._monitor.title} can't be jailed: {error.message}",
+                        fix=self._monitor.fix,
                     ) from None
                 if not self._jailer.are_there_any():
                     await asyncio.to_thread(remove_other_roots, self._place, self._root)
             return self._root
 
     def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
-        """Start QEMU; it runs when this returns. Blocking, about 10 ms. Raises `DriverError`."""
+        """Start a monitor; it runs when this returns. Blocking, about 10 ms. Raises `DriverError`."""
         translated_mib = TCG_BUFFER_MIB if request.accelerator == "tcg" else 0
         limits = CgroupLimits(
             cpu_units=request.cpu_units,
@@ -145,7 +181,9 @@ class MonitorJail:
             pass_fds=request.pass_fds,
             output_path=request.output_path,
             root=root,
-            devices=_DEVICES[request.accelerator],
+            devices=self._monitor.devices[request.accelerator],
+            binds=request.binds,
+            host_network=self._monitor.host_network,
             limits=limits,
             largest_file_bytes=request.largest_file_bytes,
             early=request.early,
@@ -189,3 +227,13 @@ def _files() -> list[Path]:
     modules = Path(f"/usr/lib/{platform.machine()}-linux-gnu/qemu").glob("accel-tcg-*.so")
     firmware = (Path("/usr/share/qemu", name) for name in _FIRMWARE)
     return [*modules, *(f for f in firmware if f.exists())]
+
+
+QEMU = MonitorProgram(
+    title="QEMU",
+    program=PROGRAM,
+    fix="install qemu-system-x86",
+    version_arguments=lambda name: ("-name", name, "--version"),
+    extra_files=_files,
+    devices=_DEVICES,
+)
