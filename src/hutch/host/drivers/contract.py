@@ -272,3 +272,41 @@ class SupportsExec(Protocol):
     async def exec(
         self, handle: Handle, container: str, command: tuple[str, ...], *, tty: bool, rows: int, cols: int
     ) -> ExecStream: ...
+
+
+@runtime_checkable
+class SupportsSuspend(Protocol):
+    """Optional: a sandbox leaves the host's memory, and comes back as it was."""
+
+    async def suspend(self, handle: Handle) -> None:
+        """All of the sandbox is on the disk, and nothing of it runs, when this returns; iterators of `events` end.
+
+        Killed at any moment, the next agent finds it either running (`adopt`) or suspended (`is_suspended`). On a
+        `DriverError` it runs as before; on `SandboxGone` it is lost. Not while a container is being started.
+        """
+        ...
+
+    async def is_suspended(self, handle: Handle) -> bool:
+        """Whether the sandbox is suspended: then `resume` brings it back, and `adopt` does not. To be asked before
+        `adopt`."""
+        ...
+
+    async def resume(self, handle: Handle, spec: SandboxSpec) -> Handle:
+        """The same processes go on where they were; the handle that finds the sandbox from now on. Exits that were told
+        before are not told again. On a `DriverError` it is still suspended; on `SandboxGone` it is lost."""
+        ...
+
+
+@runtime_checkable
+class SupportsFork(Protocol):
+    """Optional: other sandboxes go on from where one is."""
+
+    async def snapshot(self, handle: Handle, directory: str) -> None:
+        """Copy a running sandbox into a directory (made here), from which `fork` can be called any number of times; it
+        stands still meanwhile. On a `DriverError` nothing is left there. Whoever removes the directory ends it."""
+        ...
+
+    async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
+        """As `create`, from a snapshot: the containers run already, as another task's, with another identity, network
+        and randomness, before any of their processes goes on."""
+        ...

@@ -26,7 +26,7 @@ import asyncio
 import hashlib
 import os
 import signal as signals
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +72,7 @@ class _State(msgspec.Struct, kw_only=True):
     task_id: str
     created_at: float
     gone_at: float | None = None
+    suspended_at: float | None = None
     starts: int = 0
     containers: dict[str, _Container] = {}
 
@@ -79,7 +80,8 @@ class _State(msgspec.Struct, kw_only=True):
 class _Sandbox:
     """A sandbox as this driver instance holds it."""
 
-    def __init__(self, spec: SandboxSpec, state: _State, clock: Clock) -> None:
+    def __init__(self, spec: SandboxSpec, state: _State, clock: Clock, told: Collection[str] = ()) -> None:
+        """`told`: runtime ids whose end is known already."""
         self.spec = spec
         self.state = state
         self.ended = asyncio.Event()
@@ -87,7 +89,7 @@ class _Sandbox:
         self._path = Path(spec.directory) / STATE_FILE
         self._events: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._announced: set[str] = set()
+        self._announced = set(told)
         self._lines = 0
 
     def save(self) -> None:
@@ -224,22 +226,14 @@ class FakeDriver:
     async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
         """Read the sandbox's file. `SandboxGone` if there is none, or its time is over."""
         try:
-            data = (Path(handle.state["directory"]) / STATE_FILE).read_bytes()
+            state = _load(handle.state["directory"])
         except FileNotFoundError:
             raise SandboxGone("SandboxGone", f"the fake sandbox of {handle.task_id} is not there") from None
-        state = msgspec.json.decode(data, type=_State)
         if state.gone_at is not None and state.gone_at <= self._clock.now():
             raise SandboxGone("SandboxVanished", "the fake sandbox vanished while no agent was there")
         if old := self._sandboxes.get(handle.task_id):
             old.let_go()
-        sandbox = self._sandboxes[handle.task_id] = _Sandbox(spec, state, self._clock)
-        sandbox.watch()
-        return tuple(
-            ObservedContainer(
-                name=n, runtime_id=c.runtime_id, running=sandbox.runs(n), started_at=c.started_at
-            )
-            for n, c in state.containers.items()
-        )
+        return _observed(self._open(spec, state, set()))
 
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
         """Note when it begins, and when it will end."""
@@ -265,7 +259,7 @@ class FakeDriver:
                 exit_code=137, signal=9, oom=True, oom_process="fake", oom_rss_bytes=_memory_bytes(container)
             )
         state.containers[container.name] = started = _Container(
-            runtime_id=hashlib.sha256(identity.encode()).hexdigest(),
+            runtime_id=_runtime_id(identity),
             started_at=now,
             exit_at=now + float(run_ms) / 1000 if run_ms else None,
             status=status,
@@ -307,6 +301,62 @@ class FakeDriver:
         if command[-1] == "false" or age_ms < _number(spec, "HEALTHY_MS", 0.0):
             code = 1
         return ProbeResult(exit_code=code, output=f"fake health check: {code}\n")
+
+    async def suspend(self, handle: Handle) -> None:
+        """Note since when its time stands still."""
+        sandbox = self._sandbox(handle)
+        sandbox.state.suspended_at = self._clock.now()
+        sandbox.save()
+        sandbox.let_go()
+        del self._sandboxes[handle.task_id]
+
+    async def is_suspended(self, handle: Handle) -> bool:
+        """Whether its time stands still."""
+        try:
+            return _load(handle.state["directory"]).suspended_at is not None
+        except FileNotFoundError:
+            return False
+
+    async def resume(self, handle: Handle, spec: SandboxSpec) -> Handle:
+        """Its time goes on: what was to end by itself ends that much later."""
+        state = _load(handle.state["directory"])
+        if state.suspended_at is None:
+            raise DriverError("NotSuspended", f"task {handle.task_id} is not suspended")
+        now, since = self._clock.now(), state.suspended_at
+        state.suspended_at = None
+        if state.gone_at is not None:
+            state.gone_at += now - since
+        told = set()
+        for container in state.containers.values():
+            if container.exit_at is not None and container.exit_at <= since:
+                told.add(container.runtime_id)
+            elif container.exit_at is not None:
+                container.exit_at += now - since
+        self._open(spec, state, told).save()
+        return handle
+
+    async def snapshot(self, handle: Handle, directory: str) -> None:
+        """Copy the sandbox's file."""
+        Path(directory).mkdir(mode=0o700)
+        (Path(directory) / STATE_FILE).write_bytes(msgspec.json.encode(self._sandbox(handle).state))
+
+    async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
+        """The same containers once more, with ids of their own."""
+        task_id, state = spec.task.task_id, _load(directory)
+        state.task_id = task_id
+        for container in state.containers.values():
+            container.runtime_id = _runtime_id(f"{task_id}/{container.runtime_id}")
+        sandbox = self._open(spec, state, set())
+        sandbox.save()
+        handle = Handle(
+            driver=self.name, format=HANDLE_FORMAT, task_id=task_id, state={"directory": spec.directory}
+        )
+        return handle, _observed(sandbox)
+
+    def _open(self, spec: SandboxSpec, state: _State, told: set[str]) -> _Sandbox:
+        sandbox = self._sandboxes[spec.task.task_id] = _Sandbox(spec, state, self._clock, told)
+        sandbox.watch()
+        return sandbox
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
         """The sandbox's events; see the contract."""
@@ -366,6 +416,21 @@ class FakeDriver:
         if sandbox is None:
             raise DriverError("SandboxUnknown", f"task {handle.task_id} was not created or adopted here")
         return sandbox
+
+
+def _load(directory: str) -> _State:
+    return msgspec.json.decode((Path(directory) / STATE_FILE).read_bytes(), type=_State)
+
+
+def _observed(sandbox: _Sandbox) -> tuple[ObservedContainer, ...]:
+    return tuple(
+        ObservedContainer(name=n, runtime_id=c.runtime_id, running=sandbox.runs(n), started_at=c.started_at)
+        for n, c in sandbox.state.containers.items()
+    )
+
+
+def _runtime_id(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _spec_of(spec: SandboxSpec, name: str) -> ContainerSpec | None:

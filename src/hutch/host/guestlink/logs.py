@@ -15,7 +15,12 @@ class SandboxLogs:
     """Writes below `directory` (made if missing, mode 0700). Verbs are called from one event loop; the disk
     is touched in a thread, one batch at a time, so a slow disk holds back the guest and not the loop."""
 
-    def __init__(self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(
+        self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, knows_all: bool = True
+    ) -> None:
+        """Without `knows_all` there may be starts that are yet to be registered: what comes from others is then neither
+        written nor acknowledged, until `knows_all` is set and the guest is greeted again."""
+        self.knows_all = knows_all
         directory.mkdir(mode=0o700, exist_ok=True)
         self._directory = directory
         self._max_bytes = max_bytes
@@ -46,7 +51,8 @@ class SandboxLogs:
         known = {n: records for n, records in by_number.items() if n in self._names}
         async with self._busy:
             await asyncio.to_thread(self._append, known)
-        done = {number: max(r.seq for r in records) for number, records in by_number.items()}
+        answered = by_number if self.knows_all else known
+        done = {number: max(r.seq for r in records) for number, records in answered.items()}
         async with self._progress:
             self._done.update({n: max(seq, self._done.get(n, 0)) for n, seq in done.items() if n in known})
             self._progress.notify_all()

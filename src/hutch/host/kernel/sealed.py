@@ -52,7 +52,7 @@ def copy_sparse(source_fd: int, target: Path | int) -> None:
 
 def _copy_data(source_fd: int, target_fd: int) -> None:
     zeros = bytes(_GRAIN_BYTES)
-    for start, end in _extents(source_fd):
+    for start, end in data_extents(source_fd):
         for at in range(start, end, _CHUNK_BYTES):
             data = memoryview(os.pread(source_fd, min(_CHUNK_BYTES, end - at), at))
             for offset in range(0, len(data), _GRAIN_BYTES):
@@ -67,8 +67,8 @@ def _write_all(fd: int, data: memoryview, at: int) -> None:
         data, at = data[count:], at + count
 
 
-def _extents(fd: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are not holes."""
+def data_extents(fd: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are not holes: (first byte, byte after the last)."""
     end = 0
     with contextlib.suppress(_NoMoreData):
         while True:

@@ -27,8 +27,9 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
-from hutch.host.drivers.microvm.launcher import ENTROPY_BYTES, Empty, Launcher
-from hutch.host.drivers.microvm.sandbox import Sandbox, Started
+from hutch.host.drivers.microvm.launcher import Launcher
+from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox, Started
+from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
     bound_qemu_log,
@@ -37,7 +38,7 @@ from hutch.host.drivers.microvm.vm import (
 )
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.oci_config import build_process
-from hutch.host.kernel.process import ProcessRef, process_use
+from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, process_use
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
 
@@ -94,6 +95,8 @@ class MicrovmDriver:
             warm=warm or WarmLimits(),
         )
 
+        self._suspender = Suspender(self._launcher, self._jail, clock)
+
     async def fingerprint(self) -> DriverFactMsg:
         """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
         try:
@@ -138,38 +141,83 @@ class MicrovmDriver:
         self._sandboxes[task_id] = sandbox
         took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
         log.info("microVM ready", task=task_id, accelerator=ground.accelerator, took_ms=took_ms)
+        return msgspec.structs.replace(self._handle(sandbox), phases=tuple(phases.told))
+
+    def _handle(self, sandbox: Sandbox) -> Handle:
         return Handle(
             driver=self.name,
             format=HANDLE_FORMAT,
-            task_id=task_id,
+            task_id=sandbox.spec.task.task_id,
             state={
-                "directory": spec.directory,
+                "directory": sandbox.spec.directory,
                 "pid": sandbox.ref.pid,
                 "start_ticks": sandbox.ref.start_ticks,
-                "accelerator": ground.accelerator,
+                "origin": msgspec.to_builtins(sandbox.origin),
             },
-            phases=tuple(phases.told),
         )
 
     async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
         """Connect to a VM that an earlier agent started. `SandboxGone` says how it ended, if it did."""
         if handle.format != HANDLE_FORMAT:
             raise DriverError("UnknownHandle", f"handle format {handle.format} is not known here")
-        ref = _process_of(handle)
-        sandbox = Sandbox(spec, VmFiles(handle.state["directory"]), ref, self._clock)
+        ref = await self._process_of(handle)
+        given = handle.state.get("origin")
+        origin = msgspec.convert(given, Origin) if given else None
+        files = VmFiles(handle.state["directory"])
+        sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
         try:
             answer = await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S)
-            sandbox.take_over(answer.containers)
+            await sandbox.take_over(answer.containers)
+            # It may have been killed on the way to the disk, or back.
+            await sandbox.thaw()
         except BaseException:
             await sandbox.release()
             raise
         self._sandboxes[handle.task_id] = sandbox
-        return tuple(
-            ObservedContainer(
-                name=s.container.name, runtime_id=s.runtime_id, running=s.running, started_at=s.started_at
-            )
-            for s in sandbox.started.values()
-        )
+        return _observed(sandbox)
+
+    async def _process_of(self, handle: Handle) -> ProcessRef:
+        """The VM's process; another one than the handle says if the agent was killed when it had just been resumed."""
+        ref = ProcessRef(pid=int(handle.state["pid"]), start_ticks=int(handle.state["start_ticks"]))
+        if not is_alive(ref):
+            others = await asyncio.to_thread(find_processes, self._vm_name(handle.task_id))
+            return others[0] if others else ref
+        return ref
+
+    async def suspend(self, handle: Handle) -> None:
+        """Take the VM to the disk; see `SupportsSuspend`."""
+        sandbox = self._sandbox(handle)
+        await self._suspender.suspend(sandbox, self._vm_name(handle.task_id))
+        del self._sandboxes[handle.task_id]
+
+    async def is_suspended(self, handle: Handle) -> bool:
+        """Whether the VM is on the disk; see `SupportsSuspend`."""
+        files = VmFiles(handle.state["directory"])
+        return await self._suspender.is_suspended(files, self._vm_name(handle.task_id))
+
+    async def resume(self, handle: Handle, spec: SandboxSpec) -> Handle:
+        """Bring the VM back; see `SupportsSuspend`."""
+        sandbox = await self._suspender.resume(spec, self._vm_name(handle.task_id))
+        self._sandboxes[handle.task_id] = sandbox
+        return self._handle(sandbox)
+
+    async def snapshot(self, handle: Handle, directory: str) -> None:
+        """Copy the VM; see `SupportsFork`."""
+        await self._suspender.snapshot(self._sandbox(handle), Path(directory))
+
+    async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
+        """Another task's VM from a copy; see `SupportsFork`."""
+        task_id = spec.task.task_id
+        if task_id in self._sandboxes:
+            raise DriverError("SandboxExists", f"task {task_id} has a VM already")
+        sandbox: Sandbox | None = None
+        try:
+            sandbox = await self._suspender.fork(Path(directory), spec)
+        finally:
+            if sandbox is None:
+                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
+        self._sandboxes[task_id] = sandbox
+        return self._handle(sandbox), _observed(sandbox)
 
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
         """Start a container, or start it again after its exit."""
@@ -312,5 +360,10 @@ def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
     )
 
 
-def _process_of(handle: Handle) -> ProcessRef:
-    return ProcessRef(pid=int(handle.state["pid"]), start_ticks=int(handle.state["start_ticks"]))
+def _observed(sandbox: Sandbox) -> tuple[ObservedContainer, ...]:
+    return tuple(
+        ObservedContainer(
+            name=s.container.name, runtime_id=s.runtime_id, running=s.running, started_at=s.started_at
+        )
+        for s in sandbox.started.values()
+    )

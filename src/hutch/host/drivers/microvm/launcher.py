@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from hutch.base.log import get_logger
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.image import Machine, Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.qemu import (
     Memory,
@@ -26,10 +27,11 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
-from hutch.host.drivers.microvm.sandbox import Sandbox
+from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Restoration, Sandbox
 from hutch.host.drivers.microvm.templates import (
     Template,
     TemplateKey,
+    TemplateRef,
     TemplateStore,
     TemplateUnavailable,
 )
@@ -45,6 +47,7 @@ from hutch.host.drivers.microvm.vm import (
 from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
 from hutch.host.kernel.ext4 import format_ext4, make_sparse
 from hutch.host.kernel.run import CommandFailed
+from hutch.host.kernel.sealed import open_memory_file
 from hutch.host.kernel.tap import move_tap, open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
 from hutch.wire.fleet import TaskSpec
@@ -53,7 +56,6 @@ log = get_logger(__name__)
 T = TypeVar("T")
 BOOT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 30.0
-ENTROPY_BYTES = 64
 TEMPLATE_NAME = "template"
 _PROBE_MEMORY_MIB = 64
 _CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
@@ -73,10 +75,6 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
         """A word for all of it: templates of another one are of no use."""
         parts = (self.image.key, self.qemu_version, self.accelerator, self.cpu)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-class Empty(msgspec.Struct):
-    """An answer without members."""
 
 
 class Phases:
@@ -243,6 +241,7 @@ class Launcher:
             ref = await launch(request, files, ground.image, self._jail)
             sandbox = Sandbox(_no_task(spare_id, str(files.root)), files, ref, self._clock)
             await self._attach_restored(sandbox, template)
+            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref)
             rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
             await sandbox.while_alive(rehearsal, "rehearse")
             ready = True
@@ -261,7 +260,9 @@ class Launcher:
         state_fd = template.open_state()
         try:
             await sandbox.attach(
-                entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=RESTORE_TIMEOUT_S, state_fd=state_fd
+                entropy=os.urandom(ENTROPY_BYTES),
+                hello_timeout_s=RESTORE_TIMEOUT_S,
+                restoration=Restoration(state_fd=state_fd),
             )
         finally:
             os.close(state_fd)
@@ -319,8 +320,10 @@ class Launcher:
         state_fd = template.open_state()
         try:
             begun = self._clock.now()
-            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, state_fd)
+            restoration = Restoration(state_fd=state_fd)
+            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, restoration)
             phases.add("restore", begun)
+            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref)
             return sandbox
         finally:
             os.close(state_fd)
@@ -329,21 +332,91 @@ class Launcher:
         return await self._start(spec, request, ground, limit_s, None)
 
     async def _start(
-        self, spec: SandboxSpec, request: VmRequest, ground: Ground, limit_s: float, state_fd: int | None
+        self,
+        spec: SandboxSpec,
+        request: VmRequest,
+        ground: Ground,
+        limit_s: float,
+        restoration: Restoration | None,
     ) -> Sandbox:
         """Start QEMU and wait for the guest's greeting, while the scratch disk is made."""
         files = VmFiles(spec.directory)
         async with _scratch_disk(files, plan.scratch_bytes(spec.task)):
             ref = await launch(request, files, ground.image, self._jail)
-            sandbox = Sandbox(spec, files, ref, self._clock)
+            origin = Origin(machine=_machine(request, ground))
+            sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
             try:
                 await sandbox.attach(
-                    entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s, state_fd=state_fd
+                    entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s, restoration=restoration
                 )
             except BaseException:
                 await sandbox.release()
                 raise
         return sandbox
+
+    async def resume(
+        self,
+        spec: SandboxSpec,
+        saved: Saved,
+        before_it_runs: Callable[[], Awaitable[None]],
+        *,
+        copied: bool = False,
+    ) -> Sandbox:
+        """A VM from an image, with the disk that is in the sandbox's directory; its guest greeted, its containers as
+        frozen as they were. `copied`: it was saved as another task's. Raises `DriverError`; what was made by then is the
+        caller's to remove (`end_vm`)."""
+        ground = await self.ground()
+        request = await self._request(spec, ground)
+        machine = _machine(request, ground)
+        if difference := machine.difference(saved.manifest.machine):
+            raise DriverError(
+                "SuspendedImageUnusable",
+                f"the VM was saved on a host that is different now: {difference}",
+                fix="bring back what it was, or stop the task",
+            )
+        with contextlib.ExitStack() as stack:
+            memory_fd = await self._base_of(saved, stack)
+            memory = Memory(fd=memory_fd, shared=False) if memory_fd is not None else None
+            request = msgspec.structs.replace(request, memory=memory, incoming=True, devices_only=True)
+            state_fd = open_memory_file("hutch-state", saved.state)
+            stack.callback(os.close, state_fd)
+            restoration = Restoration(
+                state_fd=state_fd, fill_memory=saved.fill, before_it_runs=before_it_runs
+            )
+            files = VmFiles(spec.directory)
+            ref = await launch(request, files, ground.image, self._jail)
+            origin = Origin(machine=machine, template=saved.manifest.template)
+            sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
+            try:
+                answer = await sandbox.attach(
+                    entropy=os.urandom(ENTROPY_BYTES),
+                    hello_timeout_s=RESTORE_TIMEOUT_S,
+                    restoration=restoration,
+                )
+                told = () if copied else saved.manifest.told
+                await sandbox.take_over(answer.containers, told, copied=copied)
+            except BaseException:
+                await sandbox.release()
+                raise
+        return sandbox
+
+    async def _base_of(self, saved: Saved, stack: contextlib.ExitStack) -> int | None:
+        """The memory that a saved VM's is a private copy of; None: of none."""
+        if saved.manifest.template is None:
+            return None
+        template = await self._templates.find(saved.manifest.template)
+        if template is not None:
+            return template.memory_fd
+        try:
+            memory_fd = await asyncio.to_thread(saved.load_base)
+        except OSError as error:
+            raise DriverError("SuspendedImageUnusable", f"the template's memory is gone: {error}") from None
+        stack.callback(os.close, memory_fd)
+        return memory_fd
+
+    def pin(self, ref: TemplateRef, target: Path) -> bool:
+        """Keep a template's memory, under another name. Blocks."""
+        return self._templates.pin(ref, target)
 
     async def _make_template(self, key: TemplateKey, memory_fd: int) -> bytes:
         """Boot a VM without a task up to its greeting, save its state, end it. Raises `DriverError`."""
@@ -452,6 +525,17 @@ def _key(request: VmRequest, ground: Ground) -> TemplateKey:
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
         disk_slots=request.disk_slots,
+    )
+
+
+def _machine(request: VmRequest, ground: Ground) -> Machine:
+    """What a VM is, as far as its saved state depends on it."""
+    traits = machine_traits(_plain_spec(request))
+    return Machine(
+        traits=hashlib.sha256(traits.encode()).hexdigest(),
+        qemu_version=ground.qemu_version,
+        accelerator=request.accelerator,
+        cpu=hashlib.sha256(ground.cpu.encode()).hexdigest()[:16],
     )
 
 

@@ -127,6 +127,16 @@ def configure_members(spec: SandboxSpec) -> dict[str, Any]:
     }
 
 
+def identify_members(spec: SandboxSpec) -> dict[str, Any]:
+    """Members of the `identify` request: who a copied VM is now, and what its containers are to see of that."""
+    files: dict[str, str] = {}
+    for container in spec.task.containers:
+        context = oci_context(spec, container, 0)
+        files |= {context.files[path]: text for path, text in _etc(spec, container).items()}
+    hostnames = {c.name: c.hostname or hostname(spec.task) for c in spec.task.containers}
+    return configure_members(spec) | {"files": files, "hostnames": hostnames}
+
+
 def _wants_extra_modules(container: ContainerSpec) -> bool:
     added = {c.upper().removeprefix("CAP_") for c in container.capabilities_add}
     return container.privileged or bool(added & _EXTRA_MODULE_CAPABILITIES)

@@ -66,6 +66,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """None: memory of its own, without a file."""
     incoming: bool = False
     """It waits for its state instead of booting."""
+    devices_only: bool = False
+    """That state is of `save_devices`, which does not begin with a description of the machine."""
 
 
 def vm_memory_mib(task_memory_mib: int) -> int:
@@ -114,7 +116,7 @@ def machine_traits(spec: VmSpec) -> str:
     """All that a saved state of a VM depends on, as text: two VMs with the same can be restored from one another."""
     placeholder = msgspec.structs.replace(
         spec, name="", kernel_fd=None, initrd_fd=None, agent_fd=0, qmp_fd=0, disks=(), tap_fd=None, memory=None,
-        incoming=False,
+        incoming=False, devices_only=False,
     )  # fmt: skip
     return " ".join([*qemu_argv(placeholder), kernel_arguments(spec.accelerator, 0)])
 
@@ -160,7 +162,9 @@ def _memory(spec: VmSpec) -> list[str]:
 
 def _kernel(spec: VmSpec) -> list[str]:
     if spec.incoming:
-        return ["-incoming", "defer"]
+        # Not running by itself when its state is there: there is something to be done before.
+        plain = ["-global", "migration.send-configuration=off"] if spec.devices_only else []
+        return [*plain, "-incoming", "defer", "-S"]
     if spec.kernel_fd is None or spec.initrd_fd is None:
         return []
     return [

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,10 +29,12 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm.ending import Traces, explain
 from hutch.host.drivers.microvm.hotplug import replace_disk
+from hutch.host.drivers.microvm.image import Machine
 from hutch.host.drivers.microvm.plan import runtime_id
 from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
 from hutch.host.drivers.microvm.qmp import Qmp, QmpError
-from hutch.host.drivers.microvm.restore import restore, save
+from hutch.host.drivers.microvm.restore import restore, save, save_devices
+from hutch.host.drivers.microvm.templates import TemplateRef
 from hutch.host.drivers.microvm.vm import VmFiles, tail, write_console
 from hutch.host.guestlink.logs import SandboxLogs
 from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused, GuestSession
@@ -47,6 +49,13 @@ T = TypeVar("T")
 EXPLAIN_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
 _ENDED_STATES = ("shutdown", "guest-panicked", "internal-error", "io-error")
+_STILL_STATES = ("paused", "save-vm")
+FREEZE_TIMEOUT_S = 10.0
+ENTROPY_BYTES = 64
+
+
+class Empty(msgspec.Struct):
+    """An answer without members."""
 
 
 class Started(msgspec.Struct, kw_only=True):
@@ -61,10 +70,43 @@ class Started(msgspec.Struct, kw_only=True):
     """Set when the caller of the start has its answer: only then is an exit told."""
 
 
+async def _nothing(*_: object) -> None:
+    """What a restoration does besides if it is a template's."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM was made of, which must be known to save and restore it."""
+
+    machine: Machine
+    template: TemplateRef | None = None
+    """What its memory is a private copy of."""
+
+
+class Restoration(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a VM's state comes from, and what else is to be done at which moment."""
+
+    state_fd: int
+    fill_memory: Callable[[ProcessRef], Awaitable[None]] = _nothing
+    """Before the devices have their state, which they check against the memory."""
+    before_it_runs: Callable[[], Awaitable[None]] = _nothing
+    """When all is there. What fails from here on is the VM's end."""
+
+
 class Sandbox:
     """One VM. Made by the driver with `attach`; all verbs from one event loop."""
 
-    def __init__(self, spec: SandboxSpec, files: VmFiles, ref: ProcessRef, clock: Clock) -> None:
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        files: VmFiles,
+        ref: ProcessRef,
+        clock: Clock,
+        *,
+        origin: Origin | None = None,
+        is_new: bool = True,
+    ) -> None:
+        """`is_new`: it has no containers yet; else `take_over` must follow `attach`."""
+        self.origin = origin
         self.spec = spec
         self.files = files
         self.ref = ref
@@ -72,7 +114,7 @@ class Sandbox:
         self.next_number = 1
         self.ended: SandboxExited | None = None
         self._clock = clock
-        self._logs = SandboxLogs(files.logs)
+        self._logs = SandboxLogs(files.logs, knows_all=is_new)
         self._session: GuestSession | None = None
         self._qmp: Qmp | None = None
         self._shutdown_reason = ""
@@ -91,14 +133,16 @@ class Sandbox:
         return self._session
 
     async def attach(
-        self, *, entropy: bytes, hello_timeout_s: float, state_fd: int | None = None
+        self, *, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None = None
     ) -> HelloAnswer:
-        """Connect to monitor and guest, greet it, and watch the process. With `state_fd` the VM waits for its state,
-        which is read from there first. Raises `DriverError`, `SandboxGone`."""
+        """Connect to monitor and guest, greet it, and watch the process. With a `restoration` the VM waits for its state,
+        which it is given first; else one that stands still goes on. Raises `DriverError`, `SandboxGone`."""
         self._run(self._watch_process())
-        return await self.while_alive(self._attach(entropy, hello_timeout_s, state_fd), "come up")
+        return await self.while_alive(self._attach(entropy, hello_timeout_s, restoration), "come up")
 
-    async def _attach(self, entropy: bytes, hello_timeout_s: float, state_fd: int | None) -> HelloAnswer:
+    async def _attach(
+        self, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None
+    ) -> HelloAnswer:
         try:
             self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
             status = await self._qmp.execute("query-status")
@@ -117,12 +161,18 @@ class Sandbox:
             on_exit=self._exited,
             first_id=int(self._clock.now() * 1000) * 1000,
         )
-        if state_fd is not None:
-            # After the channel is open, as it was when the state was saved: so the guest has nothing to notice.
-            try:
-                await restore(self._qmp, state_fd)
-            except QmpError as error:
-                raise DriverError("VmNotRestored", error.message) from None
+        try:
+            if restoration is not None:
+                # After the channel is open, as it was when the state was saved: so the guest has nothing to notice.
+                await restoration.fill_memory(self.ref)
+                await restore(self._qmp, restoration.state_fd)
+                await restoration.before_it_runs()
+                await self._qmp.execute("cont")
+            elif status.get("status") in _STILL_STATES:
+                # It was being saved when the agent was killed.
+                await self._qmp.execute("cont")
+        except QmpError as error:
+            raise DriverError("VmNotRestored", error.message) from None
         return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
 
     def assign(self, spec: SandboxSpec, files: VmFiles) -> None:
@@ -166,14 +216,64 @@ class Sandbox:
         finally:
             os.close(fd)
 
-    def take_over(self, containers: tuple[GuestContainer, ...]) -> None:
-        """Learn from the guest what an earlier host agent started; exits among it become events."""
+    async def freeze(self) -> None:
+        """All processes of all containers stand still when this returns. Raises `DriverError`, `SandboxGone`."""
+        await self._ask_plainly("freeze", "stop its containers where they are")
+
+    async def thaw(self) -> None:
+        """They go on; no error if they did not stand still. Raises as `freeze`."""
+        await self._ask_plainly("thaw", "let its containers go on")
+
+    async def identify(self, members: dict[str, Any]) -> None:
+        """Tell a guest that was copied who it is now. Raises as `freeze`."""
+        await self._ask_plainly("identify", "take its new identity", **members)
+
+    async def _ask_plainly(self, operation: str, purpose: str, **members: Any) -> None:
+        request = self.session.request(operation, Empty, timeout_s=FREEZE_TIMEOUT_S, **members)
+        await self.while_alive(request, purpose)
+
+    async def save_devices(self) -> bytes:
+        """Stop the VM where it is, and give the state of its devices, without its memory. It can go on (`go_on`). Raises
+        `DriverError`, `SandboxGone`."""
+        fd = open_memory_file("hutch-state")
+        try:
+            write_only = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                await self._with_monitor(lambda qmp: save_devices(qmp, write_only), "save its devices' state")
+            finally:
+                os.close(write_only)
+            return os.pread(fd, os.fstat(fd).st_size, 0)
+        finally:
+            os.close(fd)
+
+    async def go_on(self) -> None:
+        """Let a VM that was stopped run again. Raises as `save_devices`."""
+        await self._with_monitor(lambda qmp: qmp.execute("cont"), "go on")
+
+    async def _with_monitor(self, work: Callable[[Qmp], Coroutine[Any, Any, Any]], purpose: str) -> None:
+        if self._qmp is None:
+            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
+        try:
+            await self.while_alive(work(self._qmp), purpose)
+        except QmpError as error:
+            raise DriverError("VmMonitorFailed", f"the VM did not {purpose}: {error.message}") from None
+
+    def ended_starts(self) -> tuple[str, ...]:
+        """Runtime ids of the containers whose end is known here."""
+        return tuple(s.runtime_id for s in self.started.values() if not s.running)
+
+    async def take_over(
+        self, containers: tuple[GuestContainer, ...], told: Collection[str] = (), *, copied: bool = False
+    ) -> None:
+        """Learn from the guest what was started before; exits among it become events, but for those of the runtime ids in
+        `told`. `copied`: it was started in another VM, to which all output until now belongs."""
         specs = {c.name: c for c in self.spec.task.containers}
         for found in sorted(containers, key=lambda c: c.number):
             self.next_number = max(self.next_number, found.number + 1)
             if found.name not in specs:
                 continue
-            self._logs.register(found.number, found.name, written=found.log_acked)
+            written = found.log_seq if copied else found.log_acked
+            self._logs.register(found.number, found.name, written=written)
             known = self.started.get(found.name)
             if known is not None and known.number > found.number:
                 continue
@@ -186,9 +286,13 @@ class Sandbox:
             )
         for found in containers:
             current = self.started.get(found.name)
-            if current is not None and current.number == found.number and found.status == "exited":
+            is_last = current is not None and current.number == found.number and found.status == "exited"
+            if current is not None and is_last and current.runtime_id not in told:
                 status = ExitStatus(exit_code=found.exit_code, signal=found.signal, oom=found.oom)
                 self._run(self._tell_exit(current, status, found.finished_ns, 0), self._telling)
+        self._logs.knows_all = True
+        # What came before it was known whose it is comes again.
+        await self.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=FREEZE_TIMEOUT_S)
 
     def begin_start(self, container: ContainerSpec) -> Started:
         """A number and id for a new start. Raises `DriverError` if the container runs already."""

@@ -29,6 +29,8 @@ RETRY_AFTER_S = 600.0
 MAX_LOADED = 4
 _MARK_USED_EVERY_S = 3600.0
 _DRAFT = ".draft-"
+MEMORY_NAME = "hutch-template"
+"""Of the file in memory, as it is seen in a process's mappings."""
 
 
 class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,20 +51,34 @@ class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode((STATE_FORMAT, self))).hexdigest()[:32]
 
 
+class TemplateRef(msgspec.Struct, frozen=True, kw_only=True):
+    """One template, by its key's digest; another one that is made of the same key has another id."""
+
+    digest: str
+    id: str
+
+
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: int
     key: TemplateKey
+    id: str
     made_at: float
 
 
 class Template:
     """A template that is open: its descriptors live as long as this does. VMs made from it do not need it."""
 
-    def __init__(self, key: TemplateKey, memory_fd: int, state: bytes) -> None:
+    def __init__(self, key: TemplateKey, template_id: str, memory_fd: int, state: bytes) -> None:
         self.key = key
+        self.id = template_id
         self.memory_fd = memory_fd
         """A sealed file in memory, of the VM's size."""
         self._state = state
+
+    @property
+    def ref(self) -> TemplateRef:
+        """What names it, for as long as it or an image made from it is on the disk."""
+        return TemplateRef(digest=self.key.digest, id=self.id)
 
     def open_state(self) -> int:
         """The state as a new descriptor, which the caller closes."""
@@ -135,7 +151,7 @@ class TemplateStore:
 
     async def _make_new(self, key: TemplateKey) -> Template:
         begun = self._clock.monotonic()
-        memory_fd = open_memory_file("hutch-template", size=key.memory_mib << 20)
+        memory_fd = open_memory_file(MEMORY_NAME, size=key.memory_mib << 20)
         try:
             state = await self._make(key, memory_fd)
             seal(memory_fd)
@@ -151,8 +167,32 @@ class TemplateStore:
         took_ms = round((self._clock.monotonic() - begun) * 1000)
         log.info("template made", memory_mib=key.memory_mib, took_ms=took_ms)
         copy_fd = os.dup(memory_fd)
-        self._in_background(asyncio.to_thread(self._keep, key, copy_fd, state))
-        return Template(key, memory_fd, state)
+        template_id = os.urandom(16).hex()
+        manifest = _Manifest(format=STATE_FORMAT, key=key, id=template_id, made_at=self._clock.now())
+        self._in_background(asyncio.to_thread(self._keep, manifest, copy_fd, state))
+        return Template(key, template_id, memory_fd, state)
+
+    def pin(self, ref: TemplateRef, target: Path) -> bool:
+        """Give a template's memory another name, so that it stays when the template goes. False if it is not on the disk
+        (yet), or on another one. Blocks."""
+        if self._manifest_of(ref) is None:
+            return False
+        try:
+            os.link(self._directory / ref.digest / "memory", target)
+        except OSError:
+            return False
+        return True
+
+    async def find(self, ref: TemplateRef) -> Template | None:
+        """The template with this very memory, if it is loaded or on the disk; never a new one."""
+        template = self._loaded.get(ref.digest)
+        if template is None and (manifest := await asyncio.to_thread(self._manifest_of, ref)) is not None:
+            template = await self.get(manifest.key)
+        return template if template is not None and template.id == ref.id else None
+
+    def _manifest_of(self, ref: TemplateRef) -> _Manifest | None:
+        manifest = _read_manifest(self._directory / ref.digest / "manifest.json")
+        return manifest if manifest is not None and manifest.id == ref.id else None
 
     def reject(self, template: Template, reason: str) -> None:
         """A VM could not be restored from it: forget it, here and on the disk, and make it anew some time later."""
@@ -163,18 +203,18 @@ class TemplateStore:
         self._failed[digest] = (self._clock.monotonic() + RETRY_AFTER_S, reason)
         self._in_background(asyncio.to_thread(shutil.rmtree, self._directory / digest, True))
 
-    def _keep(self, key: TemplateKey, memory_fd: int, state: bytes) -> None:
+    def _keep(self, manifest: _Manifest, memory_fd: int, state: bytes) -> None:
         """Write a template to the disk: whole, or not at all. Closes the descriptor."""
-        draft = self._directory / f"{_DRAFT}{key.digest}"
+        digest = manifest.key.digest
+        draft = self._directory / f"{_DRAFT}{digest}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(mode=0o700, parents=True)
-            manifest = _Manifest(format=STATE_FORMAT, key=key, made_at=self._clock.now())
             copy_sparse(memory_fd, draft / "memory")
             _write(draft / "state", state)
             _write(draft / "manifest.json", msgspec.json.encode(manifest))
             _sync(draft)
-            os.rename(draft, self._directory / key.digest)
+            os.rename(draft, self._directory / digest)
             _sync(self._directory)
         except OSError as error:
             # It serves until this agent ends, and is then made again.
@@ -237,17 +277,27 @@ def _load(directory: Path, key: TemplateKey) -> Template | None:
         source = os.open(directory / "memory", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    memory_fd = open_memory_file("hutch-template", size=key.memory_mib << 20)
     try:
-        copy_sparse(source, memory_fd)
-        seal(memory_fd)
+        memory_fd = load_memory(source, key.memory_mib)
     except OSError as error:
-        os.close(memory_fd)
         log.warning("template can't be read", directory=str(directory), reason=str(error))
         return None
     finally:
         os.close(source)
-    return Template(key, memory_fd, state)
+    return Template(key, manifest.id, memory_fd, state)
+
+
+def load_memory(source_fd: int, memory_mib: int, *, sealed: bool = True) -> int:
+    """A template's memory as a file in memory, which the caller closes. Blocks. Raises `OSError`."""
+    memory_fd = open_memory_file(MEMORY_NAME, size=memory_mib << 20)
+    try:
+        copy_sparse(source_fd, memory_fd)
+        if sealed:
+            seal(memory_fd)
+    except OSError:
+        os.close(memory_fd)
+        raise
+    return memory_fd
 
 
 def _read_manifest(path: Path) -> _Manifest | None:

@@ -46,6 +46,9 @@ class VmFiles:
         self.name = self.vm / "name"
         self.console = self.root / "console.log"
         self.logs = self.root / "logs"
+        self.suspended = self.root / "suspended"
+        self.suspending = self.root / "suspending"
+        self.resumed = self.root / "resumed"
 
     def read_name(self) -> str:
         """The name of the VM's process if it was made before it had a task; else ""."""
@@ -75,6 +78,8 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     incoming: bool = False
     """It waits for its state (see `restore.py`) and does not boot."""
+    devices_only: bool = False
+    """As in `VmSpec`."""
 
 
 def load_guest_image(directory: Path) -> GuestImage:
@@ -173,6 +178,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         tsc_khz=request.tsc_khz,
         memory=request.memory,
         incoming=request.incoming,
+        devices_only=request.devices_only,
     )
 
 
@@ -181,11 +187,19 @@ async def remove_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:
 
     Raises `DriverError` if the jail can't be removed.
     """
+    await end_vm(name, files, jail)
+    for directory in (files.vm, files.suspending, files.suspended, files.resumed):
+        await asyncio.to_thread(shutil.rmtree, directory, True)
+
+
+async def end_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:
+    """End every process of that name and remove its jail and sockets; its disk stays. Idempotent. Raises `DriverError`."""
     for each in {name, files.read_name() or name}:
         for ref in await asyncio.to_thread(find_processes, each):
             await kill_and_wait(ref)
         await jail.remove(each)
-    await asyncio.to_thread(shutil.rmtree, files.vm, True)
+    for path in (files.agent_socket, files.qmp_socket, files.name):
+        path.unlink(missing_ok=True)
 
 
 def tail(path: Path, count: int = 4000) -> str:
