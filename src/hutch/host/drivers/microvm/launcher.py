@@ -20,6 +20,7 @@ from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, q
 from hutch.host.drivers.microvm.image import Machine, Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.qemu import (
+    WARM_TCG_BUFFER_MIB,
     Memory,
     VmSpec,
     disk_slots,
@@ -548,6 +549,7 @@ def _request_of(size: WarmSize, name: str) -> VmRequest:
         cpu_units=size.cpu_units,
         disk_slots=size.key.disk_slots,
         disk_bytes=size.disk_bytes,
+        tcg_buffer_mib=WARM_TCG_BUFFER_MIB,
         incoming=True,
     )
 

@@ -14,6 +14,8 @@ two)."""
 TCG_BUFFER_MIB = 48
 """Translated code of an emulated guest is kept up to this; QEMU's own default may take a gigabyte of the host. With 32
 a start of a container no longer fits, and all is translated again."""
+WARM_TCG_BUFFER_MIB = 72
+"""The same for a VM of the warm pool, which has been through a start: with 48 its task's start makes it begin anew."""
 DISK_SLOTS = (4, 20)
 """Machines are made with one of these numbers of disks, whatever the task has: what is not used is empty, and never
 looked at by the guest. So a template fits any task. (There are 24 virtio-mmio slots; channel, randomness and network
@@ -66,6 +68,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """None: memory of its own, without a file."""
     incoming: bool = False
     """It waits for its state instead of booting."""
+    tcg_buffer_mib: int = TCG_BUFFER_MIB
     devices_only: bool = False
     """That state is of `save_devices`, which does not begin with a description of the machine."""
 
@@ -142,7 +145,7 @@ def _machine(spec: VmSpec) -> list[str]:
         "-display", "none",
         "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         "-machine", "microvm,acpi=on,dump-guest-core=off,memory-backend=memory",
-        "-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={TCG_BUFFER_MIB}",
+        "-accel", "kvm" if kvm else f"tcg,thread=multi,tb-size={spec.tcg_buffer_mib}",
         # Five-level page tables cost an emulated CPU time and bring nothing below 128 TiB.
         "-cpu", "host" if kvm else "max,la57=off",
         "-smp", str(spec.vcpus),

@@ -15,7 +15,15 @@ import msgspec
 
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
-from hutch.host.drivers.microvm.qemu import DISK_SLOTS, Disk, Memory, VmSpec, inherited_fds, qemu_argv
+from hutch.host.drivers.microvm.qemu import (
+    DISK_SLOTS,
+    TCG_BUFFER_MIB,
+    Disk,
+    Memory,
+    VmSpec,
+    inherited_fds,
+    qemu_argv,
+)
 from hutch.host.guestlink.unix import listen_unix
 from hutch.host.kernel.jail_root import JailRoot
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, kill_and_wait
@@ -76,6 +84,7 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The size to which its writable disk may grow if that is attached later."""
     tsc_khz: int = 0
     memory: Memory | None = None
+    tcg_buffer_mib: int = TCG_BUFFER_MIB
     incoming: bool = False
     """It waits for its state (see `restore.py`) and does not boot."""
     devices_only: bool = False
@@ -178,6 +187,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         tsc_khz=request.tsc_khz,
         memory=request.memory,
         incoming=request.incoming,
+        tcg_buffer_mib=request.tcg_buffer_mib,
         devices_only=request.devices_only,
     )
 
