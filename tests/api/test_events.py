@@ -68,9 +68,13 @@ def definition(aws: AwsServer) -> str:
     ecs = aws.client("ecs")
     ecs.create_cluster(clusterName="default")
     registered = ecs.register_task_definition(
-        family="job", requiresCompatibilities=["FARGATE"], networkMode="awsvpc", cpu="256", memory="512",
+        family="job",
+        requiresCompatibilities=["FARGATE"],
+        networkMode="awsvpc",
+        cpu="256",
+        memory="512",
         containerDefinitions=[{"name": "main", "image": "x"}],
-    )  # fmt: skip
+    )
     return str(registered["taskDefinition"]["taskDefinitionArn"])
 
 
@@ -164,7 +168,13 @@ def test_rules_that_can_not_be_are_refused(
         {"Arn": PREFIX.format("ecs", "cluster/x").replace("us-east-1", "eu-west-1")},
         {"Arn": CLUSTER, "EcsParameters": {"TaskDefinitionArn": "job", "TaskCount": 11}},
         {"Arn": CLUSTER, "EcsParameters": {"TaskDefinitionArn": "job"}, "Input": "[]"},
-        {"Arn": CLUSTER, "EcsParameters": {"TaskDefinitionArn": "job", "Tags": [{"Key": "hutch:concurrencyPolicy", "Value": "Never"}]}},
+        {
+            "Arn": CLUSTER,
+            "EcsParameters": {
+                "TaskDefinitionArn": "job",
+                "Tags": [{"Key": "hutch:concurrencyPolicy", "Value": "Never"}],
+            },
+        },
         {"Arn": "http://example.com/", "Input": "1", "InputPath": "$"},
         {"Arn": "http://example.com/", "InputPath": "detail"},
         {"Arn": "http://example.com/", "InputTransformer": {"InputTemplate": "<gone>"}},
@@ -172,7 +182,7 @@ def test_rules_that_can_not_be_are_refused(
         {"Arn": "http://example.com/", "HttpParameters": {"HeaderParameters": {"Host": "x"}}},
         {"Arn": "http://example.com/", "DeadLetterConfig": {"Arn": "arn:aws:sqs:us-east-1:000000000000:q"}},
     ],
-)  # fmt: skip
+)
 def test_targets_that_can_not_be_served_are_refused(
     aws: AwsServer, name: str, target: dict[str, Any]
 ) -> None:
@@ -188,15 +198,29 @@ def test_an_event_reaches_a_url_as_the_target_wants_it(aws: AwsServer, hook: Hoo
         aws,
         name,
         {"source": [name], "detail": {"n": [{"numeric": [">", 1]}]}},
-        {"Arn": hook.url, "HttpParameters": {"HeaderParameters": {"X-Who": "me"}, "QueryStringParameters": {"q": "a b"}}},
+        {
+            "Arn": hook.url,
+            "HttpParameters": {"HeaderParameters": {"X-Who": "me"}, "QueryStringParameters": {"q": "a b"}},
+        },
         {"Arn": hook.url + "/part", "InputPath": "$.detail"},
-        {"Arn": hook.url + "/text", "InputTransformer": {"InputPathsMap": {"n": "$.detail.n"}, "InputTemplate": '{"is": "<n>!", "by": <aws.events.rule-name>}'}},
+        {
+            "Arn": hook.url + "/text",
+            "InputTransformer": {
+                "InputPathsMap": {"n": "$.detail.n"},
+                "InputTemplate": '{"is": "<n>!", "by": <aws.events.rule-name>}',
+            },
+        },
         {"Arn": hook.url + "/constant", "Input": '{"always": "this"}'},
-    )  # fmt: skip
+    )
     entry = {"Source": name, "DetailType": "t", "Resources": ["r"]}
     answer = events.put_events(
-        Entries=[{**entry, "Detail": '{"n": 1}'}, {**entry, "Detail": '{"n": 2}'}, {**entry, "Detail": "["}, {"Source": "aws.x", "DetailType": "t", "Detail": "{}"}]
-    )  # fmt: skip
+        Entries=[
+            {**entry, "Detail": '{"n": 1}'},
+            {**entry, "Detail": '{"n": 2}'},
+            {**entry, "Detail": "["},
+            {"Source": "aws.x", "DetailType": "t", "Detail": "{}"},
+        ]
+    )
     assert answer["FailedEntryCount"] == 2
     assert [e.get("ErrorCode") for e in answer["Entries"]] == [
         None,
@@ -280,8 +304,16 @@ def test_another_bus_gets_events_of_its_own_only(aws: AwsServer, hook: Hook, nam
 
 def test_event_pattern(aws: AwsServer) -> None:
     events = aws.client("events")
-    event = {"id": "1", "account": "0", "source": "s", "time": "2030-01-01T00:00:00Z", "region": "r", "resources": [],
-             "detail-type": "t", "detail": {"a": 1}}  # fmt: skip
+    event = {
+        "id": "1",
+        "account": "0",
+        "source": "s",
+        "time": "2030-01-01T00:00:00Z",
+        "region": "r",
+        "resources": [],
+        "detail-type": "t",
+        "detail": {"a": 1},
+    }
     assert (
         events.test_event_pattern(EventPattern='{"source": ["s"]}', Event=json.dumps(event))["Result"] is True
     )
@@ -299,8 +331,11 @@ def test_every_change_of_state_of_a_task_is_an_event(
     aws: AwsServer, hook: Hook, name: str, definition: str
 ) -> None:
     put_rule(
-        aws, name, {"source": ["aws.ecs"], "detail-type": ["ECS Task State Change"], "detail": {"group": [name]}}, {"Arn": hook.url}
-    )  # fmt: skip
+        aws,
+        name,
+        {"source": ["aws.ecs"], "detail-type": ["ECS Task State Change"], "detail": {"group": [name]}},
+        {"Arn": hook.url},
+    )
     ecs = aws.client("ecs")
     task = ecs.run_task(
         taskDefinition=definition, launchType="FARGATE", group=name, tags=[{"key": "k", "value": "v"}]
@@ -315,7 +350,20 @@ def test_every_change_of_state_of_a_task_is_an_event(
     assert detail["createdAt"] == shown["createdAt"].astimezone(UTC).isoformat(
         timespec="milliseconds"
     ).replace("+00:00", "Z")
-    for member in ("taskArn", "clusterArn", "taskDefinitionArn", "desiredStatus", "cpu", "memory", "group", "launchType", "attachments", "overrides", "tags", "version"):  # fmt: skip
+    for member in (
+        "taskArn",
+        "clusterArn",
+        "taskDefinitionArn",
+        "desiredStatus",
+        "cpu",
+        "memory",
+        "group",
+        "launchType",
+        "attachments",
+        "overrides",
+        "tags",
+        "version",
+    ):
         assert detail[member] == shown[member], member
     assert len({e["id"] for e in told}) == 2
     ecs.stop_task(task=arn, reason="enough")
@@ -427,8 +475,12 @@ def test_a_schedule_as_it_was_given(aws: AwsServer, name: str, definition: str) 
     found = scheduler.list_schedules(NamePrefix=name)["Schedules"]
     assert [(s["Arn"], s["State"], s["Target"]) for s in found] == [(arn, "DISABLED", {"Arn": CLUSTER})]
     scheduler.update_schedule(
-        Name=name, ScheduleExpression="rate(1 hour)", FlexibleTimeWindow=NO_WINDOW, Target=given["Target"], State="DISABLED"
-    )  # fmt: skip
+        Name=name,
+        ScheduleExpression="rate(1 hour)",
+        FlexibleTimeWindow=NO_WINDOW,
+        Target=given["Target"],
+        State="DISABLED",
+    )
     assert "Description" not in scheduler.get_schedule(Name=name)
     scheduler.delete_schedule(Name=name)
     with refusal("ResourceNotFoundException"):
@@ -444,8 +496,13 @@ def test_groups(aws: AwsServer, name: str, hook: Hook) -> None:
     assert name in [g["Name"] for g in scheduler.list_schedule_groups(NamePrefix=name)["ScheduleGroups"]]
     target = {"Arn": hook.url, "RoleArn": ROLE}
     scheduler.create_schedule(
-        Name="x", GroupName=name, ScheduleExpression="rate(1 day)", StartDate=datetime(2090, 1, 1, tzinfo=UTC), FlexibleTimeWindow=NO_WINDOW, Target=target
-    )  # fmt: skip
+        Name="x",
+        GroupName=name,
+        ScheduleExpression="rate(1 day)",
+        StartDate=datetime(2090, 1, 1, tzinfo=UTC),
+        FlexibleTimeWindow=NO_WINDOW,
+        Target=target,
+    )
     assert len(scheduler.list_schedules(GroupName=name)["Schedules"]) == 1
     scheduler.delete_schedule_group(Name=name)
     with refusal("ResourceNotFoundException"):
@@ -535,7 +592,13 @@ def test_what_happens_while_the_run_before_still_runs(
         return len(done) >= 2
 
     until(outcome)
-    scheduler.update_schedule(Name=name, State="DISABLED", ScheduleExpression="rate(1 day)", FlexibleTimeWindow=NO_WINDOW, Target=scheduler.get_schedule(Name=name)["Target"])  # fmt: skip
+    scheduler.update_schedule(
+        Name=name,
+        State="DISABLED",
+        ScheduleExpression="rate(1 day)",
+        FlexibleTimeWindow=NO_WINDOW,
+        Target=scheduler.get_schedule(Name=name)["Target"],
+    )
     running = ecs.list_tasks(startedBy=by, desiredStatus="RUNNING")["taskArns"]
     stopped = ecs.list_tasks(startedBy=by, desiredStatus="STOPPED")["taskArns"]
     assert len(running) >= wanted[0] and len(stopped) >= wanted[1]
@@ -558,6 +621,10 @@ def test_what_happens_while_the_run_before_still_runs(
     ],
 )
 def test_schedules_that_can_not_be_are_refused(aws: AwsServer, name: str, given: dict[str, Any]) -> None:
-    whole = {"ScheduleExpression": "rate(1 hour)", "FlexibleTimeWindow": NO_WINDOW, "Target": {"Arn": "http://example.com", "RoleArn": ROLE}}  # fmt: skip
+    whole = {
+        "ScheduleExpression": "rate(1 hour)",
+        "FlexibleTimeWindow": NO_WINDOW,
+        "Target": {"Arn": "http://example.com", "RoleArn": ROLE},
+    }
     with refusal("ValidationException|UnsupportedFeature"):
         aws.client("scheduler").create_schedule(Name=name, **(whole | given))

@@ -365,3 +365,22 @@ async def test_notes_are_as_durable_as_the_change(tmp_path: Path) -> None:
     await third.close()
     assert [bool(n) for n in notes] == [False, True]
     assert decode_host_note(notes[1]).connected
+
+
+async def test_a_waiter_is_woken_by_its_tables_only(store: Store) -> None:
+    start = store.last_seq()
+    waiting = asyncio.create_task(store.wait_for_change(start, {tables.IDEMPOTENCY_TOKENS.name}))
+    given_up = asyncio.create_task(store.wait_for_change(start, {tables.HOSTS.name}))
+    anything = asyncio.create_task(store.wait_for_change(start))
+    await put(store, cluster("a"))
+    assert await asyncio.wait_for(anything, 5) == start + 1
+    given_up.cancel()
+    assert not waiting.done()
+    await put(store, token("s", "t", 1.0))
+    assert await asyncio.wait_for(waiting, 5) == start + 2
+    assert await asyncio.wait_for(store.wait_for_change(start, {tables.CLUSTERS.name}), 5) == start + 2
+    late = asyncio.create_task(store.wait_for_change(start + 1, {tables.CLUSTERS.name}))
+    await put(store, token("s", "u", 1.0))
+    assert not late.done()
+    await put(store, cluster("b"))
+    assert await asyncio.wait_for(late, 5) == start + 4

@@ -152,6 +152,7 @@ class LogEntry(msgspec.Struct, frozen=True, array_like=True):
 
     kind: str
     event_id: str
+    """Empty for a task, where the note says it."""
     at: float
     subject: str
     """The task it is about, if it is about one."""

@@ -11,7 +11,7 @@ Records are `hutch.model.record.Record`s. `put` is optimistic: it is refused wit
 version is the one the record carries (0: must not exist yet).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -32,7 +32,8 @@ class Table(Generic[R]):
     An index function gives the record's key in that index, or None to leave it out. `read_mostly`: a backend may keep
     decoded records of it in memory. `journal`: what the change feed keeps of a change besides its key, made from the
     record before (None: new) and after (None: deleted); `b""` for nothing. So a follower of the feed sees every state
-    of the record, not only the newest one.
+    of the record, not only the newest one. `append_only`: records are written once, and hardly read: a backend keeps
+    none of them in memory.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Table(Generic[R]):
         *,
         read_mostly: bool = False,
         journal: Callable[[R | None, R | None], bytes] | None = None,
+        append_only: bool = False,
     ) -> None:
         self.name = name
         self.record_type = record_type
@@ -51,6 +53,7 @@ class Table(Generic[R]):
         self.indexes = indexes or {}
         self.read_mostly = read_mostly
         self.journal = journal
+        self.append_only = append_only
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,8 +136,9 @@ class Store(Protocol):
         """Changes after a sequence number, oldest first; None if the feed was trimmed past it (read it all anew)."""
         ...
 
-    async def wait_for_change(self, after: int) -> int:
-        """Return the newest sequence number as soon as it is greater than `after`."""
+    async def wait_for_change(self, after: int, tables: Set[str] | None = None) -> int:
+        """Return the newest sequence number as soon as it is greater than `after`; with `tables` (names), as soon as a
+        record of one of them has changed since, or where that can't be told any more."""
         ...
 
 

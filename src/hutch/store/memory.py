@@ -1,7 +1,7 @@
 """The store in memory: for tests and simulations. As strict as the others, but gone with the process."""
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -166,11 +166,13 @@ class MemoryStore:
             handle.roll_back()
             raise
         seq = self._signal.newest
-        for name, key, version, note in handle.changes:
-            seq += 1
-            self._feed.append(Change(seq=seq, table=name, key=key, version=version, cause=cause, note=note))
+        fresh = [
+            Change(seq=n, table=name, key=key, version=version, cause=cause, note=note)
+            for n, (name, key, version, note) in enumerate(handle.changes, seq + 1)
+        ]
+        self._feed += fresh
         del self._feed[: -self._feed_length]
-        self._signal.advance(seq)
+        self._signal.advance(seq + len(fresh), fresh)
         return result
 
     @contextmanager
@@ -187,5 +189,5 @@ class MemoryStore:
         start = max(0, after + 1 - oldest)
         return self._feed[start : start + limit]
 
-    async def wait_for_change(self, after: int) -> int:
-        return await self._signal.wait_beyond(after)
+    async def wait_for_change(self, after: int, tables: Set[str] | None = None) -> int:
+        return await self._signal.wait_beyond(after, tables)

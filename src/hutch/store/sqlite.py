@@ -9,7 +9,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -146,8 +146,8 @@ class SqliteStore:
             for s, t, k, v, c, n in rows
         ]
 
-    async def wait_for_change(self, after: int) -> int:
-        return await self._signal.wait_beyond(after)
+    async def wait_for_change(self, after: int, tables: Set[str] | None = None) -> int:
+        return await self._signal.wait_beyond(after, tables)
 
     def _connect(self) -> sqlite3.Connection:
         try:

@@ -140,7 +140,8 @@ class WriteHandle(ReadHandle):
         self._reindex(table, primary, before, fresh)
         note = table.journal(before, fresh) if table.journal else b""
         self._note(table.name, key, primary, fresh.version, note)
-        self._written.put(table.name, primary, fresh)
+        if not table.append_only:
+            self._written.put(table.name, primary, fresh)
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:

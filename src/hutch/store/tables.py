@@ -112,7 +112,7 @@ EVENT_RULES = Table(
     read_mostly=True,
 )
 EVENT_BUSES = Table("event_buses", EventBus, lambda r: (r.name,), read_mostly=True)
-EVENT_LOG = Table("event_log", EventBatch, lambda r: (f"{r.first:020d}",))
+EVENT_LOG = Table("event_log", EventBatch, lambda r: (f"{r.first:020d}",), append_only=True)
 EVENT_CURSOR = Table("event_cursor", EventCursor, lambda r: ("events",))
 SCHEDULE_GROUPS = Table("schedule_groups", ScheduleGroup, lambda r: (r.name,))
 SCHEDULES = Table(

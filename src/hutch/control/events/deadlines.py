@@ -17,6 +17,8 @@ from hutch.store.contract import Store, Tx
 log = get_logger(__name__)
 
 MAX_AT_ONCE = 100
+GATHER_S = 0.5
+"""Tasks change all the time, and few have a deadline: how often they are looked at, and how late a stop may be."""
 RETRY_AFTER_STORAGE_FULL_S = 5.0
 
 
@@ -37,6 +39,7 @@ class DeadlineLoop:
             next_at = first[0].deadline if first else None
             if next_at is None or next_at > self._clock.now():
                 await wait_until(self._store, {tables.TASKS.name}, seen, next_at, self._clock)
+                await asyncio.sleep(GATHER_S)
                 continue
             try:
                 await self.once()

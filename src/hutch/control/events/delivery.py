@@ -41,24 +41,22 @@ class DeliveryLoop:
 
     async def run(self) -> None:
         """For ever. What was being sent when it is cancelled is sent again after the next start."""
+        waiting: asyncio.Task[None] | None = None
         try:
             while True:
                 seen = self._store.last_seq()
                 next_at = self._start_due()
-                changed = asyncio.create_task(
+                waiting = asyncio.create_task(
                     wait_until(self._store, {tables.DELIVERIES.name}, seen, next_at, self._clock)
                 )
                 carriers = {task for _, task in self._running.values()}
-                done, _ = await asyncio.wait({changed, *carriers}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                await asyncio.gather(changed, return_exceptions=True)
+                done, _ = await asyncio.wait({waiting, *carriers}, return_when=asyncio.FIRST_COMPLETED)
+                await _end([waiting])
                 self._running = {k: (a, t) for k, (a, t) in self._running.items() if not t.done()}
-                for task in done - {changed}:
+                for task in done & carriers:
                     task.result()
         finally:
-            for _, task in self._running.values():
-                task.cancel()
-            await asyncio.gather(*(t for _, t in self._running.values()), return_exceptions=True)
+            await _end([task for _, task in self._running.values()] + ([waiting] if waiting else []))
 
     def _start_due(self) -> float | None:
         """Start what is due and has room; when the next one is due that is not."""
@@ -127,6 +125,12 @@ class DeliveryLoop:
 
         cause = Cause(id=tried.delivery_id, actor="controller:events", action="deliver")
         await self._store.write(cause, work)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _after(run: ScheduleRun, outcome: str, detail: str) -> ScheduleRun:

@@ -21,12 +21,13 @@ from hutch.store.contract import Change, Reader, Store, Tx
 
 log = get_logger(__name__)
 
-GATHER_S = 0.02
+GATHER_S = 0.05
 """Changes come in bursts: those of a burst are written down together."""
 MAX_CHANGES = 2000
 MAX_UNSAVED = 20_000
 """Changes without notes after which the position is saved nevertheless; far less than the feed keeps."""
 RETRY_AFTER_STORAGE_FULL_S = 5.0
+_NOTED = frozenset(t.name for t in tables.ALL_TABLES if t.journal is not None)
 
 
 class EventLoop:
@@ -52,7 +53,7 @@ class EventLoop:
                 log.error("events wait", reason=error.message)
                 await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
                 continue
-            await self._store.wait_for_change(self._seen)
+            await self._store.wait_for_change(self._seen, _NOTED)
             await asyncio.sleep(GATHER_S)
 
     async def once(self) -> bool:
@@ -90,7 +91,7 @@ class EventLoop:
 
     def _entries(self, reader: Reader, change: Change, now: float) -> list[LogEntry]:
         if change.table == tables.TASKS.name:
-            return [LogEntry(TASK, self._ids.uuid(), now, change.key[1], change.note)]
+            return [LogEntry(TASK, "", now, change.key[1], change.note)]
         if change.table == tables.CONTAINER_INSTANCES.name:
             instances = [decode_instance_note(change.note).instance]
         else:

@@ -55,7 +55,7 @@ class EventReader:
                     if events:
                         return events, number
                     if not more:
-                        await self._store.wait_for_change(seen)
+                        await self._store.wait_for_change(seen, {tables.EVENT_LOG.name})
                     else:
                         await asyncio.sleep(0)
         except TimeoutError:

@@ -41,10 +41,10 @@ class EventShapes:
         if entry.kind == EVENT:
             return [msgspec.json.decode(entry.body)]
         made = []
-        for number, (task, entered_at) in enumerate(snapshots(decode_task_note(entry.body))):
+        for task, entered_at in snapshots(decode_task_note(entry.body)):
             at = entered_at or entry.at
             detail = self._detail(self._ecs.task(task), at)
-            event_id = _nth_id(entry.event_id, number)
+            event_id = _event_id(task)
             made.append(
                 self.event(event_id, "aws.ecs", "ECS Task State Change", at, [detail["taskArn"]], detail)
             )
@@ -95,9 +95,7 @@ def iso_time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _nth_id(first: str, number: int) -> str:
-    """The ids of the events of one entry, in the form of a UUID: the first is the entry's own."""
-    if number == 0:
-        return first
-    h = hashlib.sha256(f"{first}/{number}".encode()).hexdigest()
+def _event_id(task: Task) -> str:
+    """The id of a task's event, in the form of a UUID: the same whenever it is made of the same change."""
+    h = hashlib.sha256(f"{task.task_id}/{task.event_version}".encode()).hexdigest()
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-8{h[17:20]}-{h[20:32]}"

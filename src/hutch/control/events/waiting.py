@@ -17,12 +17,8 @@ async def wait_until(store: Store, tables: Set[str], seen: int, moment: float | 
         timeout = None if moment is None else min(LONGEST_S, max(0.0, moment - clock.now()))
         try:
             async with asyncio.timeout(timeout):
-                newest = await store.wait_for_change(seen)
+                await store.wait_for_change(seen, tables)
+                return
         except TimeoutError:
             if moment is not None and clock.now() >= moment:
                 return
-            continue
-        changes = store.changes(seen)
-        if changes is None or len(changes) < newest - seen or any(c.table in tables for c in changes):
-            return
-        seen = newest
