@@ -10,6 +10,7 @@ from pyroute2 import IPRoute, NetlinkError
 from hutch.host.kernel.links import delete_link
 
 _TUNSETIFF = 0x400454CA
+_TUNSETOWNER = 0x400454CC
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
@@ -64,3 +65,12 @@ def open_tap(name: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def own_tap(name: str, user_id: int) -> None:
+    """From now on the existing tap `name` can be opened by this user, and by no other one but root. Raises as `open_tap`."""
+    fd = open_tap(name)
+    try:
+        fcntl.ioctl(fd, _TUNSETOWNER, user_id)
+    finally:
+        os.close(fd)

@@ -61,8 +61,11 @@ def kvm_obstacle(cpuinfo: str) -> str:
 class AcceleratorChoice:
     """Chooses between KVM and emulation, once per process; side-by-side callers share the probe."""
 
-    def __init__(self, wanted: str, memory: Path, probe: Probe) -> None:
+    def __init__(
+        self, wanted: str, memory: Path, probe: Probe, obstacle: Callable[[str], str] = kvm_obstacle
+    ) -> None:
         """`wanted`: auto, kvm or tcg; `memory`: the file that verdicts are kept in."""
+        self._obstacle = obstacle
         self._wanted = wanted
         self._memory = memory
         self._probe = probe
@@ -89,7 +92,7 @@ class AcceleratorChoice:
     async def _verdict(self, accelerator: str, key: str) -> Verdict:
         if accelerator == "kvm":
             cpuinfo = await asyncio.to_thread(Path("/proc/cpuinfo").read_text)
-            if obstacle := kvm_obstacle(cpuinfo):
+            if obstacle := self._obstacle(cpuinfo):
                 return Verdict(works=False, reason=obstacle)
         if accelerator == "tcg":
             # Emulation runs wherever QEMU does; a guest that does not boot is told by the first task's own boot.

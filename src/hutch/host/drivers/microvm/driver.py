@@ -4,7 +4,6 @@ docs/design/microvm.md."""
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -14,49 +13,33 @@ from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import (
     Capabilities,
-    ContainerStats,
     DriverError,
     Handle,
     ObservedContainer,
-    ProbeResult,
-    SandboxEvent,
-    SandboxGone,
     SandboxSpec,
-    SandboxStats,
-    StartedContainer,
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox, Started
+from hutch.host.drivers.microvm.running import RunningVms, observed
+from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
-    bound_qemu_log,
     remove_vm,
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import WarmLimits
-from hutch.host.drivers.oci_config import build_process
-from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, process_use
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg
-from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
+from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
+from hutch.wire.fleet import DriverFactMsg
 
 log = get_logger(__name__)
 HANDLE_FORMAT = 1
 ADOPT_TIMEOUT_S = 30.0
 SET_UP_TIMEOUT_S = 60.0
-START_TIMEOUT_S = 120.0
-PROBE_GRACE_S = 10.0
-
-_START_FAULTS = {
-    "ExecNotFound": "check command and entryPoint against what the image holds",
-    "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
-    "UserNotFound": "use a user of the image, or a numeric uid",
-}
 
 
-class MicrovmDriver:
+class MicrovmDriver(RunningVms[Sandbox]):
     """Implements `hutch.host.drivers.contract.Driver` with QEMU."""
 
     name = "microvm"
@@ -78,9 +61,8 @@ class MicrovmDriver:
     ) -> None:
         """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). Without
         `use_templates` every VM boots; `warm` bounds the pool of VMs that wait for a task (None: no pool)."""
+        super().__init__(clock)
         self._platform_id = platform_id
-        self._clock = clock
-        self._sandboxes: dict[str, Sandbox] = {}
         self._jail = MonitorJail(
             platform_id=platform_id, state_dir=state_dir, confinement=confinement or Confinement()
         )
@@ -174,7 +156,7 @@ class MicrovmDriver:
             await sandbox.release()
             raise
         self._sandboxes[handle.task_id] = sandbox
-        return _observed(sandbox)
+        return observed(sandbox)
 
     async def _process_of(self, handle: Handle) -> ProcessRef:
         """The VM's process; another one than the handle says if the agent was killed when it had just been resumed."""
@@ -186,7 +168,7 @@ class MicrovmDriver:
 
     async def suspend(self, handle: Handle) -> None:
         """Take the VM to the disk; see `SupportsSuspend`."""
-        sandbox = self._sandbox(handle)
+        sandbox = self.sandbox_of(handle)
         await self._suspender.suspend(sandbox, self._vm_name(handle.task_id))
         del self._sandboxes[handle.task_id]
 
@@ -203,7 +185,7 @@ class MicrovmDriver:
 
     async def snapshot(self, handle: Handle, directory: str) -> None:
         """Copy the VM; see `SupportsFork`."""
-        await self._suspender.snapshot(self._sandbox(handle), Path(directory))
+        await self._suspender.snapshot(self.sandbox_of(handle), Path(directory))
 
     async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
         """Another task's VM from a copy; see `SupportsFork`."""
@@ -217,76 +199,7 @@ class MicrovmDriver:
             if sandbox is None:
                 await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
-        return self._handle(sandbox), _observed(sandbox)
-
-    async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
-        """Start a container, or start it again after its exit."""
-        sandbox = self._sandbox(handle)
-        started = sandbox.begin_start(container)
-        ok = False
-        try:
-            await sandbox.while_alive(_start(sandbox, started), f"start container {container.name}")
-            ok = True
-        except SandboxGone:
-            raise
-        except DriverError as error:
-            raise _start_fault(container, error) from None
-        finally:
-            sandbox.settle_start(started, ok=ok)
-        started.started_at = self._clock.now()
-        return StartedContainer(runtime_id=started.runtime_id, started_at=started.started_at)
-
-    async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
-        """Send a signal to the container's first process."""
-        sandbox = self._sandbox(handle)
-        request = sandbox.session.request("kill", Empty, name=container, signal=signal)
-        await sandbox.while_alive(request, "signal a container")
-
-    async def probe(
-        self, handle: Handle, container: str, command: tuple[str, ...], timeout_s: float
-    ) -> ProbeResult:
-        """Run a health check's command in the container."""
-        sandbox = self._sandbox(handle)
-        started = sandbox.started.get(container)
-        if started is None or not started.running:
-            raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
-        spec = msgspec.structs.replace(started.container, entry_point=command, command=None)
-        context = plan.oci_context(sandbox.spec, spec, started.number)
-        process = build_process(spec, sandbox.spec.images[container], context)
-        request = sandbox.session.request(
-            "exec",
-            ProbeAnswer,
-            timeout_s=timeout_s + PROBE_GRACE_S,
-            name=container,
-            process=process,
-            timeout_ms=round(timeout_s * 1000),
-        )
-        answer = await sandbox.while_alive(request, "run a health check")
-        output = answer.output.encode()[:4096].decode("utf-8", "ignore")
-        return ProbeResult(exit_code=answer.exit_code, timed_out=answer.timed_out, output=output)
-
-    def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
-        """The sandbox's events; see the contract."""
-        return self._sandbox(handle).events()
-
-    async def stats(self, handle: Handle) -> SandboxStats:
-        """What the containers use in the guest, and what QEMU costs the host."""
-        sandbox = self._sandbox(handle)
-        answer = await sandbox.while_alive(sandbox.session.request("stats", StatsAnswer), "tell its use")
-        use = await asyncio.to_thread(process_use, sandbox.ref)
-        if use is None:
-            raise sandbox.gone()
-        await asyncio.to_thread(bound_qemu_log, sandbox.files)
-        known = {c.name for c in sandbox.spec.task.containers}
-        return SandboxStats(
-            host_cpu_ns=use.cpu_ns,
-            host_memory_bytes=use.memory_bytes,
-            containers={
-                name: ContainerStats(cpu_ns=s.cpu_ns, memory_bytes=s.memory_bytes, pids=s.pids)
-                for name, s in answer.containers.items()
-                if name in known
-            },
-        )
+        return self._handle(sandbox), observed(sandbox)
 
     async def destroy(self, handle: Handle) -> None:
         """End the VM at once; its files go, logs and console stay for the directory's owner."""
@@ -316,14 +229,6 @@ class MicrovmDriver:
     def _vm_name(self, task_id: str) -> str:
         return vm_name(self._platform_id, task_id)
 
-    def _sandbox(self, handle: Handle) -> Sandbox:
-        sandbox = self._sandboxes.get(handle.task_id)
-        if sandbox is None:
-            raise DriverError(
-                "SandboxUnknown", f"task {handle.task_id} has no VM that was created or adopted here"
-            )
-        return sandbox
-
 
 async def _set_up(sandbox: Sandbox) -> None:
     await asyncio.gather(
@@ -333,37 +238,4 @@ async def _set_up(sandbox: Sandbox) -> None:
         sandbox.session.request(
             "disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
         ),
-    )
-
-
-async def _start(sandbox: Sandbox, started: Started) -> None:
-    members = plan.start_members(sandbox.spec, started.container, started.number)
-    try:
-        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
-    except ValueError:
-        raise DriverError(
-            "ContainerTooLarge",
-            f'command, environment and settings of container "{started.container.name}" are longer than '
-            "64 KiB",
-            fix="pass less in the environment",
-        ) from None
-
-
-def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
-    return DriverError(
-        error.kind,
-        f'container "{container.name}" can\'t be started: {error.message}',
-        fix=error.fix or _START_FAULTS.get(error.kind, ""),
-        aws_prefix=error.aws_prefix or "CannotStartContainerError",
-        evidence=error.evidence,
-        retryable=error.retryable,
-    )
-
-
-def _observed(sandbox: Sandbox) -> tuple[ObservedContainer, ...]:
-    return tuple(
-        ObservedContainer(
-            name=s.container.name, runtime_id=s.runtime_id, running=s.running, started_at=s.started_at
-        )
-        for s in sandbox.started.values()
     )

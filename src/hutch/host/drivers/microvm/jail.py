@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.base.errors import HutchError
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
@@ -163,6 +164,13 @@ class MonitorJail:
                 if not self._jailer.are_there_any():
                     await asyncio.to_thread(remove_other_roots, self._place, self._root)
             return self._root
+
+    def user_of(self, name: str) -> int:
+        """The user that the monitor of this name runs as, also before it is started. Raises `DriverError`."""
+        try:
+            return self._users.lease(name)
+        except (HutchError, OSError) as error:
+            raise DriverError("JailFailed", str(error)) from None
 
     def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
         """Start a monitor; it runs when this returns. Blocking, about 10 ms. Raises `DriverError`."""

@@ -6,19 +6,19 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
-from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
+from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
 from hutch.host.drivers.microvm.image import Machine, Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
+from hutch.host.drivers.microvm.making import Phases, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import (
     WARM_TCG_BUFFER_MIB,
     Memory,
@@ -46,19 +46,14 @@ from hutch.host.drivers.microvm.vm import (
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
-from hutch.host.kernel.ext4 import format_ext4, make_sparse
-from hutch.host.kernel.run import CommandFailed
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.host.kernel.tap import move_tap, open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
-from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
-T = TypeVar("T")
 BOOT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 30.0
 TEMPLATE_NAME = "template"
-_PROBE_MEMORY_MIB = 64
 _CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
 
 
@@ -76,27 +71,6 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
         """A word for all of it: templates of another one are of no use."""
         parts = (self.image.key, self.qemu_version, self.accelerator, self.cpu)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-class Phases:
-    """Parts of a launch, measured."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.told: list[SandboxPhase] = []
-
-    async def measure(self, name: str, work: Awaitable[T], detail: str = "") -> T:
-        """Wait for something, and remember how long it took, also if it fails."""
-        started_at = self._clock.now()
-        try:
-            return await work
-        finally:
-            self.add(name, started_at, detail)
-
-    def add(self, name: str, started_at: float, detail: str = "") -> None:
-        """Something that began then has ended now."""
-        phase = SandboxPhase(name=name, started_at=started_at, ended_at=self._clock.now(), detail=detail)
-        self.told.append(phase)
 
 
 class Launcher:
@@ -199,7 +173,7 @@ class Launcher:
             os.rename(spare.files.vm, files.vm)
             shutil.rmtree(spare.files.root)
             sandbox.assign(spec, files)
-            async with _scratch_disk(files, plan.scratch_bytes(spec.task)):
+            async with scratch_disk(files, plan.scratch_bytes(spec.task)):
                 moving = self._move_link(spare, request.tap)
                 await asyncio.gather(moving, self._fill_disks(sandbox, request))
             ready = True
@@ -240,7 +214,7 @@ class Launcher:
                 _request_of(size, name), memory=Memory(fd=template.memory_fd, shared=False), tap_fd=tap_fd
             )
             ref = await launch(request, files, ground.image, self._jail)
-            sandbox = Sandbox(_no_task(spare_id, str(files.root)), files, ref, self._clock)
+            sandbox = Sandbox(no_task(spare_id, str(files.root)), files, ref, self._clock)
             await self._attach_restored(sandbox, template)
             sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref)
             rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
@@ -342,7 +316,7 @@ class Launcher:
     ) -> Sandbox:
         """Start QEMU and wait for the guest's greeting, while the scratch disk is made."""
         files = VmFiles(spec.directory)
-        async with _scratch_disk(files, plan.scratch_bytes(spec.task)):
+        async with scratch_disk(files, plan.scratch_bytes(spec.task)):
             ref = await launch(request, files, ground.image, self._jail)
             origin = Origin(machine=_machine(request, ground))
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
@@ -432,7 +406,7 @@ class Launcher:
             tsc_khz=self._tsc_khz or 0,
             memory=Memory(fd=memory_fd, shared=True),
         )
-        spec = _no_task(TEMPLATE_NAME, str(files.root))
+        spec = no_task(TEMPLATE_NAME, str(files.root))
         sandbox: Sandbox | None = None
         try:
             await remove_vm(name, files, self._jail)
@@ -451,7 +425,7 @@ class Launcher:
         """Boot an empty guest under an accelerator; seconds until it answered. Raises `DriverError`."""
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
         files = VmFiles(self._state_dir / "probe")
-        spec = _no_task(f"probe{os.getpid()}", str(files.root))
+        spec = no_task(f"probe{os.getpid()}", str(files.root))
         ground = Ground(
             image=image, qemu_version="", accelerator=accelerator, verdict=Verdict(works=False), cpu=""
         )
@@ -472,46 +446,6 @@ class Launcher:
         """End what is being made for later; VMs of tasks are not touched."""
         await self._pool.close()
         await self._templates.close()
-
-
-@contextlib.asynccontextmanager
-async def _scratch_disk(files: VmFiles, size_bytes: int) -> AsyncIterator[None]:
-    """The writable disk: its file is there at the beginning, its file system at the end. Raises `DriverError`."""
-    formatting: asyncio.Task[None] | None = None
-    try:
-        files.vm.mkdir(mode=0o700, exist_ok=True)
-        make_sparse(files.scratch, size_bytes)
-        formatting = asyncio.create_task(format_ext4(files.scratch))
-        yield
-        await formatting
-    except (OSError, CommandFailed) as error:
-        raise DriverError(
-            "ScratchDiskFailed",
-            f"the task's disk can't be made: {error}",
-            aws_prefix="ResourceInitializationError",
-        ) from None
-    finally:
-        if formatting is not None:
-            formatting.cancel()
-            await asyncio.gather(formatting, return_exceptions=True)
-
-
-def _no_task(name: str, directory: str) -> SandboxSpec:
-    """What a VM without a task is made from."""
-    task = TaskSpec(
-        task_id=name,
-        cluster="",
-        arn="",
-        family="",
-        revision=0,
-        launch_type="FARGATE",
-        cpu_units=1024,
-        memory_mib=_PROBE_MEMORY_MIB,
-        ephemeral_gib=1,
-        network_mode="none",
-        containers=(),
-    )
-    return SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())
 
 
 def _disk_number(item: tuple[str, plan.ImageDisk]) -> int:

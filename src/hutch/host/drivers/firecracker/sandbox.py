@@ -1,0 +1,98 @@
+"""A running Firecracker VM as this host agent sees it. All but the monitor is as with QEMU: session, output, events.
+
+Firecracker ends when its guest does, and takes nothing with it: the console is in its log, which is bounded by us.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+
+from hutch.base.clock import Clock
+from hutch.host.drivers.contract import DriverError, SandboxSpec
+from hutch.host.drivers.firecracker.api import FirecrackerApi, FirecrackerError
+from hutch.host.drivers.firecracker.vm import FirecrackerFiles
+from hutch.host.drivers.microvm.ending import Traces
+from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
+from hutch.host.drivers.microvm.sandbox import EXPLAIN_TIMEOUT_S, Restoration, Sandbox
+from hutch.host.drivers.microvm.vm import tail, write_console
+from hutch.host.guestlink.session import GuestSession
+from hutch.host.guestlink.vsock import AGENT_PORT, connect_vsock
+from hutch.host.kernel.kmsg import oom_kill_record
+from hutch.host.kernel.process import ProcessRef
+from hutch.wire.guest_documents import HelloAnswer
+
+CONNECT_TIMEOUT_S = 10.0
+
+BringUp = Callable[[FirecrackerApi], Awaitable[None]]
+"""Makes the VM in a process that has none, and returns when its agent listens. Raises `FirecrackerError`."""
+
+
+class FirecrackerSandbox(Sandbox):
+    """One VM. Made by the driver with `attach`; all verbs from one event loop."""
+
+    def __init__(
+        self,
+        spec: SandboxSpec,
+        files: FirecrackerFiles,
+        ref: ProcessRef,
+        clock: Clock,
+        *,
+        bring_up: BringUp | None = None,
+    ) -> None:
+        """`bring_up`: for a new process; None for a VM that is there, whose containers `take_over` then learns of."""
+        super().__init__(spec, files, ref, clock, is_new=bring_up is not None)
+        self._bring_up = bring_up
+        self.api = FirecrackerApi(files.api_socket)
+
+    async def _attach(
+        self, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None
+    ) -> HelloAnswer:
+        if self._bring_up is not None:
+            await self._make_vm(self._bring_up, hello_timeout_s)
+        streams = await connect_vsock(self.files.agent_socket, AGENT_PORT, timeout_s=CONNECT_TIMEOUT_S)
+        self._session = GuestSession.over(
+            streams, logs=self._logs, on_exit=self._exited, first_id=int(self._clock.now() * 1000) * 1000
+        )
+        return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
+
+    async def _make_vm(self, bring_up: BringUp, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.api.wait_until_there()
+                await bring_up(self.api)
+        except TimeoutError:
+            raise DriverError(
+                "GuestTimeout", f"the VM did not come up within {timeout_s:g} s", retryable=True
+            ) from None
+        except (FirecrackerError, OSError) as error:
+            # An API that is not there most often means a process that is not: then that is the cause.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXPLAIN_TIMEOUT_S if _is_hang_up(error) else 0):
+                    await self._over.wait()
+            raise self.gone() if self.ended else DriverError("VmMonitorFailed", str(error)) from None
+
+    async def save_console(self) -> None:
+        """Write the end of the guest's console to `console.log`."""
+        await asyncio.to_thread(self._save_console)
+
+    def _save_console(self) -> None:
+        text = tail(self.files.qemu_log, CONSOLE_BYTES)
+        with contextlib.suppress(OSError):
+            write_console(self.files, text.encode("utf-8", "replace"))
+
+    def _traces(self, exit_code: int | None) -> Traces:
+        self._save_console()
+        log = tail(self.files.qemu_log, CONSOLE_BYTES)
+        return Traces(
+            # It ends by itself, without an error, only when its guest restarts the machine.
+            shutdown_reason="guest-shutdown" if exit_code == 0 else "",
+            exit_code=exit_code,
+            console=log,
+            qemu_output=log,
+            oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
+        )
+
+
+def _is_hang_up(error: Exception) -> bool:
+    return not isinstance(error, FirecrackerError) or "refused" not in error.message

@@ -1,0 +1,77 @@
+"""What the making of a VM needs, whatever its monitor: measured phases, a scratch disk, a task for VMs that have none."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
+
+from hutch.base.clock import Clock
+from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
+from hutch.host.drivers.microvm.vm import VmFiles
+from hutch.host.kernel.ext4 import format_ext4, make_sparse
+from hutch.host.kernel.run import CommandFailed
+from hutch.wire.fleet import TaskSpec
+
+T = TypeVar("T")
+EMPTY_TASK_MEMORY_MIB = 64
+
+
+class Phases:
+    """Parts of a launch, measured."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.told: list[SandboxPhase] = []
+
+    async def measure(self, name: str, work: Awaitable[T], detail: str = "") -> T:
+        """Wait for something, and remember how long it took, also if it fails."""
+        started_at = self._clock.now()
+        try:
+            return await work
+        finally:
+            self.add(name, started_at, detail)
+
+    def add(self, name: str, started_at: float, detail: str = "") -> None:
+        """Something that began then has ended now."""
+        phase = SandboxPhase(name=name, started_at=started_at, ended_at=self._clock.now(), detail=detail)
+        self.told.append(phase)
+
+
+@contextlib.asynccontextmanager
+async def scratch_disk(files: VmFiles, size_bytes: int) -> AsyncIterator[None]:
+    """The writable disk: its file is there at the beginning, its file system at the end. Raises `DriverError`."""
+    formatting: asyncio.Task[None] | None = None
+    try:
+        files.vm.mkdir(mode=0o700, exist_ok=True)
+        make_sparse(files.scratch, size_bytes)
+        formatting = asyncio.create_task(format_ext4(files.scratch))
+        yield
+        await formatting
+    except (OSError, CommandFailed) as error:
+        raise DriverError(
+            "ScratchDiskFailed",
+            f"the task's disk can't be made: {error}",
+            aws_prefix="ResourceInitializationError",
+        ) from None
+    finally:
+        if formatting is not None:
+            formatting.cancel()
+            await asyncio.gather(formatting, return_exceptions=True)
+
+
+def no_task(name: str, directory: str) -> SandboxSpec:
+    """What a VM without a task is made from."""
+    task = TaskSpec(
+        task_id=name,
+        cluster="",
+        arn="",
+        family="",
+        revision=0,
+        launch_type="FARGATE",
+        cpu_units=1024,
+        memory_mib=EMPTY_TASK_MEMORY_MIB,
+        ephemeral_gib=1,
+        network_mode="none",
+        containers=(),
+    )
+    return SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())

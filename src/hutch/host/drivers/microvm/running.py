@@ -1,0 +1,157 @@
+"""What a driver does with a VM that runs, whatever its monitor: containers, signals, health checks, events, use."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.host.drivers.contract import (
+    ContainerStats,
+    DriverError,
+    Handle,
+    ObservedContainer,
+    ProbeResult,
+    SandboxEvent,
+    SandboxGone,
+    SandboxStats,
+    StartedContainer,
+)
+from hutch.host.drivers.microvm import plan
+from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
+from hutch.host.drivers.microvm.vm import bound_qemu_log
+from hutch.host.drivers.oci_config import build_process
+from hutch.host.kernel.process import process_use
+from hutch.wire.fleet import ContainerSpec
+from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
+
+START_TIMEOUT_S = 120.0
+PROBE_GRACE_S = 10.0
+S = TypeVar("S", bound=Sandbox)
+
+_START_FAULTS = {
+    "ExecNotFound": "check command and entryPoint against what the image holds",
+    "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
+    "UserNotFound": "use a user of the image, or a numeric uid",
+}
+
+
+class RunningVms(Generic[S]):
+    """The VMs of one driver, by task, and the verbs of the contract that only need their guests."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._sandboxes: dict[str, S] = {}
+
+    async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
+        """Start a container, or start it again after its exit."""
+        sandbox = self.sandbox_of(handle)
+        started = sandbox.begin_start(container)
+        ok = False
+        try:
+            await sandbox.while_alive(_start(sandbox, started), f"start container {container.name}")
+            ok = True
+        except SandboxGone:
+            raise
+        except DriverError as error:
+            raise _start_fault(container, error) from None
+        finally:
+            sandbox.settle_start(started, ok=ok)
+        started.started_at = self._clock.now()
+        return StartedContainer(runtime_id=started.runtime_id, started_at=started.started_at)
+
+    async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
+        """Send a signal to the container's first process."""
+        sandbox = self.sandbox_of(handle)
+        request = sandbox.session.request("kill", Empty, name=container, signal=signal)
+        await sandbox.while_alive(request, "signal a container")
+
+    async def probe(
+        self, handle: Handle, container: str, command: tuple[str, ...], timeout_s: float
+    ) -> ProbeResult:
+        """Run a health check's command in the container."""
+        sandbox = self.sandbox_of(handle)
+        started = sandbox.started.get(container)
+        if started is None or not started.running:
+            raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
+        spec = msgspec.structs.replace(started.container, entry_point=command, command=None)
+        context = plan.oci_context(sandbox.spec, spec, started.number)
+        process = build_process(spec, sandbox.spec.images[container], context)
+        request = sandbox.session.request(
+            "exec",
+            ProbeAnswer,
+            timeout_s=timeout_s + PROBE_GRACE_S,
+            name=container,
+            process=process,
+            timeout_ms=round(timeout_s * 1000),
+        )
+        answer = await sandbox.while_alive(request, "run a health check")
+        output = answer.output.encode()[:4096].decode("utf-8", "ignore")
+        return ProbeResult(exit_code=answer.exit_code, timed_out=answer.timed_out, output=output)
+
+    def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
+        """The sandbox's events; see the contract."""
+        return self.sandbox_of(handle).events()
+
+    async def stats(self, handle: Handle) -> SandboxStats:
+        """What the containers use in the guest, and what its monitor costs the host."""
+        sandbox = self.sandbox_of(handle)
+        answer = await sandbox.while_alive(sandbox.session.request("stats", StatsAnswer), "tell its use")
+        use = await asyncio.to_thread(process_use, sandbox.ref)
+        if use is None:
+            raise sandbox.gone()
+        await asyncio.to_thread(bound_qemu_log, sandbox.files)
+        known = {c.name for c in sandbox.spec.task.containers}
+        return SandboxStats(
+            host_cpu_ns=use.cpu_ns,
+            host_memory_bytes=use.memory_bytes,
+            containers={
+                name: ContainerStats(cpu_ns=s.cpu_ns, memory_bytes=s.memory_bytes, pids=s.pids)
+                for name, s in answer.containers.items()
+                if name in known
+            },
+        )
+
+    def sandbox_of(self, handle: Handle) -> S:
+        """The VM of a handle. Raises `DriverError` if it was neither created nor adopted here."""
+        sandbox = self._sandboxes.get(handle.task_id)
+        if sandbox is None:
+            raise DriverError(
+                "SandboxUnknown", f"task {handle.task_id} has no VM that was created or adopted here"
+            )
+        return sandbox
+
+
+async def _start(sandbox: Sandbox, started: Started) -> None:
+    members = plan.start_members(sandbox.spec, started.container, started.number)
+    try:
+        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
+    except ValueError:
+        raise DriverError(
+            "ContainerTooLarge",
+            f'command, environment and settings of container "{started.container.name}" are longer than '
+            "64 KiB",
+            fix="pass less in the environment",
+        ) from None
+
+
+def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
+    return DriverError(
+        error.kind,
+        f'container "{container.name}" can\'t be started: {error.message}',
+        fix=error.fix or _START_FAULTS.get(error.kind, ""),
+        aws_prefix=error.aws_prefix or "CannotStartContainerError",
+        evidence=error.evidence,
+        retryable=error.retryable,
+    )
+
+
+def observed(sandbox: Sandbox) -> tuple[ObservedContainer, ...]:
+    """What `adopt` tells of a VM."""
+    return tuple(
+        ObservedContainer(
+            name=s.container.name, runtime_id=s.runtime_id, running=s.running, started_at=s.started_at
+        )
+        for s in sandbox.started.values()
+    )
