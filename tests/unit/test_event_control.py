@@ -24,7 +24,7 @@ from hutch.control.events.webhook import WebhookClient
 from hutch.control.ops.events import EventOps
 from hutch.control.ops.instances import InstanceView
 from hutch.control.ops.schedules import ScheduleOps
-from hutch.model.event import Delivery, EventRule, LogEntry, Schedule, Target
+from hutch.model.event import Delivery, EventRule, LogEntry, Schedule, ScheduleRun, Target
 from hutch.model.record import Cause
 from hutch.model.task import Task
 from hutch.store import tables
@@ -274,3 +274,19 @@ async def test_whatever_a_web_server_answers_is_bounded(answer: bytes | None, ex
         else:
             with pytest.raises(Unavailable, match=expected):
                 await call
+
+
+async def test_runs_are_kept_for_a_number_and_a_time(world: World) -> None:
+    async def run(owner: str, at: float) -> None:
+        wanted = ScheduleRun(owner=owner, nominal_at=at, fired_at=at, outcome="QUEUED")
+        await world.store.write(CAUSE, lambda tx: publishing.record_run(tx, wanted))
+
+    for number in range(150):
+        await run("schedule/default/often", 1000.0 + number)
+    await run("schedule/default/once", 1200.0)
+    with world.store.read() as reader:
+        assert len(reader.scan(tables.SCHEDULE_RUNS, "schedule/default/often")) == publishing.KEPT_RUNS
+    for number in range(100):
+        await run("schedule/default/later", 1300.0 + publishing.KEPT_RUNS_S + number)
+    with world.store.read() as reader:
+        assert {r.owner for r in reader.scan(tables.SCHEDULE_RUNS)} == {"schedule/default/later"}

@@ -121,7 +121,12 @@ SCHEDULES = Table(
     lambda r: (r.group, r.name),
     {"by_next": lambda r: (f"{r.next_at:020.6f}",) if r.next_at is not None else None},
 )
-SCHEDULE_RUNS = Table("schedule_runs", ScheduleRun, lambda r: (r.owner, f"{r.nominal_at:020.6f}"))
+SCHEDULE_RUNS = Table(
+    "schedule_runs",
+    ScheduleRun,
+    lambda r: (r.owner, f"{r.nominal_at:020.6f}"),
+    {"by_age": lambda r: (f"{r.fired_at:020.6f}",)},
+)
 DELIVERIES = Table(
     "deliveries",
     Delivery,

@@ -31,6 +31,7 @@ MAX_LOG_ENTRIES = 50_000
 MAX_LOG_BYTES = 64 * 1024 * 1024
 MAX_PENDING_DELIVERIES = 50_000
 KEPT_RUNS = 100
+KEPT_RUNS_S = 30 * 86400.0
 
 
 class Publisher:
@@ -150,12 +151,19 @@ def count_failure(tx: Tx, owner: str, error: str, now: float) -> None:
 
 
 def record_run(tx: Tx, run: ScheduleRun) -> None:
-    """Write a run down, or what came of it; the newest `KEPT_RUNS` of each schedule are kept."""
+    """Write a run down, or what came of it. Kept are the newest `KEPT_RUNS` of each schedule, for `KEPT_RUNS_S`."""
     before = tx.get(tables.SCHEDULE_RUNS, run.owner, f"{run.nominal_at:020.6f}")
     tx.put(tables.SCHEDULE_RUNS, replace(run, version=before.version if before else 0))
-    if before is None:
-        for old in tx.scan(tables.SCHEDULE_RUNS, run.owner, reverse=True)[KEPT_RUNS:]:
+    if before is not None:
+        return
+    for old in tx.scan(tables.SCHEDULE_RUNS, run.owner, reverse=True)[KEPT_RUNS:]:
+        tx.delete(tables.SCHEDULE_RUNS, old.owner, f"{old.nominal_at:020.6f}")
+    # Those of schedules that are gone: each run that comes takes two along.
+    for old in tx.scan(tables.SCHEDULE_RUNS, index="by_age", limit=2):
+        if old.fired_at < run.fired_at - KEPT_RUNS_S:
             tx.delete(tables.SCHEDULE_RUNS, old.owner, f"{old.nominal_at:020.6f}")
+            if not tx.scan(tables.SCHEDULE_RUNS, old.owner, limit=1):
+                tx.delete(tables.DELIVERY_COUNTS, old.owner)
 
 
 def forget_runs(tx: Tx, owner: str) -> None:
