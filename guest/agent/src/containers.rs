@@ -42,9 +42,16 @@ pub struct Container {
 
 /// Starts a program whose pid is awaited by the event loop only. `outputs`: fds for stdout and stderr (taken over).
 pub fn spawn(command: &mut Command, outputs: (RawFd, RawFd)) -> std::io::Result<i32> {
-    // SAFETY: the caller hands both descriptors over; they are closed when the command is dropped.
+    spawn_with_input(command, None, outputs)
+}
+
+/// The same, with a descriptor for stdin (taken over too).
+pub fn spawn_with_input(command: &mut Command, input: Option<RawFd>, outputs: (RawFd, RawFd)) -> std::io::Result<i32> {
+    // SAFETY: the caller hands the descriptors over; they are closed when they are replaced below.
     let (out, err) = unsafe { (Stdio::from_raw_fd(outputs.0), Stdio::from_raw_fd(outputs.1)) };
-    command.stdin(Stdio::null()).stdout(out).stderr(err);
+    // SAFETY: as above.
+    let input = input.map_or_else(Stdio::null, |fd| unsafe { Stdio::from_raw_fd(fd) });
+    command.stdin(input).stdout(out).stderr(err);
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     // SAFETY: between fork and exec only a system call without allocation is made.
     unsafe {
@@ -53,7 +60,10 @@ pub fn spawn(command: &mut Command, outputs: (RawFd, RawFd)) -> std::io::Result<
             Ok(())
         })
     };
-    command.spawn().map(|child| child.id() as i32)
+    let spawned = command.spawn().map(|child| child.id() as i32);
+    // Ours are closed at once, not when the caller drops the command: the end of a pipe is seen by its other end.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    spawned
 }
 
 impl Container {
@@ -231,7 +241,7 @@ fn mount_root(image: &str, scratch: &str, root: &Path) -> Result<(), String> {
 }
 
 /// The last error in crun's log (text lines, or JSON ones with a `msg`).
-fn last_error(log: &str) -> Option<String> {
+pub fn last_error(log: &str) -> Option<String> {
     let line = log.lines().rev().find(|l| !l.trim().is_empty())?;
     let message = serde_json::from_str::<Value>(line).ok().and_then(|v| v["msg"].as_str().map(str::to_string));
     Some(message.unwrap_or_else(|| line.trim().to_string()))

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::os::unix::io::RawFd;
 use std::process::Command;
 
-use hutch_proto::{Frame, CONTROL};
+use hutch_proto::{Frame, CONTROL, STREAM_CREDIT, STREAM_DATA};
 use serde_json::{json, Value};
 
 use crate::channel::Channel;
 use crate::containers::{prepare_files, spawn, text, Container, Stage};
 use crate::kernel::{self, Kind};
+use crate::streams::{Stream, MAX_STREAMS};
 use crate::{commands, sys, Options};
 
 /// While the host is away its return is announced by SIGIO; this only bounds the wait should one get lost.
@@ -35,6 +36,7 @@ struct Agent<'a> {
     channel: Channel,
     containers: Vec<Container>,
     probes: Vec<Probe>,
+    streams: Vec<Stream>,
     events: Vec<Value>,
     next_event: u64,
     next_probe: u64,
@@ -64,6 +66,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         channel,
         containers: Vec::new(),
         probes: Vec::new(),
+        streams: Vec::new(),
         events: Vec::new(),
         next_event: 1,
         next_probe: 1,
@@ -84,6 +87,8 @@ impl Agent<'_> {
         let pipes: Vec<RawFd> = self.containers.iter().flat_map(|c| c.logs.poll_fds()).collect();
         let probes = self.probes.iter().map(|p| p.pipe).filter(|fd| *fd >= 0);
         fds.extend(pipes.into_iter().chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        let has_room = self.channel.has_room();
+        fds.extend(self.streams.iter().flat_map(|s| s.poll_entries(has_room)));
         let timeout_ms = self.timeout_ms(&fds[1]);
         sys::poll(&mut fds, timeout_ms);
         if fds[0].revents != 0 {
@@ -101,6 +106,7 @@ impl Agent<'_> {
         }
         self.expire_probes();
         self.answer_probes();
+        self.serve_streams();
         self.settle();
         for container in &mut self.containers {
             container.logs.send(&mut self.channel);
@@ -130,8 +136,12 @@ impl Agent<'_> {
     fn timeout_ms(&self, channel: &libc::pollfd) -> i32 {
         let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
         let waiting = self.probes.iter().filter(|p| !p.timed_out).map(|p| p.deadline_ns);
-        let next =
-            waiting.chain(self.settle_at_ns).min().map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
+        let closing = self.streams.iter().filter_map(|s| s.deadline_ns(now));
+        let next = waiting
+            .chain(closing)
+            .chain(self.settle_at_ns)
+            .min()
+            .map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
         match (next, channel.fd < 0) {
             (Some(ms), true) => ms.min(HOST_AWAY_MS),
             (Some(ms), false) => ms,
@@ -176,6 +186,9 @@ impl Agent<'_> {
         if let Some(probe) = self.probes.iter_mut().find(|p| p.pid == pid) {
             probe.ended = Some(code);
             return;
+        }
+        if let Some(stream) = self.streams.iter_mut().find(|s| s.runtime_pid == pid) {
+            return stream.runtime_ended(code);
         }
         let runtime = self.options.runtime.clone();
         for index in 0..self.containers.len() {
@@ -235,6 +248,9 @@ impl Agent<'_> {
     }
 
     fn read_pipe(&mut self, fd: RawFd) {
+        if let Some(stream) = self.streams.iter_mut().find(|s| s.owns(fd)) {
+            return stream.service(&mut self.channel);
+        }
         if let Some(container) = self.containers.iter_mut().find(|c| c.logs.poll_fds().contains(&fd)) {
             return container.logs.read(fd);
         }
@@ -255,6 +271,9 @@ impl Agent<'_> {
     }
 
     fn handle(&mut self, frame: &Frame) {
+        if frame.kind == STREAM_DATA || frame.kind == STREAM_CREDIT {
+            return self.stream_frame(frame);
+        }
         if frame.kind != CONTROL {
             return;
         }
@@ -289,6 +308,16 @@ impl Agent<'_> {
                 Ok(()) => return,
                 Err(message) => Err(failed(message)),
             },
+            "exec_stream" => match self.open_stream(request, &given) {
+                Ok(()) => return,
+                Err(message) => Err(failed(message)),
+            },
+            "exec_resize" => return self.with_stream(&given, |s| s.resize(&given)),
+            "exec_close" => return self.with_stream(&given, Stream::close),
+            "exec_signal" => {
+                let signal = given["signal"].as_i64().filter(|s| (1..=64).contains(s)).unwrap_or(0) as i32;
+                return self.with_stream(&given, |s| s.signal(signal));
+            }
             "shutdown" => {
                 self.done = true;
                 Ok(json!({}))
@@ -301,6 +330,10 @@ impl Agent<'_> {
     /// A new conversation: what an earlier one did not acknowledge is said again.
     fn greeted(&mut self, mut ok: Value) -> Value {
         self.channel.restart();
+        // Whoever had these is gone.
+        for stream in &mut self.streams {
+            stream.close();
+        }
         for container in &mut self.containers {
             container.logs.resend();
         }
@@ -389,6 +422,52 @@ impl Agent<'_> {
         let output = Vec::new();
         self.probes.push(Probe { request, pid, deadline_ns, pipe: read, output, ended: None, timed_out: false });
         Ok(())
+    }
+
+    fn open_stream(&mut self, request: u64, given: &Value) -> Result<(), String> {
+        let name = text(given, "name")?;
+        let number = self.running(&name).map(|c| c.number).ok_or(format!("{} is not running", name))?;
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(format!("there are {} exec'ed processes already", MAX_STREAMS));
+        }
+        if self.streams.iter().any(|s| given["stream"] == json!(s.number)) {
+            return Err("the stream is in use".to_string());
+        }
+        let options = self.options;
+        let stream = Stream::start(&options.runtime, &options.state, request, given, &format!("c{}", number))?;
+        self.streams.push(stream);
+        Ok(())
+    }
+
+    fn with_stream(&mut self, given: &Value, work: impl FnOnce(&mut Stream)) {
+        if let Some(stream) = self.streams.iter_mut().find(|s| given["stream"] == json!(s.number)) {
+            work(stream);
+        }
+    }
+
+    fn stream_frame(&mut self, frame: &Frame) {
+        if let Some(stream) = self.streams.iter_mut().find(|s| s.number == frame.channel) {
+            if frame.kind == STREAM_DATA {
+                stream.receive(&frame.payload);
+            } else {
+                stream.give_credit(&frame.payload);
+            }
+            stream.service(&mut self.channel);
+        }
+    }
+
+    /// Lets streams go on whose window or channel has room again, and answers for those that have ended.
+    fn serve_streams(&mut self) {
+        let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
+        for index in (0..self.streams.len()).rev() {
+            let stream = &mut self.streams[index];
+            stream.expire(now);
+            stream.service(&mut self.channel);
+            if let Some(outcome) = stream.outcome() {
+                let request = self.streams.swap_remove(index).request;
+                self.answer(request, outcome);
+            }
+        }
     }
 
     fn expire_probes(&mut self) {

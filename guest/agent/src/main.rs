@@ -12,6 +12,7 @@ mod containers;
 mod event_loop;
 mod kernel;
 mod logs;
+mod streams;
 mod sys;
 
 use std::path::PathBuf;

@@ -259,6 +259,48 @@ pub fn set_non_blocking(fd: RawFd, with_sigio: bool) {
     }
 }
 
+/// The descriptor that is sent over a unix socket; Ok(None) if it is not there yet. An end without one is an error.
+pub fn receive_fd(socket: RawFd) -> io::Result<Option<RawFd>> {
+    let mut byte = [0u8; 256];
+    let mut control = [0u64; 8];
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // SAFETY: all zeros is a valid value of this plain structure; its pointers are set to living buffers of the lengths
+    // that are given.
+    let count = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = std::mem::size_of_val(&control) as _;
+        match check(libc::recvmsg(socket, &mut message, libc::MSG_CMSG_CLOEXEC) as i64) {
+            Ok(count) => {
+                let header = libc::CMSG_FIRSTHDR(&message);
+                if !header.is_null()
+                    && (*header).cmsg_level == libc::SOL_SOCKET
+                    && (*header).cmsg_type == libc::SCM_RIGHTS
+                    && (*header).cmsg_len as usize >= libc::CMSG_LEN(4) as usize
+                {
+                    return Ok(Some(std::ptr::read_unaligned(libc::CMSG_DATA(header).cast::<RawFd>())));
+                }
+                count
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    };
+    if count == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    }
+    Ok(None)
+}
+
+/// Sets the size of a terminal, in characters.
+pub fn set_terminal_size(terminal: RawFd, rows: u16, cols: u16) {
+    let size = libc::winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the pointer is to a living structure of the kind that this request takes.
+    unsafe { libc::ioctl(terminal, libc::TIOCSWINSZ, &size) };
+}
+
 /// Waits until one of the descriptors is ready, or for `timeout_ms` (-1: for ever).
 pub fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) {
     // SAFETY: pointer and length are of the same, living slice.

@@ -8,6 +8,12 @@ pub const MAX_FRAME: usize = 64 * 1024;
 pub const CONTROL: u8 = 1;
 /// Frame type of container output.
 pub const LOG: u8 = 2;
+/// Frame type of the bytes of an exec'ed process's stream.
+pub const STREAM_DATA: u8 = 3;
+/// Frame type of a stream's credit: how many more bytes its sender may send.
+pub const STREAM_CREDIT: u8 = 4;
+/// How many bytes of each direction of a stream may be on their way at first.
+pub const STREAM_WINDOW: usize = 64 * 1024;
 
 /// A decoded frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

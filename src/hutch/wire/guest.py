@@ -15,6 +15,10 @@ PORT_NAME = "hutch.agent"
 MAX_FRAME_BYTES = 64 * 1024
 CONTROL = 1
 LOG = 2
+STREAM_DATA = 3
+STREAM_CREDIT = 4
+STREAM_WINDOW_BYTES = 64 * 1024
+"""How much of each direction of a stream may be on its way without further credit."""
 _MAX_ENCODED_BYTES = MAX_FRAME_BYTES + MAX_FRAME_BYTES // 254 + 16
 _RUN_OF_ZEROS = re.compile(rb"\0\0+")
 _HEAD = struct.Struct(">BI")

@@ -64,6 +64,12 @@ class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     output: Annotated[str, Meta(max_length=16 * MAX_TEXT)] = ""
 
 
+class ExecAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a process with streams (`exec_stream`) ended."""
+
+    exit_code: ExitCode
+
+
 class GuestContainerStats(msgspec.Struct, frozen=True, kw_only=True):
     cpu_ns: Count = 0
     memory_bytes: Count = 0

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
 
 
@@ -257,21 +258,51 @@ class Driver(Protocol):
 
 @runtime_checkable
 class ExecStream(Protocol):
-    """An interactive process in a container."""
+    """A further process in a container, with its streams. It does not outlive this object: whoever has it closes it.
 
-    async def write(self, data: bytes) -> None: ...
-    async def resize(self, rows: int, cols: int) -> None: ...
-    def output(self) -> AsyncIterator[tuple[int, bytes]]: ...
-    async def wait(self) -> int: ...
+    Both directions have backpressure: `write` returns when the data is taken, and what is not read from `output` fills a
+    bounded buffer and then makes the process wait. A process that does neither holds up nothing but itself.
+    """
+
+    async def write(self, data: bytes) -> None:
+        """Input. After the process has ended, or has closed its input, it goes nowhere; that is no error."""
+        ...
+
+    async def close_input(self) -> None:
+        """The end of input; for a process with a terminal nothing happens."""
+        ...
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Set the terminal's size; without a terminal nothing happens."""
+        ...
+
+    async def signal(self, number: int) -> None:
+        """Send the process a signal; nothing happens if it has ended."""
+        ...
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1 stdout or 2 stderr, bytes) as written; ends when the process has ended and all of it was given. To be
+        called once."""
+        ...
+
+    async def wait(self) -> int:
+        """Its exit code (128+n by signal n), once `output` has come to its end. Raises `DriverError` if it could not be
+        run, `SandboxGone`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it: a process that still runs is hung up on (SIGHUP) and killed soon after."""
+        ...
 
 
 @runtime_checkable
 class SupportsExec(Protocol):
     """Optional: run further processes in a container with their own streams."""
 
-    async def exec(
-        self, handle: Handle, container: str, command: tuple[str, ...], *, tty: bool, rows: int, cols: int
-    ) -> ExecStream: ...
+    async def exec(self, handle: Handle, container: str, spec: ExecSpec) -> ExecStream:
+        """Run a process as the container's own are run: its user (or the one given), environment, directory,
+        capabilities and limits. Raises `DriverError` if the container does not run."""
+        ...
 
 
 @runtime_checkable

@@ -40,6 +40,7 @@ from hutch.host.drivers.contract import (
     ContainerExited,
     ContainerStats,
     DriverError,
+    ExecStream,
     ExitStatus,
     Handle,
     ObservedContainer,
@@ -51,6 +52,8 @@ from hutch.host.drivers.contract import (
     SandboxStats,
     StartedContainer,
 )
+from hutch.host.drivers.fake_exec import open_exec
+from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
 STATE_FILE = "fake.json"
@@ -357,6 +360,13 @@ class FakeDriver:
         sandbox = self._sandboxes[spec.task.task_id] = _Sandbox(spec, state, self._clock, told)
         sandbox.watch()
         return sandbox
+
+    async def exec(self, handle: Handle, container: str, spec: ExecSpec) -> ExecStream:
+        """Run one of the made-up programs of `fake_exec`."""
+        sandbox = self._sandbox(handle)
+        if not sandbox.runs(container):
+            raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
+        return open_exec(spec, sandbox.ended)
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
         """The sandbox's events; see the contract."""

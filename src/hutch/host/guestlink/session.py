@@ -16,12 +16,15 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.host.guestlink.logs import SandboxLogs
+from hutch.host.guestlink.streams import GuestStream, StreamBroken
 from hutch.host.guestlink.unix import connect_unix
 from hutch.wire.guest import (
     CONTROL,
     LOG,
     MAX_FRAME_BYTES,
     PROTOCOL_VERSION,
+    STREAM_CREDIT,
+    STREAM_DATA,
     Frame,
     FrameDecoder,
     LogRecord,
@@ -83,6 +86,8 @@ class GuestSession:
         self._on_exit = on_exit
         self._next_id = first_id
         self._pending: dict[int, asyncio.Future[msgspec.Raw]] = {}
+        self._streams: dict[int, GuestStream] = {}
+        self._next_stream = 1
         self._last_event = 0
         self._decoder = FrameDecoder()
         self._malformed = 0
@@ -202,6 +207,37 @@ class GuestSession:
         self._writer.write(frame)
         return request_id, future
 
+    def open_stream(self, **members: Any) -> GuestStream:
+        """Have a process run with streams of its own; see the operation `exec_stream`. Raises `GuestGone`,
+        `GuestSilent`, `ValueError` as `request`; what goes wrong later is in the stream's answer."""
+        number = self._next_stream
+        request_id, answer = self._ask("exec_stream", {"stream": number, **members})
+        self._next_stream += 1
+        stream = self._streams[number] = GuestStream(number, answer, self._send_frame, self._tell)
+
+        def ended(_: asyncio.Future[msgspec.Raw]) -> None:
+            self._pending.pop(request_id, None)
+            self._streams.pop(number, None)
+
+        answer.add_done_callback(ended)
+        return stream
+
+    def _send_frame(self, kind: int, channel: int, payload: bytes) -> None:
+        # Bounded by the streams' credit.
+        if not self.closed.is_set():
+            self._writer.write(encode_frame(kind, channel, payload))
+
+    def _take_stream(self, frame: Frame) -> None:
+        stream = self._streams.get(frame.channel)
+        if stream is None or stream.answer.done():
+            return  # of a process that has been let go of
+        try:
+            stream.take(frame.kind, frame.payload)
+        except StreamBroken as error:
+            self._malformed += 1
+            self._tell("exec_close", stream=frame.channel)
+            stream.answer.set_exception(error)
+
     def acknowledge_event(self, seq: int) -> None:
         """The event, and all before it, need not be told again."""
         self._tell("event_ack", seq=seq)
@@ -236,6 +272,9 @@ class GuestSession:
                     self._malformed += 1
                 else:
                     batch.append((frame.channel, record))
+                continue
+            if frame.kind in (STREAM_DATA, STREAM_CREDIT):
+                self._take_stream(frame)
                 continue
             document = parse_document(frame.payload) if frame.kind == CONTROL else None
             match document:

@@ -180,7 +180,11 @@ class Child:
             await ended.wait()
         finally:
             loop.remove_reader(self._fd)
-        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        try:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            # Somebody of ours found it by its name, killed it and waited for it.
+            self.returncode = -signal.SIGKILL
         os.close(self._fd)
         return self.returncode
 

@@ -66,6 +66,7 @@ class Box:
         self._events: asyncio.Queue[SandboxEvent | None] = asyncio.Queue()
         self._over = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
+        self._next_exec = 1
 
     def next_number(self, name: str) -> int:
         """The number of a new start. Raises `DriverError` if the container runs."""
@@ -88,6 +89,18 @@ class Box:
 
     def bundle(self, start: Start) -> Path:
         return self.places.start(start.container, start.number)
+
+    def new_exec_directory(self, start: Start) -> Path:
+        """A directory for the files of one further process in a container. What an earlier agent left is replaced."""
+        directory = self.bundle(start) / f"exec-{self._next_exec}"
+        self._next_exec += 1
+        self.remove_exec_directory(directory)
+        directory.mkdir(mode=0o700)
+        return directory
+
+    def remove_exec_directory(self, directory: Path) -> None:
+        """Remove such a directory."""
+        shutil.rmtree(directory, ignore_errors=True)
 
     def load(self) -> list[tuple[str, int]]:
         """Learn from the files what an earlier agent started. Returns the starts that it was killed in the middle
@@ -197,6 +210,11 @@ class Box:
                 each.cancel()
             await asyncio.gather(task, over, return_exceptions=True)
         raise self.gone()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, or was let go of."""
+        return self._over.is_set()
 
     def gone(self) -> SandboxGone:
         """The end of the sandbox as an error."""

@@ -16,6 +16,7 @@ from hutch.base.log import get_logger
 from hutch.host.drivers.container import plan, rooms
 from hutch.host.drivers.container.box import STARTED_FILE, Box, Start, start_id
 from hutch.host.drivers.container.ending import start_fault
+from hutch.host.drivers.container.exec import open_exec
 from hutch.host.drivers.container.plan import Places
 from hutch.host.drivers.container.probing import run_probe
 from hutch.host.drivers.container.runtime import Runtime, find_conmon, find_runtime
@@ -24,6 +25,7 @@ from hutch.host.drivers.contract import (
     Capabilities,
     ContainerStats,
     DriverError,
+    ExecStream,
     Handle,
     ObservedContainer,
     ProbeResult,
@@ -33,11 +35,13 @@ from hutch.host.drivers.contract import (
     SandboxStats,
     StartedContainer,
 )
+from hutch.host.drivers.exec_process import exec_process
 from hutch.host.drivers.oci_config import build_process
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.container_cgroups import ContainerCgroups
 from hutch.host.kernel.process import find_processes, kill_and_wait, process_use
 from hutch.host.kernel.run import CommandFailed, run
+from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
 log = get_logger(__name__)
@@ -274,6 +278,24 @@ class ContainerDriver:
                 timeout_s,
                 lambda: self._groups.processes(start.group),
             )
+        )
+
+    async def exec(self, handle: Handle, container: str, spec: ExecSpec) -> ExecStream:
+        """Run a process in a container, with its own streams."""
+        box, runtime = self._known(handle), await self._need()
+        start = box.running(container)
+        given = next(c for c in box.spec.task.containers if c.name == container)
+        context = plan.oci_context(
+            box.spec,
+            given,
+            start.number,
+            platform_id=self._platform_id,
+            host=self._host,
+            hard_nofile=self._hard_nofile,
+        )
+        process = exec_process(given, box.spec.images[container], context, spec)
+        return await open_exec(
+            runtime, box, start, process, spec, lambda: self._groups.processes(start.group)
         )
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:

@@ -51,7 +51,7 @@ async def run_probe(
             timed_out = True
         finally:
             if child.returncode is None:
-                _end_session(pid_file, members)
+                end_session(pid_file, members)
                 await child.kill()
         # Something that the command left running may hold the pipe for ever.
         with contextlib.suppress(TimeoutError):
@@ -66,7 +66,7 @@ async def run_probe(
     return ProbeResult(exit_code=code if code >= 0 else 128 - code, output=text)
 
 
-def _end_session(pid_file: Path, members: Callable[[], Collection[int]]) -> None:
+def end_session(pid_file: Path, members: Callable[[], Collection[int]]) -> None:
     """The runtime does not hand SIGKILL on, so the command is ended too, with all of its session."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         leader = int(pid_file.read_text())

@@ -10,6 +10,7 @@ from hutch.base.clock import Clock
 from hutch.host.drivers.contract import (
     ContainerStats,
     DriverError,
+    ExecStream,
     Handle,
     ObservedContainer,
     ProbeResult,
@@ -19,10 +20,12 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.microvm import plan
+from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
 from hutch.host.drivers.microvm.vm import bound_qemu_log
 from hutch.host.drivers.oci_config import build_process
 from hutch.host.kernel.process import process_use
+from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
 
@@ -89,6 +92,10 @@ class RunningVms(Generic[S]):
         answer = await sandbox.while_alive(request, "run a health check")
         output = answer.output.encode()[:4096].decode("utf-8", "ignore")
         return ProbeResult(exit_code=answer.exit_code, timed_out=answer.timed_out, output=output)
+
+    async def exec(self, handle: Handle, container: str, spec: ExecSpec) -> ExecStream:
+        """Run a process in a container, with its own streams."""
+        return open_exec(self.sandbox_of(handle), container, spec)
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
         """The sandbox's events; see the contract."""
