@@ -11,6 +11,7 @@ from typing import Protocol
 import pytest
 from tests.conftest import REPO
 from tests.support.busybox_image import make_busybox_directory, make_busybox_image
+from tests.support.firecracker_bench import FirecrackerBench
 
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.container.driver import ContainerDriver
@@ -194,6 +195,19 @@ class BootedMicrovmHarness(MicrovmHarness):
     use_templates = False
 
 
+class FirecrackerHarness(MicrovmHarness):
+    """The Firecracker driver over a stand-in for Firecracker that runs the guest in emulation."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(tmp_path)
+        self._bench = FirecrackerBench(
+            tmp_path, self._platform_id, state=tmp_path.parent / "firecracker-state"
+        )
+
+    def new_driver(self) -> Driver:
+        return self._bench.driver()
+
+
 class ContainerHarness(MicrovmHarness):
     """The container driver, with the same busybox as a directory."""
 
@@ -232,6 +246,7 @@ HARNESSES: tuple[tuple[str, Callable[[Path], DriverHarness], tuple[pytest.MarkDe
     ("fake", FakeHarness, ()),
     ("microvm", MicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
     ("microvm-booted", BootedMicrovmHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
+    ("firecracker", FirecrackerHarness, (pytest.mark.needs("root", "qemu", "guest_image", "skopeo"),)),
     ("container", ContainerHarness, (pytest.mark.needs("root", "runc"),)),
     ("gvisor", GvisorHarness, (pytest.mark.needs("root", "runc", "runsc"),)),
 )

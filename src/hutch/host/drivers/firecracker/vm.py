@@ -19,7 +19,7 @@ from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
 from hutch.host.drivers.microvm.vm import MAX_QEMU_LOG_BYTES, GuestImage, VmFiles, tail
 from hutch.host.kernel.jail import JailBind
 from hutch.host.kernel.jail_root import JailRoot
-from hutch.host.kernel.process import ProcessRef, is_alive
+from hutch.host.kernel.process import ProcessRef
 from hutch.host.kernel.tap import own_tap
 
 
@@ -76,23 +76,26 @@ def _launch(
         raise DriverError(
             "VmFilesUnavailable", f"can't open what the VM needs: {error.filename or ''} {error.strerror}"
         ) from None
-    ref = jail.start(
-        JailRequest(
-            name=request.name,
-            argv=arguments(request.program, request.name),
-            pass_fds=(),
-            output_path=str(files.qemu_log),
-            accelerator="kvm",
-            vcpus=request.config.vcpus,
-            memory_mib=request.config.memory_mib,
-            cpu_units=request.cpu_units,
-            largest_file_bytes=largest,
-            binds=_binds(request, files, image),
-        ),
-        root,
-    )
-    if not is_alive(ref):
-        raise DriverError("VmFailed", f"Firecracker ended at once: {tail(files.qemu_log)}")
+    try:
+        ref = jail.start(
+            JailRequest(
+                name=request.name,
+                argv=arguments(request.program, request.name),
+                pass_fds=(),
+                output_path=str(files.qemu_log),
+                accelerator="kvm",
+                vcpus=request.config.vcpus,
+                memory_mib=request.config.memory_mib,
+                cpu_units=request.cpu_units,
+                largest_file_bytes=largest,
+                binds=_binds(request, files, image),
+            ),
+            root,
+        )
+    except DriverError as error:
+        if said := tail(files.qemu_log):
+            raise DriverError(error.kind, f"{error.message}: {said}", fix=error.fix) from None
+        raise
     return ref
 
 

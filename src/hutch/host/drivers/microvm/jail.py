@@ -2,6 +2,7 @@
 named. The jail itself: `host/kernel/jail.py`."""
 
 import asyncio
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,6 +116,8 @@ class MonitorJail:
         `DriverError` with what this host lacks."""
         if self._proven:
             return
+        for device in next(iter(self._monitor.devices.values())):
+            _check_device(device)
         root = await self.root()
         output = self._place / "check.log"
         name = f"hutch-{self._platform_id}-check"
@@ -228,6 +231,20 @@ class MonitorJail:
         """Remove what the platform has on the host if no jail is left."""
         if self._made is not None:
             self._made.close()
+
+
+def _check_device(device: str) -> None:
+    """Raises `DriverError` unless a user without rights can open it, as one of its group if it has one."""
+    try:
+        status = os.stat(device)
+    except OSError:
+        raise DriverError("JailFailed", f"{device} is not there", fix="load its kernel module") from None
+    wanted = 0o004 if device.endswith("random") else 0o006  # only read from
+    allowed = status.st_mode & wanted == wanted or (status.st_gid and status.st_mode & 0o060 == 0o060)
+    if not allowed:
+        raise DriverError(
+            "JailFailed", f"only root can open {device}", fix=f"chmod 0666 {device}, as udev has it"
+        )
 
 
 def _files() -> list[Path]:

@@ -1,0 +1,90 @@
+"""The Firecracker driver over the stand-in (`fake_firecracker.py`), without a jail: this machine need not have KVM."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPO
+
+from hutch.base.clock import SystemClock
+from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.firecracker.driver import FirecrackerDriver
+from hutch.host.drivers.microvm.jail import Confinement, JailRequest, MonitorJail
+from hutch.host.kernel.jail_root import JailRoot
+from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, process_ref
+from hutch.host.kernel.run import spawn_daemon
+
+FAKE = REPO / "tests" / "support" / "fake_firecracker.py"
+
+
+class NoJail(MonitorJail):
+    """Starts the stand-in as an ordinary process; what would be bound into the jail it is told."""
+
+    async def check(self) -> None:
+        """Nothing to prove."""
+
+    async def root(self) -> JailRoot:
+        return JailRoot(directory=Path("/"), program="")
+
+    def user_of(self, name: str) -> int:
+        return os.getuid()
+
+    def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
+        binds = json.dumps([(b.source, b.place, b.writable) for b in request.binds])
+        argv = [request.argv[0], "--binds", binds, *request.argv[1:]]
+        child = spawn_daemon(argv, output_path=request.output_path, pass_fds=request.pass_fds)
+        ref = process_ref(child.pid)
+        if ref is None:
+            child.wait()
+            raise DriverError("JailFailed", "the program ended at once")
+        # It is reaped through its pidfd.
+        child.returncode = 0
+        return ref
+
+    async def remove(self, name: str) -> None:
+        for ref in find_processes(name):
+            await kill_and_wait(ref)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FirecrackerBench:
+    """Drivers of one platform, and how the stand-in behaves."""
+
+    def __init__(self, directory: Path, platform_id: str, *, state: Path | None = None, **dials: Any) -> None:
+        """`state`: the drivers' directory, which can be shared so that only one probe guest boots."""
+        self.directory = directory
+        self.state = state or directory / "state"
+        self.platform_id = platform_id
+        self.program = directory / "firecracker"
+        self.set(**dials)
+
+    def set(self, **dials: Any) -> None:
+        """How the stand-in behaves from now on; see `fake_firecracker.Dials`."""
+        quoted = json.dumps(dials).replace("'", "")
+        version = dials.get("version", "1.12.0")
+        self.program.write_text(
+            f"#!/bin/sh\n[ \"$1\" = --version ] && {{ echo 'Firecracker v{version}'; exit; }}\n"
+            f"exec {sys.executable} {FAKE} --dials '{quoted}' \"$@\"\n"
+        )
+        self.program.chmod(0o755)
+
+    def jail(self) -> NoJail:
+        """In the place of a jail."""
+        return NoJail(platform_id=self.platform_id, state_dir=self.state, confinement=Confinement())
+
+    def driver(self, *, boot_timeout_s: float = 60.0) -> FirecrackerDriver:
+        """As another process would make it, over the same host."""
+        return FirecrackerDriver(
+            platform_id=self.platform_id,
+            program=str(self.program),
+            guest_dir=REPO / "build" / "guest",
+            state_dir=self.state,
+            clock=SystemClock(),
+            jail=self.jail(),
+            obstacle=lambda cpuinfo: "",
+            boot_timeout_s=boot_timeout_s,
+        )
