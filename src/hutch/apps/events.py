@@ -3,6 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any
 
+from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.ecs.event_shapes import EcsEventShapes
 from hutch.api.aws.events import service as events_api
 from hutch.api.aws.scheduler import service as scheduler_api
@@ -24,6 +25,7 @@ from hutch.control.events.webhook import WebhookClient
 from hutch.control.ops.events import EventOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.schedules import ScheduleOps
+from hutch.control.ops.tagging import TagOps
 from hutch.control.ops.tasks import TaskOps
 from hutch.store.contract import Store
 
@@ -50,6 +52,7 @@ class EventParts:
         self.schedules = ScheduleOps(store, clock, region=region, account_id=account_id)
         self._reader = EventReader(store, shapes)
         self._tasks = tasks
+        self._running = EcsAccess(store, TagOps(store), region, account_id).running
         senders = Senders(store, tasks, logs, publisher, webhooks or WebhookClient(), clock)
         self._loops = (
             EventLoop(store, publisher, clock, ids),
@@ -61,8 +64,8 @@ class EventParts:
     def services(self, paging: Paging) -> list[Service]:
         """EventBridge, and EventBridge Scheduler."""
         return [
-            events_api.service(self.events, paging),
-            scheduler_api.service(self.schedules, paging, **self._where),
+            events_api.service(self.events, paging, self._running),
+            scheduler_api.service(self.schedules, paging, self._running, **self._where),
         ]
 
     def routes(self) -> tuple[NativeRoute, ...]:

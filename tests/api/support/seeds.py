@@ -73,6 +73,52 @@ Seeds = dict[str, list[dict[str, Any]]]
 def seeds(subnet_id: str) -> Seeds:
     """The inputs, on a platform with this subnet."""
     return {
+        "PutRule": [
+            {
+                "Name": "fuzz",
+                "EventPattern": '{"source": ["a"], "detail": {"b": [{"prefix": "c"}, {"numeric": [">", 1]}]}}',
+                "State": "ENABLED",
+                "Tags": [{"Key": "a", "Value": "b"}],
+            },
+            {"Name": "fuzz", "ScheduleExpression": "cron(0 0 ? * MON#1 *)", "State": "DISABLED"},
+        ],
+        "PutTargets": [
+            {
+                "Rule": "fuzz",
+                "Targets": [
+                    {
+                        "Id": "1",
+                        "Arn": _CLUSTER_ARN,
+                        "Input": '{"cpu": "256"}',
+                        "EcsParameters": {
+                            "TaskDefinitionArn": "fuzz",
+                            "TaskCount": 1,
+                            "LaunchType": "FARGATE",
+                            "Tags": [{"Key": "a", "Value": "b"}],
+                        },
+                        "RetryPolicy": {"MaximumRetryAttempts": 1, "MaximumEventAgeInSeconds": 60},
+                    },
+                    {
+                        "Id": "2",
+                        "Arn": "http://127.0.0.1:9/x",
+                        "InputTransformer": {
+                            "InputPathsMap": {"a": "$.detail.a[0]"},
+                            "InputTemplate": '{"a": <a>}',
+                        },
+                        "HttpParameters": {"HeaderParameters": {"a": "b"}},
+                    },
+                ],
+            }
+        ],
+        "PutEvents": [
+            {"Entries": [{"Source": "a", "DetailType": "b", "Detail": '{"b": 2}', "Resources": ["c"], "Time": 1.0}]}
+        ],
+        "TestEventPattern": [
+            {
+                "EventPattern": '{"source": ["a"]}',
+                "Event": '{"id": "", "account": "", "source": "", "time": "", "region": "", "resources": [], "detail-type": ""}',
+            }
+        ],
         "RegisterTaskDefinition": [
             {
                 "family": "fuzz",

@@ -79,6 +79,11 @@ AccessRule = Callable[[Request], Sequence[Access]]
 """What a request needs permission for; nothing, if there is nothing to ask for. It sees validated input."""
 
 
+RunAccess = Callable[[str, str, str, Mapping[str, Any]], Sequence[Access]]
+"""(action, task definition, cluster, overrides) to what running a task needs permission for; for services that run
+tasks on behalf of whoever asks them to."""
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """An operation that hutch serves."""
 

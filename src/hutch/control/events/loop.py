@@ -64,8 +64,12 @@ class EventLoop:
             self._seen = self._saved = cursor.feed_seq if cursor else 0
         changes = self._store.changes(self._seen, MAX_CHANGES)
         if changes is None:
+            if self._seen > 0:
+                log.error(
+                    "events were lost: the change feed no longer reaches back to where they were left off"
+                )
+            # Otherwise the platform is from before there were events.
             self._seen = self._store.last_seq()
-            log.error("events were lost: the change feed no longer reaches back to where they were left off")
             await self._write([], self._seen)
             return False
         if not changes:

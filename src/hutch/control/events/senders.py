@@ -16,7 +16,7 @@ from hutch.control.ops.tasks import TaskOps
 from hutch.model.event import Delivery, LogEntry
 from hutch.model.record import Cause
 from hutch.model.task import Task
-from hutch.rules.events.targets import BUS, ECS, LOGS, concurrency_policy, target_name
+from hutch.rules.events.targets import BUS, ECS, LOGS, concurrency_policy, overrides_in, target_name
 from hutch.rules.tags import tags_from_list
 from hutch.store import tables
 from hutch.store.contract import Store
@@ -126,7 +126,7 @@ class Senders:
             launch_type=given.get("launchType", ""),
             capacity_provider_strategy=tuple(given.get("capacityProviderStrategy", ())),
             platform_version=given.get("platformVersion", ""),
-            overrides=_object(delivery.payload) if delivery.payload else {},
+            overrides=_overrides(delivery),
             group=given.get("group", ""),
             started_by=started_by[:MAX_STARTED_BY],
             tags=tags,
@@ -153,6 +153,14 @@ class Senders:
         with self._store.read() as reader:
             wanted = reader.scan(tables.TASKS, cluster, "RUNNING", index="by_desired")
             return [t for t in wanted if t.started_by == started_by]
+
+
+def _overrides(delivery: Delivery) -> dict[str, Any]:
+    """What an event says must not choose a role: nobody was asked whether it may be passed."""
+    found = overrides_in(delivery.payload)
+    if delivery.target.constant is None and found.keys() & {"taskRoleArn", "executionRoleArn"}:
+        raise Invalid("only a constant Input can override a task's roles, not what is made of an event")
+    return found
 
 
 def _ecs(given: Any) -> Any:

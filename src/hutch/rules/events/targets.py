@@ -83,6 +83,19 @@ def payload_of(target: Target, event: Mapping[str, Any], reserved: Mapping[str, 
     return "" if is_ecs else msgspec.json.encode(event).decode()
 
 
+def overrides_in(text: str | None) -> dict[str, Any]:
+    """A task's overrides out of the input of a target that is a cluster. Raises `Invalid`."""
+    if not text:
+        return {}
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise Invalid("The input of a target that is an ECS cluster is a JSON object: a task's overrides.")
+    return found
+
+
 def concurrency_policy(tags: Mapping[str, str]) -> str:
     """What happens while a task of an earlier run still runs. Raises `Invalid`."""
     policy = tags.get(CONCURRENCY_TAG, "Allow")
@@ -122,15 +135,7 @@ def _check_ecs(target: Target) -> None:
     }
     concurrency_policy(tags)
     max_runtime_s(tags)
-    if target.constant is not None:
-        try:
-            overrides = msgspec.json.decode(target.constant)
-        except (msgspec.DecodeError, RecursionError):
-            overrides = None
-        if not isinstance(overrides, dict):
-            raise Invalid(
-                "The Input of a target that is an ECS cluster is a JSON object: a task's overrides."
-            )
+    overrides_in(target.constant)
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -95,16 +95,23 @@ class EcsAccess:
         return (own, *self._passing(request.input))
 
     def _running(self, request: Request) -> Sequence[Access]:
-        """The revision that would run; and its roles, or those that override them, must be the caller's to pass."""
         given = request.input
+        cluster = given.get("cluster") or "default"
+        return self.running("", given["taskDefinition"], cluster, given.get("overrides", {}))
+
+    def running(
+        self, action: str, reference: str, cluster: str, overrides: Mapping[str, Any]
+    ) -> Sequence[Access]:
+        """The revision that would run; and its roles, or those that override them, must be the caller's to pass."""
         with self._store.read() as reader:
-            found = find_task_definition(reader, given["taskDefinition"])
-        name = found.name if found else last_part(given["taskDefinition"])
-        cluster = f"{self._prefix}cluster/{last_part(given.get('cluster') or 'default')}"
+            found = find_task_definition(reader, reference)
+        name = found.name if found else last_part(reference)
         own = Access(
-            resources=(f"{self._prefix}task-definition/{name}",), context={"ecs:cluster": (cluster,)}
+            action=action,
+            resources=(f"{self._prefix}task-definition/{name}",),
+            context={"ecs:cluster": (f"{self._prefix}cluster/{last_part(cluster)}",)},
         )
-        return (own, *self._passing((found.document if found else {}) | given.get("overrides", {})))
+        return (own, *self._passing((found.document if found else {}) | dict(overrides)))
 
     def _passing(self, given: Mapping[str, Any]) -> list[Access]:
         """PassRole for the roles that are given."""

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from hutch.api.gateway.access import nothing
-from hutch.api.gateway.operation import Access, AccessRule, Request
+from hutch.api.gateway.operation import Access, AccessRule, Request, RunAccess
 from hutch.base.errors import HutchError
 from hutch.control.ops.events import EventOps
+from hutch.rules.events.targets import overrides_in
 
 EVENTS_SERVICE = "events.amazonaws.com"
 _ON_RULES = "PutRule DescribeRule DeleteRule EnableRule DisableRule ListTargetsByRule RemoveTargets"
@@ -16,8 +17,9 @@ _ON_ARNS = "TagResource UntagResource ListTagsForResource"
 class EventAccess:
     """The rules of EventBridge's operations."""
 
-    def __init__(self, ops: EventOps) -> None:
+    def __init__(self, ops: EventOps, running: RunAccess) -> None:
         self._ops = ops
+        self._running = running
         self._prefix = f"arn:aws:events:{ops.region}:{ops.account_id}:"
 
     def rules(self) -> Mapping[str, AccessRule]:
@@ -56,14 +58,9 @@ class EventAccess:
             if role := target.get("RoleArn"):
                 found.append(_passing(role))
             if "EcsParameters" in target:
-                definition = target["EcsParameters"].get("TaskDefinitionArn", "*")
-                found.append(
-                    Access(
-                        action="ecs:RunTask",
-                        resources=(definition,),
-                        context={"ecs:cluster": (target["Arn"],)},
-                    )
-                )
+                definition = target["EcsParameters"]["TaskDefinitionArn"]
+                overrides = overrides_in(target.get("Input"))
+                found += self._running("ecs:RunTask", definition, target["Arn"], overrides)
         return found
 
     def _bus(self, request: Request) -> Sequence[Access]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from hutch.api.aws.events.access import EventAccess
 from hutch.api.aws.events.targets import ECS_MEMBERS, target_record, target_shape
-from hutch.api.gateway.operation import Coverage, Operation, Request, Service
+from hutch.api.gateway.operation import Coverage, Operation, Request, RunAccess, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
     AlreadyExists,
@@ -312,9 +312,9 @@ def _tags(given: dict[str, Any]) -> dict[str, str]:
     return tags_from_list({"key": t.get("Key"), "value": t.get("Value")} for t in given.get("Tags", ()))
 
 
-def service(ops: EventOps, paging: Paging) -> Service:
-    """EventBridge, on these use cases."""
-    access = EventAccess(ops)
+def service(ops: EventOps, paging: Paging, running: RunAccess) -> Service:
+    """EventBridge, on these use cases. `running`: what it takes to run a task."""
+    access = EventAccess(ops, running)
     return Service(
         name="events",
         operations=EventHandlers(ops, paging).operations(),

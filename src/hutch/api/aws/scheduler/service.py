@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hutch.api.gateway.operation import Access, AccessRule, Coverage, Operation, Request, Service
+from hutch.api.gateway.operation import (
+    Access,
+    AccessRule,
+    Coverage,
+    Operation,
+    Request,
+    RunAccess,
+    Service,
+)
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
     AlreadyExists,
@@ -17,7 +25,7 @@ from hutch.base.errors import (
 from hutch.control.ops.schedules import DEFAULT_GROUP, ScheduleOps
 from hutch.model.event import ENABLED, MAX_EVENT_AGE_S, MAX_RETRIES, Schedule, ScheduleGroup, Target
 from hutch.model.record import Cause
-from hutch.rules.events.targets import BUS, check_target
+from hutch.rules.events.targets import BUS, check_target, overrides_in
 from hutch.rules.tags import tags_from_list
 
 MAX_PAGE = 100
@@ -266,8 +274,9 @@ class SchedulerHandlers:
 class SchedulerAccess:
     """What Scheduler's operations need permission for."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, running: RunAccess) -> None:
         self._prefix = prefix
+        self._running = running
 
     def rules(self) -> Mapping[str, AccessRule]:
         """Operation to rule."""
@@ -292,9 +301,9 @@ class SchedulerAccess:
             context = {"iam:passedtoservice": (SCHEDULER_SERVICE,)}
             found.append(Access(action="iam:PassRole", resources=(role,), context=context))
         if "EcsParameters" in target:
-            definition = target["EcsParameters"].get("TaskDefinitionArn", "*")
-            context = {"ecs:cluster": (target["Arn"],)}
-            found.append(Access(action="ecs:RunTask", resources=(definition,), context=context))
+            definition = target["EcsParameters"]["TaskDefinitionArn"]
+            overrides = overrides_in(target.get("Input"))
+            found += self._running("ecs:RunTask", definition, target["Arn"], overrides)
         return found
 
     def _group(self, request: Request) -> Sequence[Access]:
@@ -330,8 +339,8 @@ def _tags(given: dict[str, Any]) -> dict[str, str]:
     return tags_from_list({"key": t.get("Key"), "value": t.get("Value")} for t in given.get("Tags", ()))
 
 
-def service(ops: ScheduleOps, paging: Paging, *, region: str, account_id: str) -> Service:
-    """EventBridge Scheduler, on these use cases."""
+def service(ops: ScheduleOps, paging: Paging, running: RunAccess, *, region: str, account_id: str) -> Service:
+    """EventBridge Scheduler, on these use cases. `running`: what it takes to run a task."""
     return Service(
         name="scheduler",
         operations=SchedulerHandlers(ops, paging, region=region, account_id=account_id).operations(),
@@ -342,5 +351,5 @@ def service(ops: ScheduleOps, paging: Paging, *, region: str, account_id: str) -
             (Unavailable, "InternalServerException"),
             (HutchError, "ValidationException"),
         ),
-        access=SchedulerAccess(ops.arn_prefix).rules(),
+        access=SchedulerAccess(ops.arn_prefix, running).rules(),
     )
