@@ -105,7 +105,13 @@ SETTINGS: tuple[Setting, ...] = (
         type=str,
         default="microvm,container",
         help="Drivers to offer, by preference: microvm (launch type FARGATE), container (EC2 and EXTERNAL, on the "
-        "host's own kernel), fake (all, for tests).",
+        "host's own kernel), firecracker (FARGATE, on hosts with KVM), fake (all, for tests).",
+    ),
+    Setting(
+        name="firecracker_program",
+        type=str,
+        default="firecracker",
+        help="Firecracker's program, by its name on the PATH or by its path; for the driver of that name.",
     ),
     Setting(
         name="host_clusters",
@@ -259,6 +265,7 @@ if typing.TYPE_CHECKING:
         ingress_address: str = ""
         ingress_ports: str = ""
         drivers: str = ""
+        firecracker_program: str = ""
         host_clusters: str = ""
         cpu_overcommit: float = 0.0
         memory_reserve_mib: int = 0

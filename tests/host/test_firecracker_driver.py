@@ -17,6 +17,8 @@ from tests.conftest import REPO
 from tests.support.driver_harness import FirecrackerHarness
 from tests.support.firecracker_bench import FirecrackerBench
 
+from hutch.apps.host import build_agent
+from hutch.apps.paths import Paths
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.contract import (
     Attachment,
@@ -31,6 +33,7 @@ from hutch.host.drivers.firecracker.program import monitor_program
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.kernel.process import find_processes
 from hutch.host.kernel.tap import own_tap
+from hutch.settings import load_settings
 from hutch.wire.fleet import TaskSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
@@ -244,3 +247,20 @@ async def test_devices_that_only_root_can_open_are_named(tmp_path: Path) -> None
     device.unlink()
     with pytest.raises(DriverError, match="not there"):
         await jail.check()
+
+
+async def test_the_host_offers_it_only_if_it_was_asked_for(tmp_path: Path) -> None:
+    """As the host's process makes it: with the real jail, on a machine that most likely has no Firecracker."""
+    default = load_settings({"data_dir": str(tmp_path)}, environment={})
+    assert "firecracker" not in default.drivers.split(",")
+    given = {"data_dir": str(tmp_path), "run_dir": str(tmp_path / "run"), "drivers": "firecracker"}
+    given["firecracker_program"] = str(tmp_path / "nowhere" / "firecracker")
+    settings = load_settings(given, environment={})
+    paths = Paths(settings)
+    paths.make()
+    agent, _ = build_agent(settings, paths)
+    (made,) = agent._context.drivers
+    fact = await made.fingerprint()
+    assert fact.name == "firecracker" and not fact.healthy
+    assert "Firecracker" in fact.reason or "/dev/" in fact.reason
+    await made.close()

@@ -28,6 +28,7 @@ from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork
+from hutch.host.drivers.microvm.jail import Confinement
 from hutch.host.images.contract import ImageStore
 from hutch.host.images.store import DiskImageStore
 from hutch.host.lb.haproxy import HaproxyIngress
@@ -127,23 +128,27 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
         return FakeDriver(clock=clock)
     if name == "microvm":
         from hutch.host.drivers.microvm.driver import MicrovmDriver
-        from hutch.host.drivers.microvm.jail import Confinement
         from hutch.host.drivers.microvm.warm import WarmLimits
 
-        first, _, last = settings.vm_user_ids.partition("-")
-        capped = settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
         return MicrovmDriver(
             platform_id=platform_id,
             guest_dir=guest_dir(settings),
             state_dir=paths.host,
             accelerator=settings.accelerator,
             clock=clock,
-            confinement=Confinement(
-                user_ids=(int(first), int(last)),
-                cap_cpu=capped,
-                disk_bytes_per_s=settings.vm_disk_mib_per_s * MIB,
-            ),
+            confinement=_confinement(settings),
             warm=WarmLimits(count=settings.warm_pool, memory_mib=settings.warm_pool_memory_mib),
+        )
+    if name == "firecracker":
+        from hutch.host.drivers.firecracker.driver import FirecrackerDriver
+
+        return FirecrackerDriver(
+            platform_id=platform_id,
+            program=settings.firecracker_program,
+            guest_dir=guest_dir(settings),
+            state_dir=paths.host / "firecracker",
+            clock=clock,
+            confinement=_confinement(settings),
         )
     if name == "container":
         from hutch.host.drivers.container.driver import ContainerDriver
@@ -154,7 +159,18 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             runtime=settings.container_runtime,
             clock=clock,
         )
-    raise Invalid(f"--drivers: {name!r} is not one of microvm, container, fake")
+    raise Invalid(f"--drivers: {name!r} is not one of microvm, container, firecracker, fake")
+
+
+def _confinement(settings: Settings) -> Confinement:
+    """What this host's owner decided about the jails of VM monitors."""
+    first, _, last = settings.vm_user_ids.partition("-")
+    capped = settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
+    return Confinement(
+        user_ids=(int(first), int(last)),
+        cap_cpu=capped,
+        disk_bytes_per_s=settings.vm_disk_mib_per_s * MIB,
+    )
 
 
 def _host_id(paths: Paths, fresh: str) -> str:

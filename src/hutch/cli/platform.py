@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hutch.cli.connection import AsJson, DataDir, PlatformAccess
+from hutch.cli.firecracker_checks import firecracker_checks
 from hutch.cli.jail_checks import jail_checks
 from hutch.cli.output import console, print_json, print_table, reporting_errors
 from hutch.client.errors import ClientError
@@ -170,7 +171,8 @@ def doctor(data_dir: DataDir = None, json_output: AsJson = False) -> None:
     """Say what this host lacks. Exit code 1 if something that is needed is missing."""
     with reporting_errors():
         settings = load_settings({"data_dir": data_dir})
-    checks = [*_host_checks(), *_space_checks(Path(settings.data_dir))]
+    firecracker = firecracker_checks(settings.drivers, settings.firecracker_program)
+    checks = [*_host_checks(), *firecracker, *_space_checks(Path(settings.data_dir))]
     if json_output:
         print_json([{"check": c, "state": s, "detail": d} for c, s, d in checks])
     else:
