@@ -120,6 +120,14 @@ SETTINGS: tuple[Setting, ...] = (
         help="Clusters in which this host is a container instance, comma separated; *: all.",
     ),
     Setting(
+        name="task_api",
+        type=str,
+        default="on",
+        check=_one_of("on", "off"),
+        help="API for tasks: containers get AWS_ENDPOINT_URL, an address at which they reach this platform's API. "
+        "Requests are signed and authorised there as everywhere.",
+    ),
+    Setting(
         name="cpu_overcommit",
         type=float,
         default=4.0,
@@ -267,6 +275,7 @@ if typing.TYPE_CHECKING:
         drivers: str = ""
         firecracker_program: str = ""
         host_clusters: str = ""
+        task_api: str = ""
         cpu_overcommit: float = 0.0
         memory_reserve_mib: int = 0
         host_memory_mib: int = 0

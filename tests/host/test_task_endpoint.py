@@ -16,8 +16,11 @@ from tests.host.test_network import Net
 from hutch.base.clock import SystemClock
 from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.endpoint import TaskEndpoint
+from hutch.host.agent.metadata import TaskView
+from hutch.host.drivers.contract import ContainerStats, SandboxStats
+from hutch.host.network.bridge import BridgeNetwork
 from hutch.rules import netplan
-from hutch.wire.fleet import CredentialsGiven, CredentialsWanted, TaskSpec
+from hutch.wire.fleet import ContainerSpec, CredentialsGiven, CredentialsWanted, TaskFacts, TaskSpec
 
 pytestmark = pytest.mark.needs("root", "nft")
 
@@ -42,6 +45,24 @@ async def fetch(namespace: str, path: str) -> Any:
     return json.loads(done.stdout)
 
 
+def view(spec: TaskSpec, network: BridgeNetwork) -> TaskView:
+    """The task as its runner would show it."""
+
+    async def stats() -> SandboxStats:
+        use = ContainerStats(cpu_ns=5, memory_bytes=2**20, pids=3)
+        return SandboxStats(
+            host_cpu_ns=9, host_memory_bytes=9, containers={c.name: use for c in spec.containers}
+        )
+
+    return TaskView(
+        spec=spec,
+        facts=TaskFacts(task_id=spec.task_id, status="RUNNING"),
+        stops=False,
+        take_stats=stats,
+        take_traffic=lambda: network.traffic(spec),
+    )
+
+
 class Endpoint:
     """A platform's network with its endpoint."""
 
@@ -49,7 +70,10 @@ class Endpoint:
         self.net = net
         self.tasks: dict[str, TaskSpec] = {}
         self.credentials = RoleCredentials(SystemClock(), self.send)
-        self.endpoint = TaskEndpoint(self.tasks.get, self.credentials)
+        self.endpoint = TaskEndpoint(self.view, self.credentials, SystemClock())
+
+    def view(self, address: str) -> TaskView | None:
+        return view(self.tasks[address], self.net.network) if address in self.tasks else None
 
     def send(self, wanted: CredentialsWanted) -> bool:
         given = CredentialsGiven(
@@ -67,7 +91,8 @@ class Endpoint:
     async def task(self) -> tuple[TaskSpec, str, str]:
         """An attached task, its namespace, and the path that it is told."""
         task, namespace = await self.net.attached()
-        task = replace(task, credentials_id=f"id-{task.task_id}")
+        main = ContainerSpec(name="main", container_id="c-1", image="i", metadata_id=f"m-{task.task_id}")
+        task = replace(task, credentials_id=f"id-{task.task_id}", containers=(main,))
         assert task.interface is not None
         self.tasks[task.interface.address] = task
         return task, namespace, f"/v2/credentials/{task.credentials_id}"
@@ -93,6 +118,24 @@ async def test_each_task_gets_its_own(tmp_path: Path) -> None:
         # Knowing another task's path is of no use; and the host itself is nobody here.
         assert await fetch(two_ns, one_path) == {"status": 404}
         assert await fetch("", one_path) == {"status": 404}
+
+
+async def test_each_task_sees_itself_only(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, 236) as there:
+        one, one_ns, _ = await there.task()
+        two, two_ns, _ = await there.task()
+        assert one.interface is not None
+        path = f"/v4/{one.containers[0].metadata_id}"
+        seen = await fetch(one_ns, path)
+        assert seen["Name"] == "main" and seen["Networks"][0]["IPv4Addresses"] == [one.interface.address]
+        stats = await fetch(one_ns, f"{path}/stats")
+        assert stats["memory_stats"]["usage"] == 2**20
+        # Its own questions have passed its port by now, and no other's.
+        assert stats["networks"]["eth0"]["tx_packets"] > 0 and stats["networks"]["eth0"]["rx_packets"] > 0
+        for what in ("", "/task", "/stats", "/task/stats", "/taskWithTags"):
+            assert await fetch(two_ns, path + what) == {"status": 404}
+            assert await fetch("", path + what) == {"status": 404}
+        assert (await fetch(two_ns, f"/v3/{two.containers[0].metadata_id}/task"))["KnownStatus"] == "RUNNING"
 
 
 async def test_two_platforms_serve_the_same_address_apart(tmp_path: Path) -> None:

@@ -14,15 +14,18 @@ import msgspec
 import pytest
 from tests.conftest import REPO
 from tests.host.test_network import Net
+from tests.host.test_task_endpoint import view
 from tests.support.busybox_image import make_busybox_image
 
 from hutch.base.clock import SystemClock
+from hutch.host.agent.credentials import RoleCredentials
+from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.drivers.contract import ContainerExited, Handle, SandboxExited, SandboxSpec
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.cgroup import CGROUP_MOUNT, task_cgroup
 from hutch.host.kernel.users import LEASES
 from hutch.rules import netplan
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image", "nft", "skopeo")
 HONEST_BYTES = 333
@@ -140,6 +143,7 @@ async def test_root_in_a_guest_reaches_nothing(attack: Attack) -> None:
     victim, namespace = await attack.net.attached()
     try:
         assert victim.interface and attack.task.interface
+        await _what_the_victim_can_see_of_itself(attack, victim)
         await _spoofing(attack, namespace, victim.interface.address)
         await _services_of_the_host(attack)
         await _walls_of_the_machine(attack)
@@ -179,6 +183,45 @@ async def _spoofing(attack: Attack, namespace: str, victim: str) -> None:
         bridge = netplan.bridge_mac(attack.net.platform_id)
         assert (source, address) in ((mac, own), (bridge, gateway)), (kind, source, claimed, address)
         assert claimed in ("", source)
+
+
+async def _what_the_victim_can_see_of_itself(attack: Attack, victim: TaskSpec) -> None:
+    """Metadata and credentials of another task: not for who knows their paths, nor for who claims its address."""
+    main = ContainerSpec(
+        name="main", container_id="c", image="i", metadata_id="known", environment={"KEY": "TOP-SECRET"}
+    )
+    tasks = {}
+    for spec in (
+        msgspec.structs.replace(victim, containers=(main,), credentials_id="known"),
+        msgspec.structs.replace(attack.task, containers=(msgspec.structs.replace(main, metadata_id="own"),)),
+    ):
+        assert spec.interface
+        tasks[spec.interface.address] = view(spec, attack.net.network)
+    clock = SystemClock()
+    endpoint = TaskEndpoint(tasks.get, RoleCredentials(clock, lambda _: False), clock)
+    listening = attack.net.network.endpoint_socket()
+    assert listening is not None and victim.interface
+    await endpoint.start(listening)
+    address = victim.interface.address
+    try:
+        told = await attack.shell(
+            f"""
+            ask() {{ printf 'GET %s HTTP/1.1\\r\\nX-Forwarded-For: {address}\\r\\nHost: {address}\\r\\n\\r\\n' "$1" |
+                busybox nc -w 3 169.254.170.2 80 | head -n 1; }}
+            ask /v4/own/task
+            for path in /v4/known /v4/known/task /v3/known/stats /v4/known/task/stats /v2/credentials/known; do ask $path; done
+            echo spoofed; ip addr add {address}/32 dev eth0
+            ip route add 169.254.170.2 dev eth0 src {address} && ask /v4/known
+            ip route del 169.254.170.2; ip addr del {address}/32 dev eth0
+            echo done
+            """
+        )
+    finally:
+        await endpoint.close()
+    before, _, spoofed = told.partition("spoofed")
+    answers = [line.strip() for line in before.strip().splitlines()]
+    assert answers == ["HTTP/1.1 200 OK"] + ["HTTP/1.1 404 Not Found"] * 5, told
+    assert "timed out" in spoofed and "HTTP" not in spoofed and "done" in spoofed, told
 
 
 async def _services_of_the_host(attack: Attack) -> None:

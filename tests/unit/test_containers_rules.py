@@ -12,6 +12,12 @@ from hutch.rules.containers import ContainerRule, Exit, HealthRule, TaskMachine
 T0 = 1_000.0
 
 
+def answer(healthy: bool) -> rules.ProbeAnswer:
+    return rules.ProbeAnswer(
+        exit_code=0 if healthy else 1, output="it is well" if healthy else "no answer on port 80"
+    )
+
+
 @st.composite
 def tasks(draw: st.DrawFn) -> tuple[ContainerRule, ...]:
     """A task of one to five containers; each depends on earlier ones only, so there is no circle."""
@@ -124,7 +130,7 @@ class World:
             self.take(m.exited(name, Exit(exit_code=code, signal=9 * (code == 137), oom=oom), self.now))
         elif what == "probed":
             self.probes.discard(name)
-            self.take(m.probed(name, self.data.draw(st.booleans()), self.now))
+            self.take(m.probed(name, answer(self.data.draw(st.booleans())), self.now))
         elif what == "timer":
             self.now = max(self.now, self.timers.pop(name))
             if name.startswith("lost/"):
@@ -235,10 +241,10 @@ def test_waiting_for_health_ends_when_the_other_is_unhealthy() -> None:
     )
     machine.begin(T0)
     machine.started("db", T0)
-    machine.probed("db", False, T0 + 1)
-    machine.probed("db", False, T0 + 6)
+    machine.probed("db", answer(False), T0 + 1)
+    machine.probed("db", answer(False), T0 + 6)
     assert not machine.is_stopping
-    machine.probed("db", False, T0 + 11)
+    machine.probed("db", answer(False), T0 + 11)
     assert machine.causes[0].kind == "DependencyFailed"
     assert "UNHEALTHY after 2 failed checks" in machine.causes[0].text
 
@@ -246,10 +252,10 @@ def test_waiting_for_health_ends_when_the_other_is_unhealthy() -> None:
 def test_failures_in_the_start_period_do_not_count_and_a_success_ends_it() -> None:
     rule = ContainerRule(name="a", health=HealthRule(interval_s=5, retries=1, start_period_s=60))
     machine = _running(rule)
-    machine.probed("a", False, T0 + 50)
+    machine.probed("a", answer(False), T0 + 50)
     assert machine.containers["a"].health == "UNKNOWN"
-    machine.probed("a", True, T0 + 51)
-    machine.probed("a", False, T0 + 55)
+    machine.probed("a", answer(True), T0 + 51)
+    machine.probed("a", answer(False), T0 + 55)
     assert machine.containers["a"].health == "UNHEALTHY"
 
 

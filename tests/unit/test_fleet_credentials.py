@@ -20,6 +20,7 @@ from hutch.control.ops.secrets import SecretOps
 from hutch.control.ops.sts import StsOps
 from hutch.control.ops.taskroles import TASK_SESSION_S, TaskRoles
 from hutch.control.sessions import SessionTokens
+from hutch.control.surroundings import TaskAddresses
 from hutch.control.vault import Vault
 from hutch.model.record import Cause
 from hutch.model.task import Task
@@ -67,6 +68,7 @@ class Control:
                 logs=LogOps(LogStore(directory / "logs"), self.clock),
                 launch_secrets=LaunchSecrets(secrets, ParameterOps(self.store, vault, self.clock, **where)),
                 task_roles=TaskRoles(self.store, self.clock, sts, **where, path_key="00" * 32),
+                addresses=TaskAddresses(path_key="00" * 32),
                 region=REGION,
                 account_id=ACCOUNT,
                 platform_id="0" * 8,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.rules.lbplan import PublishedEndpoint, configuration
+from hutch.rules.lbplan import PublishedEndpoint, TaskApi, configuration
 
 endpoints = st.lists(
     st.builds(
@@ -38,3 +38,10 @@ def test_privileges_and_addresses() -> None:
     assert "user" not in configuration([], bind_address="127.0.0.1", stats_socket="/run/s")
     endpoint = PublishedEndpoint(host_port=80, task_id="a" * 32, container_port=8080, address="10.0.0.5")
     assert "    bind [::1]:80\n" in configuration([endpoint], bind_address="::1", stats_socket="/run/s")
+
+
+def test_the_api_is_heard_on_the_bridge_only() -> None:
+    api = TaskApi(address="169.254.170.2", port=14566, link="hutch-0a1b2c3d", server="127.0.0.1:4566")
+    text = configuration([], bind_address="127.0.0.1", stats_socket="/run/s", task_api=api)
+    assert "listen api\n    bind 169.254.170.2:14566 interface hutch-0a1b2c3d\n" in text
+    assert "    server control 127.0.0.1:4566\n" in text

@@ -138,3 +138,13 @@ def test_the_rules_are_closed_by_default() -> None:
     assert forward[-1] == 'oifname "hutch-0a1b2c3d" drop'
     to_host = [line.split(" input ", 1)[1] for line in lines if " input iifname" in line]
     assert to_host[-1] == 'iifname "hutch-0a1b2c3d" reject', "the host's own services are not for tasks"
+
+
+def test_the_api_is_open_to_tasks_only_if_it_is_to_be() -> None:
+    closed, opened = (netplan.base_rules(PLATFORM, "10.0.0.0/16", task_api=on) for on in (False, True))
+    assert "14566" not in closed
+    (before,), (after,) = (
+        set(a.splitlines()) - set(b.splitlines()) for a, b in ((closed, opened), (opened, closed))
+    )
+    assert before.endswith("ip daddr 169.254.170.2 tcp dport { 80 } accept")
+    assert after.endswith("ip daddr 169.254.170.2 tcp dport { 80, 14566 } accept")

@@ -10,7 +10,9 @@ import pytest
 from hutch.base.clock import ManualClock
 from hutch.host.agent.credentials import KEEP_REFUSAL_S, RENEW_BEFORE_S, RoleCredentials
 from hutch.host.agent.endpoint import MAX_CONNECTIONS_OF_ONE, TaskEndpoint
-from hutch.wire.fleet import CredentialsGiven, CredentialsWanted, TaskSpec
+from hutch.host.agent.metadata import TaskView
+from hutch.host.drivers.contract import SandboxStats
+from hutch.wire.fleet import CredentialsGiven, CredentialsWanted, TaskFacts, TaskSpec
 
 ID = "11111111-2222-3333-4444-555555555555"
 LIFE_S = 6 * 3600.0
@@ -21,6 +23,14 @@ def task(credentials_id: str = ID) -> TaskSpec:
         task_id="a" * 32, cluster="c", arn="a", family="f", revision=1, launch_type="FARGATE", cpu_units=256,
         memory_mib=512, ephemeral_gib=1, network_mode="awsvpc", containers=(), credentials_id=credentials_id,
     )  # fmt: skip
+
+
+def view(spec: TaskSpec) -> TaskView:
+    async def stats() -> SandboxStats:
+        return SandboxStats(host_cpu_ns=0, host_memory_bytes=0)
+
+    facts = TaskFacts(task_id=spec.task_id, status="RUNNING")
+    return TaskView(spec=spec, facts=facts, stops=False, take_stats=stats, take_traffic=lambda: None)
 
 
 class Room:
@@ -34,7 +44,9 @@ class Room:
         self.error = ""
         self.tasks: dict[str, TaskSpec] = {"127.0.0.1": task()}
         self.credentials = RoleCredentials(self.clock, self.send)
-        self.endpoint = TaskEndpoint(self.tasks.get, self.credentials)
+        self.endpoint = TaskEndpoint(
+            lambda at: view(self.tasks[at]) if at in self.tasks else None, self.credentials, self.clock
+        )
         self.port = 0
 
     def send(self, wanted: CredentialsWanted) -> bool:

@@ -28,7 +28,7 @@ from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
 from hutch.apps.events import EventParts
-from hutch.apps.paths import Paths
+from hutch.apps.paths import Paths, reachable_address
 from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import Clock, SystemClock
 from hutch.base.errors import HutchError, InUse, Invalid
@@ -52,6 +52,7 @@ from hutch.control.ops.sts import StsOps
 from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.ops.tasks import TaskOps
 from hutch.control.sessions import SessionTokens
+from hutch.control.surroundings import TaskAddresses
 from hutch.control.vault import open_vault
 from hutch.host.network.bridge import networks_in_use
 from hutch.rules.netplan import pick_vpc_cidr
@@ -150,6 +151,12 @@ async def _compose(
                 region=region,
                 account_id=account_id,
                 path_key=platform.identity.token_key,
+            ),
+            addresses=TaskAddresses(
+                path_key=platform.identity.token_key,
+                api_of_host=f"http://{reachable_address(settings.listen)}"
+                if settings.task_api == "on"
+                else "",
             ),
             region=region,
             account_id=account_id,

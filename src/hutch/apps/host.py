@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvloop
 
-from hutch.apps.paths import Paths, guest_dir
+from hutch.apps.paths import Paths, guest_dir, reachable_address
 from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, Invalid
@@ -34,6 +34,8 @@ from hutch.host.images.store import DiskImageStore
 from hutch.host.lb.haproxy import HaproxyIngress
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.host.network.contract import HostNetwork
+from hutch.rules import netplan
+from hutch.rules.lbplan import TaskApi
 from hutch.settings import Settings, load_settings
 
 log = get_logger(__name__)
@@ -104,8 +106,11 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
             insecure_registries=tuple(r for r in settings.insecure_registries.split(",") if r),
             auth_file=Path(settings.registry_auth_file) if settings.registry_auth_file else None,
         )
-        network = BridgeNetwork(platform_id=platform_id, state_path=paths.host / "ip_forward")
-        ingress = HaproxyIngress(paths.run / "ingress", bind_address=settings.ingress_address)
+        api = _task_api(settings, platform_id)
+        network = BridgeNetwork(
+            platform_id=platform_id, state_path=paths.host / "ip_forward", task_api=api is not None
+        )
+        ingress = HaproxyIngress(paths.run / "ingress", bind_address=settings.ingress_address, task_api=api)
     context = AgentContext(
         host_id=_host_id(paths, ids.hex(17)),
         name=socket.gethostname(),
@@ -120,6 +125,18 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
         memory_mib=settings.host_memory_mib,
     )
     return HostAgent(context), ingress
+
+
+def _task_api(settings: Settings, platform_id: str) -> TaskApi | None:
+    """Where tasks find the platform's API, if they are to."""
+    if settings.task_api == "off":
+        return None
+    return TaskApi(
+        address=netplan.TASK_ENDPOINT[0],
+        port=netplan.TASK_API_PORT,
+        link=netplan.bridge_name(platform_id),
+        server=reachable_address(settings.listen),
+    )
 
 
 def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Driver:

@@ -67,3 +67,9 @@ def settings_environment(settings: Settings) -> dict[str, str]:
     return {f"HUTCH_{name.upper()}": str(getattr(settings, name)) for name in settings.__struct_fields__} | {
         k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ
     }
+
+
+def reachable_address(listen: str) -> str:
+    """HOST:PORT at which programs of this host reach what listens so: loopback, if it listens on every address."""
+    host, _, port = listen.rpartition(":")
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + f":{port}"

@@ -24,6 +24,7 @@ from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import store_stopped
 from hutch.control.ops.taskroles import TaskRoles
+from hutch.control.surroundings import TaskAddresses
 from hutch.control.taskspec import task_spec, with_credentials
 from hutch.model.record import Cause
 from hutch.model.task import STOPPED, CauseLink, Phase, Task
@@ -51,6 +52,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     logs: LogOps
     launch_secrets: LaunchSecrets
     task_roles: TaskRoles
+    addresses: TaskAddresses
     region: str
     account_id: str
     platform_id: str
@@ -273,6 +275,7 @@ class HostSession:
         spec = task_spec(
             task, definition, subnet, region=self._context.region, account_id=self._context.account_id
         )
+        spec = self._context.addresses.add(spec, task, subnet)
         spec = with_credentials(spec, self._context.task_roles.credentials_id(task, definition))
         if task.desired_status == STOPPED:
             return spec

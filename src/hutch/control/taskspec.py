@@ -47,7 +47,7 @@ def task_spec(
         network_mode=document.get("networkMode", "bridge"),
         architecture=_ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
         interface=_interface(task, subnet),
-        containers=tuple(_container_spec(task, c, document, region) for c in task.containers),
+        containers=tuple(_container_spec(task, c, document, region, arn) for c in task.containers),
         volumes=tuple(
             VolumeSpec(name=v["name"], source_path=v.get("host", {}).get("sourcePath", ""))
             for v in document.get("volumes", [])
@@ -80,7 +80,9 @@ def _interface(task: Task, subnet: Subnet | None) -> InterfaceSpec | None:
     )
 
 
-def _container_spec(task: Task, container: Container, document: dict[str, Any], region: str) -> ContainerSpec:
+def _container_spec(
+    task: Task, container: Container, document: dict[str, Any], region: str, arn: str
+) -> ContainerSpec:
     definition = next(d for d in document["containerDefinitions"] if d["name"] == container.name)
     override: dict[str, Any] = next(
         (o for o in task.overrides.get("containerOverrides", []) if o.get("name") == container.name), {}
@@ -137,7 +139,7 @@ def _container_spec(task: Task, container: Container, document: dict[str, Any], 
             if "containerPort" in p
         ),
         log=_log(task, definition),
-        labels=_labels(task, definition, region),
+        labels=_labels(task, definition, arn),
     )
 
 
@@ -196,11 +198,12 @@ def _log(task: Task, definition: dict[str, Any]) -> LogSpec:
     return LogSpec(driver=driver, options=options, stream=stream)
 
 
-def _labels(task: Task, definition: dict[str, Any], region: str) -> dict[str, str]:
+def _labels(task: Task, definition: dict[str, Any], arn: str) -> dict[str, str]:
     return {
         **definition.get("dockerLabels", {}),
         "com.amazonaws.ecs.cluster": task.cluster,
         "com.amazonaws.ecs.container-name": definition["name"],
+        "com.amazonaws.ecs.task-arn": arn,
         "com.amazonaws.ecs.task-definition-family": task.family,
         "com.amazonaws.ecs.task-definition-version": str(task.revision),
     }

@@ -74,6 +74,18 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     oom_rss_bytes: int = 0
 
 
+class ProbeAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a health check's command gave: `exit_code` None if it did not end or could not be run."""
+
+    exit_code: int | None
+    timed_out: bool = False
+    output: str = ""
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.exit_code == 0 and not self.timed_out
+
+
 class Start(msgspec.Struct, frozen=True):
     """Start the container."""
 
@@ -113,6 +125,8 @@ class ContainerState(msgspec.Struct, kw_only=True):
     rule: ContainerRule
     status: str = PENDING
     health: str = "UNKNOWN"
+    health_since: float | None = None
+    last_probe: ProbeAnswer | None = None
     failures: int = 0
     exit: Exit | None = None
     reason: str = ""
@@ -150,6 +164,7 @@ class TaskMachine:
         actions: list[Action] = []
         if state.rule.health:
             state.health, state.failures = "UNKNOWN", 0
+            state.health_since, state.last_probe = None, None
             actions.append(Arm(f"probe/{name}", min(FIRST_PROBE_AFTER_S, state.rule.health.interval_s)))
         waited_for = any(
             d == name and c != "START" for s in self.containers.values() for d, c in s.rule.depends_on
@@ -185,9 +200,10 @@ class TaskMachine:
             )
         return self._advance(now)
 
-    def probed(self, name: str, healthy: bool, now: float) -> list[Action]:
+    def probed(self, name: str, answer: ProbeAnswer, now: float) -> list[Action]:
         """The container's health check was run."""
         state = self.containers[name]
+        healthy, before = answer.is_healthy, state.health
         rule = state.rule.health
         if state.status != RUNNING or rule is None or state.started_at is None:
             return []
@@ -198,6 +214,9 @@ class TaskMachine:
             state.failures += 1
             if state.failures >= rule.retries:
                 state.health = "UNHEALTHY"
+        state.last_probe = answer
+        if state.health != before:
+            state.health_since = now
         soon = state.health == "UNKNOWN" and age < rule.interval_s
         again = Arm(f"probe/{name}", min(FIRST_PROBE_AFTER_S, rule.interval_s) if soon else rule.interval_s)
         return [again, *self._advance(now)]

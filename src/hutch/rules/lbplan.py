@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 MAX_CONNECTIONS = 10_000
+MAX_API_CONNECTIONS = 1000
+MAX_API_CONNECTIONS_OF_ONE = 64
+"""Of one task: so that one that opens and holds as many as it can leaves the API to the others."""
 
 
 class PublishedEndpoint(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -16,6 +19,16 @@ class PublishedEndpoint(msgspec.Struct, frozen=True, kw_only=True, order=True):
     address: str
 
 
+class TaskApi(msgspec.Struct, frozen=True, kw_only=True):
+    """The platform's API for its tasks: an address of the bridge `link`, heard from there only, that leads to `server`
+    (HOST:PORT)."""
+
+    address: str
+    port: int
+    link: str
+    server: str
+
+
 def configuration(
     endpoints: Sequence[PublishedEndpoint],
     *,
@@ -23,6 +36,7 @@ def configuration(
     stats_socket: str,
     max_connections: int = MAX_CONNECTIONS,
     user: str = "",
+    task_api: TaskApi | None = None,
 ) -> str:
     """A whole configuration: one TCP listener for each endpoint, so that any protocol passes through untouched.
 
@@ -32,6 +46,7 @@ def configuration(
     found by keep-alives within a minute. After a reload the old process lives as long as its last connection.
     """
     host = f"[{bind_address}]" if ":" in bind_address else bind_address
+    api = _api_section(task_api) if task_api else []
     lines = [
         "global",
         f"    maxconn {max_connections}",
@@ -58,6 +73,7 @@ def configuration(
         "    timeout client-fin 1h",
         "    timeout server-fin 1h",
         "    retries 3",
+        *api,
     ]
     for endpoint in sorted(endpoints):
         lines += [
@@ -66,3 +82,18 @@ def configuration(
             f"    server {endpoint.task_id[:12]} {endpoint.address}:{endpoint.container_port}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _api_section(api: TaskApi) -> list[str]:
+    """Bytes pass through untouched here, too: who asks is told by the signature alone."""
+    return [
+        "listen api",
+        f"    bind {api.address}:{api.port} interface {api.link}",
+        f"    maxconn {MAX_API_CONNECTIONS}",
+        "    timeout client 10m",
+        "    timeout server 10m",
+        "    stick-table type ip size 64k expire 10m store conn_cur",
+        "    tcp-request connection track-sc0 src",
+        f"    tcp-request connection reject if {{ sc0_conn_cur gt {MAX_API_CONNECTIONS_OF_ONE} }}",
+        f"    server control {api.server}",
+    ]

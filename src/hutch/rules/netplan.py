@@ -17,6 +17,9 @@ ZONES = ("a", "b", "c")
 MIN_VPC_PREFIX, MAX_VPC_PREFIX = 8, 26
 TASK_ENDPOINT = ("169.254.170.2", 80)
 """Where tasks find what ECS has for them: a link-local address of the bridge, the same for all, each asked for itself."""
+TASK_API_PORT = 14566
+"""Where tasks find the platform's API, at the same address. Not 4566: whoever listens there on every address of the host,
+as the platform itself may, would keep the ingress from listening."""
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _TASK_CHARACTERS = 6
 
@@ -111,16 +114,18 @@ class PortPlan(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
 
 
-def set_up_plan(platform_id: str, vpc_cidr: str, subnets: Iterable[tuple[str, str]]) -> tuple[Operation, ...]:
+def set_up_plan(
+    platform_id: str, vpc_cidr: str, subnets: Iterable[tuple[str, str]], *, task_api: bool = False
+) -> tuple[Operation, ...]:
     """The platform's bridge and rules; `subnets` are (CIDR, gateway address) pairs. The rules come first, so that
-    no port is ever without them."""
+    no port is ever without them. `task_api`: tasks may reach the platform's API."""
     bridge = bridge_name(platform_id)
     addresses = (
         *((gateway, ipaddress.ip_network(cidr).prefixlen) for cidr, gateway in subnets),
         (TASK_ENDPOINT[0], 32),
     )
     return (
-        ApplyRules(commands=base_rules(platform_id, vpc_cidr)),
+        ApplyRules(commands=base_rules(platform_id, vpc_cidr, task_api=task_api)),
         AddBridge(name=bridge, mac=bridge_mac(platform_id), addresses=addresses),
         SetForwarding(on=True),
     )
@@ -272,7 +277,7 @@ def table_name(platform_id: str) -> str:
     return f"hutch_{platform_id}"
 
 
-def base_rules(platform_id: str, vpc_cidr: str) -> str:
+def base_rules(platform_id: str, vpc_cidr: str, *, task_api: bool = False) -> str:
     """nftables commands for the platform's tables: NAT to the outside, forwarding, and the anti-spoofing base.
 
     Idempotent: the tables are made if they are missing, and their base chains written anew; the ports' elements are
@@ -280,13 +285,16 @@ def base_rules(platform_id: str, vpc_cidr: str) -> str:
     `sources` knows that port, MAC and address. So IPv6, VLANs and DHCP servers in tasks come to nothing, and a port whose rules
     are missing is deaf. Security groups will be verdict maps from port to a chain for each task, behind this check.
 
-    Nothing that listens on the host, on whichever of its addresses, is there for tasks, except a name server and the
-    agent's endpoint, which listens on the bridge only.
+    Nothing that listens on the host, on whichever of its addresses, is there for tasks, except a name server and, at an
+    address of the bridge, the agent's endpoint and (`task_api`) the platform's API.
 
     Link-local addresses are the host's own cloud metadata service: a task must not get the host's credentials. The
     segment size is clamped because a host's own link may be narrower than the tasks' (VPNs, clouds, nesting).
     """
     table, bridge = table_name(platform_id), bridge_name(platform_id)
+    address, port = TASK_ENDPOINT
+    ports = f"{port}, {TASK_API_PORT}" if task_api else str(port)
+    for_tasks = f"ip daddr {address} tcp dport {{ {ports} }}"
     return f"""
 add table ip {table}
 add chain ip {table} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
@@ -298,7 +306,7 @@ flush chain ip {table} input
 add rule ip {table} input iifname "{bridge}" ct state established,related accept
 add rule ip {table} input iifname "{bridge}" icmp type echo-request accept
 add rule ip {table} input iifname "{bridge}" meta l4proto {{ tcp, udp }} th dport 53 accept
-add rule ip {table} input iifname "{bridge}" ip daddr {TASK_ENDPOINT[0]} tcp dport {TASK_ENDPOINT[1]} accept
+add rule ip {table} input iifname "{bridge}" {for_tasks} accept
 add rule ip {table} input iifname "{bridge}" reject
 add rule ip {table} postrouting ip saddr {vpc_cidr} ip daddr != {vpc_cidr} oifname != "{bridge}" masquerade
 add rule ip {table} forward iifname "{bridge}" oifname "{bridge}" accept

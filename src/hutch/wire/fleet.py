@@ -115,6 +115,8 @@ class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     registry_credentials: tuple[str, str] | None = None
     """User name and password for the image's registry. Never logged, never written to a task's handle."""
+    metadata_id: str = ""
+    """Where the container asks what is known of it (`/v4/<id>`, `/v3/<id>`); empty: nowhere."""
 
 
 class InterfaceSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -134,6 +136,17 @@ class PublishSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     host_port: int
     container_port: int
+
+
+class Surroundings(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a task may know of where it runs, and its host can't see."""
+
+    availability_zone: str = ""
+    vpc_id: str = ""
+    private_dns_name: str = ""
+    service: str = ""
+    tags: dict[str, str] = {}
+    """As they were when the task was launched."""
 
 
 class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -160,6 +173,7 @@ class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     ipc_mode: str = ""
     credentials_id: str = ""
     """Where the task asks for its role's credentials (`/v2/credentials/<id>`); empty: it has no role."""
+    surroundings: Surroundings = Surroundings()
 
 
 class CauseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):

@@ -26,6 +26,7 @@ from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
 from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
+from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
@@ -109,7 +110,7 @@ class HostAgent:
             send_logs=self._send_logs,
         )
         self._credentials = RoleCredentials(context.clock, self._want_credentials)
-        self._endpoint = TaskEndpoint(self._task_at, self._credentials)
+        self._endpoint = TaskEndpoint(self._task_at, self._credentials, context.clock)
 
     async def start(self) -> None:
         """Look at what the host can do, and take over the tasks that are on disk."""
@@ -298,10 +299,11 @@ class HostAgent:
         self._send(wanted)
         return True
 
-    def _task_at(self, address: str) -> wire.TaskSpec | None:
+    def _task_at(self, address: str) -> TaskView | None:
         """The task that runs with this address."""
-        specs = (self._runners[t].spec for t in self._running if t in self._runners)
-        return next((s for s in specs if s.interface and s.interface.address == address), None)
+        runners = (self._runners[t] for t in self._running if t in self._runners)
+        interfaces = ((r, r.spec.interface) for r in runners)
+        return next((r.view() for r, i in interfaces if i is not None and i.address == address), None)
 
     async def _set_up_network(self, welcome: wire.Welcome | None) -> None:
         """Bring the host's network to what the control plane says; remembered, for a start without it."""
@@ -311,6 +313,7 @@ class HostAgent:
         await self._context.network.set_up(welcome.vpc_cidr, welcome.subnets)
         if not self._endpoint.is_serving:
             await self._serve_tasks()
+            self._request(self._serve_api())
         if known is None or (known.vpc_cidr, known.subnets) != (welcome.vpc_cidr, welcome.subnets):
             await asyncio.to_thread(write_atomically, self._network_path, msgspec.json.encode(welcome))
 
@@ -323,6 +326,12 @@ class HostAgent:
             return
         if listening is not None:
             await self._endpoint.start(listening)
+
+    async def _serve_api(self) -> None:
+        try:
+            await self._context.ingress.serve_api()
+        except HostFault as fault:
+            log.error("API not served to tasks", reason=fault.message, fix=fault.fix)
 
     def _load_network(self) -> wire.Welcome | None:
         try:
@@ -438,6 +447,7 @@ class HostAgent:
         try:
             await runner.forget(self._kept_logs)
             self._credentials.forget(task_id)
+            self._endpoint.forget(task_id)
             del self._runners[task_id]
         finally:
             self._forgetting.discard(task_id)
@@ -577,7 +587,8 @@ class HostAgent:
         runner = self._runners.get(task_id)
         if runner is None or task_id not in self._running:
             raise HostFault("NotFound", f"task {task_id} does not run on this host")
-        return await runner.stats()
+        built: dict[str, Any] = msgspec.to_builtins(await runner.stats())
+        return built
 
     # -- the host
 

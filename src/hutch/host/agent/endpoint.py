@@ -1,7 +1,7 @@
-"""What answers a task at 169.254.170.2: the credentials of its role.
+"""What answers a task at 169.254.170.2: what is known of it, what it uses, and the credentials of its role.
 
 Who asks is told by the address that a request comes from, which the bridge's rules let no other task use; and the path holds
-an id that only the task's environment has. So another task's credentials can neither be asked for nor guessed.
+an id that only the task's environment has. So another task's credentials and metadata can neither be asked for nor guessed.
 """
 
 import asyncio
@@ -11,17 +11,23 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
+from hutch.base.clock import Clock
 from hutch.base.errors import HutchError, Unavailable
 from hutch.base.log import get_logger
 from hutch.host.agent.credentials import RoleCredentials, RoleRefused
-from hutch.wire.fleet import CredentialsGiven, TaskSpec
+from hutch.host.agent.dockerstats import Sample, Samples, docker_stats
+from hutch.host.agent.metadata import TaskView, container_document, docker_id, task_document
+from hutch.wire.fleet import ContainerSpec, CredentialsGiven
 
 log = get_logger(__name__)
 
 CREDENTIALS_PATH = "/v2/credentials/"
+METADATA_VERSIONS = ("v3", "v4")
+STATS_TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = 8192
 MAX_CONNECTIONS = 512
 MAX_CONNECTIONS_OF_ONE = 16
@@ -45,9 +51,12 @@ class _Refused(Exception):
 class TaskEndpoint:
     """A small HTTP/1.1 server. `task_at` finds the running task of an address."""
 
-    def __init__(self, task_at: Callable[[str], TaskSpec | None], credentials: RoleCredentials) -> None:
+    def __init__(
+        self, task_at: Callable[[str], TaskView | None], credentials: RoleCredentials, clock: Clock
+    ) -> None:
         self._task_at = task_at
         self._credentials = credentials
+        self._samples = Samples(clock)
         self._server: asyncio.Server | None = None
         self._connections: Counter[str] = Counter()
         self._serving: set[asyncio.Task[None]] = set()
@@ -59,6 +68,10 @@ class TaskEndpoint:
     @property
     def is_serving(self) -> bool:
         return self._server is not None
+
+    def forget(self, task_id: str) -> None:
+        """The task is gone."""
+        self._samples.forget(task_id)
 
     async def close(self) -> None:
         """Answer nobody from now on."""
@@ -100,35 +113,96 @@ class TaskEndpoint:
     async def _answer(self, reader: asyncio.StreamReader, address: str) -> bytes:
         head = await reader.readuntil(b"\r\n\r\n")
         try:
-            return _response(200, await self._credentials_for(head, address))
+            return _response(200, await self._document(_path_of(head), address))
         except _Refused as refused:
             return _response(refused.status, {"code": refused.code, "message": refused.message})
 
-    async def _credentials_for(self, head: bytes, address: str) -> dict[str, str]:
-        method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
-        path = rest.partition(" ")[0].partition("?")[0]
-        if not rest.startswith("/"):
-            raise _Refused(400, "InvalidRequest", "This is no HTTP request.")
-        if method != "GET":
-            raise _Refused(405, "InvalidMethod", "Use GET.")
-        task = self._task_at(address)
-        wanted = path.removeprefix(CREDENTIALS_PATH).encode()
-        if (
-            task is None
-            or not task.credentials_id
-            or not path.startswith(CREDENTIALS_PATH)
-            or not hmac.compare_digest(wanted, task.credentials_id.encode())
-        ):
-            raise _Refused(404, "NotFound", f"Nothing is served at {path[:100]}.")
+    async def _document(self, path: str, address: str) -> Any:
+        """What the task at an address finds at a path."""
+        view = self._task_at(address)
+        if view is not None:
+            if path.startswith(CREDENTIALS_PATH):
+                wanted = path.removeprefix(CREDENTIALS_PATH)
+                if view.spec.credentials_id and _same(wanted, view.spec.credentials_id):
+                    return await self._credentials_of(view.spec.task_id)
+            else:
+                version, _, rest = path.removeprefix("/").partition("/")
+                metadata_id, _, what = rest.partition("/")
+                container = _container_at(view, metadata_id)
+                if version in METADATA_VERSIONS and container is not None:
+                    return await self._metadata(view, container, version, what.rstrip("/"))
+        raise _Refused(404, "NotFound", f"Nothing is served at {path[:100]}.")
+
+    async def _credentials_of(self, task_id: str) -> dict[str, str]:
         try:
-            return _shape(await self._credentials.get(task.task_id))
+            return _shape(await self._credentials.get(task_id))
         except RoleRefused as error:
             raise _Refused(403, "AccessDenied", error.message) from None
         except Unavailable as error:
             raise _Refused(503, "Unavailable", error.message) from None
         except HutchError as error:
-            log.error("credentials not served", task=task.task_id, reason=error.message)
+            log.error("credentials not served", task=task_id, reason=error.message)
             raise _Refused(503, "Unavailable", "The credentials can't be served; try again.") from None
+
+    async def _metadata(self, view: TaskView, container: ContainerSpec, version: str, what: str) -> Any:
+        if what == "":
+            return container_document(view, container, version)
+        if what in ("task", "taskWithTags"):
+            disk_bytes = await self._disk_bytes(view) if version == "v4" else None
+            return task_document(view, version, tags=what == "taskWithTags", disk_bytes=disk_bytes)
+        if what in ("stats", "task/stats"):
+            now, before = await self._sample(view)
+            of = {c.name: docker_id(view, c) for c in view.spec.containers}
+            if what == "stats":
+                return docker_stats(view.spec, container, of[container.name], now, before)
+            return {
+                of[c.name]: docker_stats(view.spec, c, of[c.name], now, before) for c in view.spec.containers
+            }
+        raise _Refused(
+            404,
+            "NotFound",
+            "Of a container there are its path itself, /stats, /task, /task/stats, /taskWithTags.",
+        )
+
+    async def _sample(self, view: TaskView) -> tuple[Sample, Sample | None]:
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await self._samples.get(view.spec.task_id, view.take_stats, view.take_traffic)
+        except HutchError as error:
+            raise _Refused(
+                503, "Unavailable", f"What the task uses can't be told: {error.message}."
+            ) from None
+        except TimeoutError:
+            raise _Refused(
+                503, "Unavailable", "What the task uses can't be told in time; try again."
+            ) from None
+
+    async def _disk_bytes(self, view: TaskView) -> int | None:
+        """What the task's disk takes; None where that is not known, which spoils nothing else."""
+        try:
+            now, _ = await self._sample(view)
+        except _Refused:
+            return None
+        return now.stats.disk_bytes
+
+
+def _path_of(head: bytes) -> str:
+    method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
+    if not rest.startswith("/"):
+        raise _Refused(400, "InvalidRequest", "This is no HTTP request.")
+    if method != "GET":
+        raise _Refused(405, "InvalidMethod", "Use GET.")
+    return rest.partition(" ")[0].partition("?")[0]
+
+
+def _same(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
+
+
+def _container_at(view: TaskView, metadata_id: str) -> ContainerSpec | None:
+    """The container that a path names; all are compared, each in constant time."""
+    found = [c for c in view.spec.containers if c.metadata_id and _same(metadata_id, c.metadata_id)]
+    return found[0] if found else None
 
 
 def _shape(given: CredentialsGiven) -> dict[str, str]:
@@ -142,7 +216,7 @@ def _shape(given: CredentialsGiven) -> dict[str, str]:
     }
 
 
-def _response(status: int, body: dict[str, str]) -> bytes:
+def _response(status: int, body: Any) -> bytes:
     data = msgspec.json.encode(body)
     head = (
         f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: application/json\r\n"

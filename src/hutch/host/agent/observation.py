@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.host.agent.metadata import Health
 from hutch.host.agent.taskfile import SavedContainer, TaskFile
 from hutch.host.drivers.contract import HostFault
 from hutch.model.task import CauseLink
@@ -55,6 +56,21 @@ class Observation:
             causes=tuple(_cause_fact(c) for c in machine.causes[:MAX_CAUSES]),
             phases=tuple(self.phases),
             **self.times,
+        )
+
+    def health(self) -> dict[str, Health]:
+        """Of the containers that have a health check."""
+        return {
+            name: Health(status=s.health, since=s.health_since, last_probe=s.last_probe)
+            for name, s in self.machine.containers.items()
+            if s.rule.health is not None
+        }
+
+    @property
+    def created_at(self) -> float | None:
+        """When the sandbox was there, and its containers could be made."""
+        return max(
+            (p.ended_at for p in self.phases if p.name in ("boot", "sandbox") and p.ended_at), default=None
         )
 
     def saved_containers(self) -> tuple[SavedContainer, ...]:

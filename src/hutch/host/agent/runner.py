@@ -20,6 +20,7 @@ from hutch.base.errors import HutchError, StorageFull
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import GIB
+from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets, without_secrets
@@ -35,6 +36,7 @@ from hutch.host.drivers.contract import (
     SandboxExited,
     SandboxGone,
     SandboxSpec,
+    SandboxStats,
 )
 from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
@@ -58,6 +60,10 @@ CLEAN_UP_TRIES = 3
 
 class Ingress(Protocol):
     """What publishes host ports; `hutch.host.lb` implements it. It remembers them when the agent is started anew."""
+
+    async def serve_api(self) -> None:
+        """The network is there: let tasks reach the platform's API, if they are to. Raises `HostFault`."""
+        ...
 
     async def publish(self, task: TaskSpec) -> None:
         """Make the task's published ports reachable. Raises `HostFault`."""
@@ -171,12 +177,25 @@ class TaskRunner:
         """Remove what a set-up that was cut off has left; the task itself is to be started anew."""
         await self._clean_up_steps()
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> SandboxStats:
         """What the sandbox uses now. Raises `HostFault`."""
         if self._driver is None or self._file.handle is None:
             raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
-        built: dict[str, Any] = msgspec.to_builtins(await self._driver.stats(self._file.handle))
-        return built
+        return await self._driver.stats(self._file.handle)
+
+    def view(self) -> TaskView:
+        """What the task may see of itself now."""
+        return TaskView(
+            spec=self.spec,
+            facts=self._seen.facts(),
+            stops=self._machine.is_stopping or self._file.stop is not None,
+            created_at=self._seen.created_at,
+            nameservers=self._file.attachment.nameservers if self._file.attachment else (),
+            search=self._file.attachment.search if self._file.attachment else (),
+            health=self._seen.health(),
+            take_stats=self.stats,
+            take_traffic=lambda: self._context.network.traffic(self.spec),
+        )
 
     async def forget(self, kept_logs: Path) -> None:
         """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""
@@ -538,14 +557,18 @@ class TaskRunner:
         assert self._driver is not None and self._file.handle is not None
         check = container_named(self.spec, name).health_check
         assert check is not None
-        healthy = False
         try:
             async with asyncio.timeout(check.timeout_s + START_LIMIT_S):
                 result = await self._driver.probe(self._file.handle, name, check.command, check.timeout_s)
-            healthy = result.exit_code == 0 and not result.timed_out
+            answer = rules.ProbeAnswer(
+                exit_code=None if result.timed_out else result.exit_code,
+                timed_out=result.timed_out,
+                output=result.output,
+            )
         except (HostFault, TimeoutError) as error:
             log.info("health check not run", task=self.spec.task_id, container=name, reason=str(error))
-        self._events.put_nowait(lambda: self._machine.probed(name, healthy, self._now()))
+            answer = rules.ProbeAnswer(exit_code=None, output=f"it could not be run: {error}")
+        self._events.put_nowait(lambda: self._machine.probed(name, answer, self._now()))
 
     # -- the end
 

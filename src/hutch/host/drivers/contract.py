@@ -177,10 +177,12 @@ class ContainerStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class SandboxStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Use of a sandbox: what its containers use, and what it costs the host in all."""
+    """Use of a sandbox: what its containers use, and what it costs the host in all. `disk_bytes`: what its own disk takes
+    of the host's; None: it has none."""
 
     host_cpu_ns: int
     host_memory_bytes: int
+    disk_bytes: int | None = None
     containers: dict[str, ContainerStats] = {}
 
 

@@ -10,6 +10,7 @@ import socket
 
 from hutch.host.drivers.contract import Attachment, RootImage
 from hutch.host.images.contract import ImageFault
+from hutch.host.network.contract import Traffic
 from hutch.wire.fleet import ImageFact, TaskSpec
 
 _FAULTS = {
@@ -97,6 +98,9 @@ class FakeNetwork:
     async def remove_strays(self, task_ids: frozenset[str]) -> None:
         self.ports &= task_ids
 
+    def traffic(self, task: TaskSpec) -> Traffic | None:
+        return None
+
     def endpoint_socket(self) -> socket.socket | None:
         return None
 
@@ -110,6 +114,9 @@ class FakeIngress:
 
     def __init__(self) -> None:
         self.published: dict[str, TaskSpec] = {}
+
+    async def serve_api(self) -> None:
+        """There is nobody who could ask."""
 
     async def publish(self, task: TaskSpec) -> None:
         self.published[task.task_id] = task

@@ -101,6 +101,15 @@ def link_names(ip: IPRoute) -> list[str]:
     return [str(link.get_attr("IFLA_IFNAME")) for link in ip.get_links()]
 
 
+def counters(name: str) -> dict[str, int] | None:
+    """A link's counters by the kernel's names (`rx_bytes`, `tx_packets`, ...); None if there is no such link."""
+    directory = Path("/sys/class/net") / name / "statistics"
+    try:
+        return {p.name: int(p.read_text()) for p in directory.iterdir()}
+    except OSError:
+        return None
+
+
 def networks_in_use(ip: IPRoute) -> list[str]:
     """The IPv4 networks that the host's addresses and routes cover, default routes left out."""
     networks = [f"{a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}" for a in ip.get_addr(family=2)]

@@ -20,10 +20,10 @@ from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.host.drivers.contract import HostFault
 from hutch.host.images.archives import write_atomically
-from hutch.host.kernel.listeners import tcp_listener
+from hutch.host.kernel.listeners import listen_on_link, tcp_listener
 from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, send_signal, wait_gone
 from hutch.host.kernel.run import CommandFailed, run
-from hutch.rules.lbplan import MAX_CONNECTIONS, PublishedEndpoint, configuration
+from hutch.rules.lbplan import MAX_CONNECTIONS, PublishedEndpoint, TaskApi, configuration
 from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
@@ -42,21 +42,41 @@ class _State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     serving: ProcessRef | None = None
     configuration: str = ""
+    api: bool = False
+    """Whether it serves the platform's API to tasks."""
     endpoints: dict[str, tuple[PublishedEndpoint, ...]] = {}
 
 
 class HaproxyIngress:
     """`hutch.host.agent.runner.Ingress` with HAProxy. `directory` is its own, on the run file system."""
 
-    def __init__(self, directory: Path, *, bind_address: str) -> None:
+    def __init__(self, directory: Path, *, bind_address: str, task_api: TaskApi | None = None) -> None:
+        """`task_api`: where tasks are to find the platform's API, once `serve_api` is called; None: nowhere."""
         self._directory = directory
         self._config = directory / "haproxy.cfg"
         self._socket = directory / "haproxy.sock"
         self._bind_address = bind_address
+        self._task_api = task_api
+        self._serves_api = False
         self._wanted: dict[str, tuple[PublishedEndpoint, ...]] = {}
         self._state: _State | None = None
         self._lock = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+
+    async def serve_api(self) -> None:
+        """The bridge is there: let tasks reach the platform's API from now on. Raises `HostFault` (PortInUse,
+        IngressFault); published ports are not touched by that."""
+        async with self._lock:
+            before = self._load().api
+            if self._task_api is not None and not (before and await self._processes()):
+                self._check_api(self._task_api)
+            self._serves_api = self._task_api is not None
+        if self._serves_api or before:
+            try:
+                await self._apply()
+            except HostFault:
+                self._serves_api = False
+                raise
 
     async def publish(self, task: TaskSpec) -> None:
         """Make the task's published ports reachable. Raises `HostFault` (PortInUse, IngressFault).
@@ -108,6 +128,7 @@ class HaproxyIngress:
             for name in _FILES:
                 (self._directory / name).unlink(missing_ok=True)
             self._wanted.clear()
+            self._serves_api = False
             self._state = _State()
 
     def _load(self) -> _State:
@@ -122,29 +143,31 @@ class HaproxyIngress:
             except msgspec.DecodeError as error:
                 log.warning("ingress file unreadable, endpoints come back one by one", reason=str(error))
             self._wanted = dict(self._state.endpoints)
+            self._serves_api = self._state.api and self._task_api is not None
         return self._state
 
     async def _apply(self) -> None:
         """Bring HAProxy to what is published now; callers that come together share one reload."""
         async with self._lock:
             state = self._load()
-            wanted = dict(self._wanted)
+            wanted, api = dict(self._wanted), self._serves_api
             text = configuration(
                 [e for endpoints in wanted.values() for e in endpoints],
                 bind_address=self._bind_address,
                 stats_socket=str(self._socket),
                 max_connections=_max_connections(),
                 user=_user(),
+                task_api=self._task_api if api else None,
             )
             processes = await self._processes()
             serving = state.serving if state.serving in processes else None
-            if not any(wanted.values()):
+            if not any(wanted.values()) and not api:
                 for process in processes:
                     send_signal(process, signal.SIGUSR1)  # ends after its last connection
                 serving, text = None, ""
             elif serving is None or text != state.configuration:
                 serving = await self._start(text, processes)
-            after = _State(serving=serving, configuration=text, endpoints=wanted)
+            after = _State(serving=serving, configuration=text, api=api, endpoints=wanted)
             if after != state:
                 # Well below a millisecond on the run file system, and no caller may see a half-known state.
                 write_atomically(self._directory / "haproxy.json", msgspec.json.encode(after))
@@ -209,6 +232,17 @@ class HaproxyIngress:
             listener = await asyncio.to_thread(tcp_listener, self._bind_address, port, but=own)
             if listener is not None:
                 raise self._port_fault(port, f"{listener.program} (process {listener.pid}) listens there")
+
+    def _check_api(self, api: TaskApi) -> None:
+        """As above. Other platforms listen at the same address, each on its own bridge, so only trying tells."""
+        try:
+            listen_on_link(api.address, api.port, api.link).close()
+        except OSError as error:
+            raise HostFault(
+                "PortInUse",
+                f"tasks can't reach the API: {api.address}:{api.port} can't be listened on: {error.strerror}",
+                fix=f"find who listens on port {api.port} of every address, and let it listen on fewer",
+            ) from None
 
     def _port_fault(self, port: int, why: str) -> HostFault:
         return HostFault(

@@ -12,6 +12,7 @@ from hutch.host.drivers.contract import Attachment, HostFault
 from hutch.host.kernel import links, nft
 from hutch.host.kernel.listeners import listen_on_link
 from hutch.host.kernel.run import CommandFailed
+from hutch.host.network.contract import Counters, Traffic
 from hutch.host.network.operations import perform
 from hutch.host.network.resolvers import host_resolvers
 from hutch.rules import netplan
@@ -23,17 +24,21 @@ T = TypeVar("T")
 class BridgeNetwork:
     """`hutch.host.network.contract.HostNetwork` with a Linux bridge, taps, veths and nftables.
 
-    `state_path` remembers whether forwarding was switched on by us. A verb that is cancelled ends its step first, so
+    `state_path` remembers whether forwarding was switched on by us. `task_api`: the platform's API, which somebody else
+    serves, is open to tasks. A verb that is cancelled ends its step first, so
     that whoever cleans up comes after it, never beside it.
     """
 
-    def __init__(self, *, platform_id: str, state_path: Path) -> None:
+    def __init__(self, *, platform_id: str, state_path: Path, task_api: bool = False) -> None:
         self._platform_id = platform_id
         self._state_path = state_path
+        self._task_api = task_api
 
     async def set_up(self, vpc_cidr: str, subnets: tuple[tuple[str, str], ...]) -> None:
         """Bridge, gateway addresses, forwarding, NAT and the rules' tables."""
-        await self._carry_out(netplan.set_up_plan(self._platform_id, vpc_cidr, subnets))
+        await self._carry_out(
+            netplan.set_up_plan(self._platform_id, vpc_cidr, subnets, task_api=self._task_api)
+        )
 
     async def attach(self, task: TaskSpec, kind: str) -> Attachment:
         """The task's port; see the contract."""
@@ -95,6 +100,27 @@ class BridgeNetwork:
             commands = "".join(netplan.detach_rules(self._platform_id, *e) for e in stale)
             plan.append(netplan.ApplyRules(commands=commands, may_be_gone=True))
         await self._carry_out(plan)
+
+    def traffic(self, task: TaskSpec) -> Traffic | None:
+        """What has passed the task's port; see the contract."""
+        seen = links.counters(netplan.port_name(self._platform_id, task.task_id))
+        if seen is None:
+            return None
+        # What the host's end of the link receives is what the task sends.
+        return Traffic(
+            received=Counters(
+                bytes=seen["tx_bytes"],
+                packets=seen["tx_packets"],
+                errors=seen["tx_errors"],
+                dropped=seen["tx_dropped"],
+            ),
+            sent=Counters(
+                bytes=seen["rx_bytes"],
+                packets=seen["rx_packets"],
+                errors=seen["rx_errors"],
+                dropped=seen["rx_dropped"],
+            ),
+        )
 
     def endpoint_socket(self) -> socket.socket | None:
         """Where tasks ask for what ECS has for them; see the contract."""

@@ -3,8 +3,26 @@
 import socket
 from typing import Protocol
 
+import msgspec
+
 from hutch.host.drivers.contract import Attachment
 from hutch.wire.fleet import TaskSpec
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """What has passed in one direction since the port was made."""
+
+    bytes: int
+    packets: int
+    errors: int
+    dropped: int
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task has received and sent."""
+
+    received: Counters
+    sent: Counters
 
 
 class HostNetwork(Protocol):
@@ -28,6 +46,10 @@ class HostNetwork(Protocol):
 
     async def remove_strays(self, task_ids: frozenset[str]) -> None:
         """Remove ports and namespaces of this platform that belong to none of these tasks (after a crash)."""
+        ...
+
+    def traffic(self, task: TaskSpec) -> Traffic | None:
+        """What has passed the task's port; None: it has none."""
         ...
 
     def endpoint_socket(self) -> socket.socket | None:

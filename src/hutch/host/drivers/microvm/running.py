@@ -22,7 +22,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
-from hutch.host.drivers.microvm.vm import bound_qemu_log
+from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log
 from hutch.host.drivers.oci_config import build_process
 from hutch.host.kernel.process import process_use
 from hutch.model.exec import ExecSpec
@@ -113,6 +113,7 @@ class RunningVms(Generic[S]):
         return SandboxStats(
             host_cpu_ns=use.cpu_ns,
             host_memory_bytes=use.memory_bytes,
+            disk_bytes=allocated_bytes(sandbox.files.scratch),
             containers={
                 name: ContainerStats(cpu_ns=s.cpu_ns, memory_bytes=s.memory_bytes, pids=s.pids)
                 for name, s in answer.containers.items()

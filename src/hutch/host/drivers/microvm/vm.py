@@ -238,3 +238,11 @@ def write_console(files: VmFiles, data: bytes) -> None:
         os.write(fd, data)
     finally:
         os.close(fd)
+
+
+def allocated_bytes(path: Path) -> int | None:
+    """What a sparse file really takes of the disk; None if it is not there."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return None

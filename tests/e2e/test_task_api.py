@@ -1,0 +1,123 @@
+"""An unmodified SDK program in a microVM finds the platform's API, is its task role there, and sees itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.platform import Platform
+from tests.support.python_archive import NAME, make_python_archive
+
+pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": {"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"},
+}  # fmt: skip
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": "ecs:ListTasks", "Resource": "*"},
+        {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "*:secret:for-tasks-*"},
+    ],
+}
+SCRIPT = """
+import json, os, urllib.request
+import boto3
+from botocore.exceptions import ClientError
+
+def attempt(work):
+    try:
+        return work()
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+
+def metadata(what):
+    with urllib.request.urlopen(os.environ["ECS_CONTAINER_METADATA_URI_V4"] + what) as answer:
+        return json.load(answer)
+
+secrets = boto3.client("secretsmanager")
+print(json.dumps({
+    "tasks": boto3.client("ecs").list_tasks()["taskArns"],
+    "secret": attempt(lambda: secrets.get_secret_value(SecretId="for-tasks")["SecretString"]),
+    "other": attempt(lambda: secrets.get_secret_value(SecretId="for-nobody")["SecretString"]),
+    "clusters": attempt(lambda: boto3.client("ecs").list_clusters()),
+    "container": metadata(""),
+    "task": metadata("/taskWithTags"),
+    "stats": metadata("/task/stats"),
+}))
+"""
+LOGS = {"awslogs-group": "/api", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "t",
+        "awslogs-create-group": "true"}  # fmt: skip
+
+
+def run(platform: Platform, role: str) -> tuple[str, dict[str, Any]]:
+    """Run the script to its end; the task's ARN and what it wrote."""
+    ecs, logs = platform.client("ecs"), platform.client("logs")
+    ecs.register_task_definition(
+        family="sdk",
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="256",
+        memory="512",
+        taskRoleArn=role,
+        containerDefinitions=[
+            {
+                "name": "main",
+                "image": NAME,
+                "command": ["-c", SCRIPT],
+                "portMappings": [{"containerPort": 80}],
+                "logConfiguration": {"logDriver": "awslogs", "options": LOGS},
+            }
+        ],
+    )
+    tags = [{"key": "who", "value": "me"}]
+    arn = ecs.run_task(taskDefinition="sdk", launchType="FARGATE", tags=tags)["tasks"][0]["taskArn"]
+    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    stream = f"t/main/{arn.rpartition('/')[2]}"
+    events = logs.filter_log_events(logGroupName="/api", logStreamNames=[stream])["events"]
+    written = "\n".join(e["message"] for e in events)
+    assert written.startswith("{"), written
+    return arn, json.loads(written)
+
+
+def test_an_sdk_program_in_a_task(tmp_path: Path) -> None:
+    platform = Platform(tmp_path, drivers="microvm")
+    platform.start()
+    try:
+        platform.hutch("image", "import", str(make_python_archive(tmp_path)), NAME)
+        iam, secrets = platform.client("iam"), platform.client("secretsmanager")
+        role = iam.create_role(RoleName="app", AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]["Arn"]
+        iam.put_role_policy(RoleName="app", PolicyName="p", PolicyDocument=json.dumps(POLICY))
+        for name in ("for-tasks", "for-nobody"):
+            secrets.create_secret(Name=name, SecretString=f"the secret {name}")
+        arn, seen = run(platform, role)
+        described = platform.client("ecs").describe_tasks(tasks=[arn])["tasks"][0]
+    finally:
+        platform.stop()
+    assert platform.leftovers() == []
+    assert seen["tasks"] == [arn] and seen["secret"] == "the secret for-tasks"
+    assert seen["other"] == seen["clusters"] == "AccessDeniedException"
+    check_metadata(described, seen)
+
+
+def check_metadata(described: dict[str, Any], seen: dict[str, Any]) -> None:
+    """What the task saw of itself is what the API says of it."""
+    task, container, stats = seen["task"], seen["container"], seen["stats"]
+    attached = {d["name"]: d["value"] for d in described["attachments"][0]["details"]}
+    (network,) = container["Networks"]
+    assert task["TaskARN"] == described["taskArn"] and task["Cluster"] == described["clusterArn"]
+    assert task["AvailabilityZone"] == described["availabilityZone"] and task["TaskTags"] == {"who": "me"}
+    assert task["Limits"] == {"CPU": 0.25, "Memory": 512} and task["LaunchType"] == "FARGATE"
+    assert task["EphemeralStorageMetrics"]["Reserved"] == 20480
+    assert 0 < task["EphemeralStorageMetrics"]["Utilized"] < 2048
+    assert task["Containers"][0]["KnownStatus"] == task["DesiredStatus"] == "RUNNING"
+    assert container["ContainerARN"] == described["containers"][0]["containerArn"]
+    assert container["DockerId"] == described["containers"][0]["runtimeId"]
+    assert container["ImageID"] == described["containers"][0]["imageDigest"]
+    assert network["IPv4Addresses"] == [attached["privateIPv4Address"]]
+    assert network["MACAddress"] == attached["macAddress"]
+    assert network["PrivateDNSName"] == attached["privateDnsName"]
+    use = stats[container["DockerId"]]
+    assert use["cpu_stats"]["cpu_usage"]["total_usage"] > 0 and use["memory_stats"]["usage"] > 2**20
+    assert use["networks"]["eth0"]["rx_bytes"] > 1000
