@@ -8,6 +8,7 @@ import msgspec
 from hutch.api.gateway.native import NativeRequest, NativeRoute
 from hutch.base.errors import Invalid
 from hutch.control.ops.images import HostRequests, ImageOps
+from hutch.control.ops.suspending import SuspendOps
 from hutch.control.ops.tasks import TaskOps
 from hutch.model.image import LocalImage
 from hutch.model.record import Cause
@@ -22,7 +23,8 @@ MAX_WAIT_S = 50.0
 class NativeApi:
     """The handlers of hutch's own routes."""
 
-    def __init__(self, tasks: TaskOps, images: ImageOps, fleet: HostRequests) -> None:
+    def __init__(self, tasks: TaskOps, suspending: SuspendOps, images: ImageOps, fleet: HostRequests) -> None:
+        self._suspending = suspending
         self._tasks = tasks
         self._images = images
         self._fleet = fleet
@@ -42,6 +44,9 @@ class NativeApi:
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/wait", handler=self.wait),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/logs", handler=self.logs),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/stats", handler=self.stats),
+            NativeRoute(method="POST", template="/hutch/v1/tasks/{task}/suspend", handler=self.suspend_task),
+            NativeRoute(method="POST", template="/hutch/v1/tasks/{task}/resume", handler=self.resume_task),
+            NativeRoute(method="POST", template="/hutch/v1/tasks/{task}/fork", handler=self.fork_task),
         )
 
     async def list_images(self, request: NativeRequest) -> dict[str, Any]:
@@ -85,6 +90,23 @@ class NativeApi:
         task = self._tasks.find_anywhere(request.params["task"])
         return await self._fleet.request(task.host_id, "task.stats", {"task_id": task.task_id})
 
+    async def suspend_task(self, request: NativeRequest) -> dict[str, Any]:
+        """Take a running task out of memory; answered when it is."""
+        return _why(await self._suspending.suspend(request.params["task"]))
+
+    async def resume_task(self, request: NativeRequest) -> dict[str, Any]:
+        """Let a suspended task go on; answered when it does."""
+        return _why(await self._suspending.resume(_cause(request, "task resume"), request.params["task"]))
+
+    async def fork_task(self, request: NativeRequest) -> dict[str, Any]:
+        """Copies of a running task. Body: `{"count": 1}`."""
+        count = request.body.get("count", 1) if isinstance(request.body, dict) else 1
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise Invalid("count must be a whole number")
+        cause = _cause(request, "task fork")
+        forks = await self._suspending.fork(cause, request.params["task"], count)
+        return {"tasks": [_why(t) for t in forks]}
+
 
 def _cause(request: NativeRequest, action: str) -> Cause:
     return Cause(id=request.request_id, actor=request.principal.arn, action=action)
@@ -109,6 +131,8 @@ def _why(task: Task) -> dict[str, Any]:
         "stopped_reason": task.stopped_reason,
         "created_at": task.created_at,
         "started_at": task.started_at,
+        "suspended_at": task.suspended_at,
+        "fork_of": task.fork_of,
         "stopped_at": task.stopped_at,
         "causes": [
             {"kind": c.kind, "text": c.text, "evidence": c.evidence, "fix": c.fix} for c in task.causes

@@ -49,6 +49,7 @@ from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.secrets import SecretOps, values_exist
 from hutch.control.ops.sts import StsOps
+from hutch.control.ops.suspending import SuspendOps
 from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.ops.tasks import TaskOps
 from hutch.control.sessions import SessionTokens
@@ -172,6 +173,7 @@ async def _compose(
         wait_for_placement=settings.placement == "wait",
         strict_aws=settings.strict_aws,
     )
+    suspending = SuspendOps(store, clock, ids, tasks, fleet, limits=limits)
     paging = Paging(platform.identity.token_key)
     events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     app = Gateway(
@@ -200,7 +202,10 @@ async def _compose(
         clock=clock,
         region=region,
         account_id=account_id,
-        native_routes=(*NativeApi(tasks, ImageOps(store, fleet), fleet).routes(), *events.routes()),
+        native_routes=(
+            *NativeApi(tasks, suspending, ImageOps(store, fleet), fleet).routes(),
+            *events.routes(),
+        ),
         upload_directory=paths.uploads,
     )
     retention = RetentionLoop(

@@ -23,8 +23,8 @@ from hutch.base.ids import RandomIds
 from hutch.base.log import configure_logging, get_logger
 from hutch.base.units import GIB, MIB
 from hutch.host.agent.agent import AgentContext, HostAgent
+from hutch.host.agent.context import Ingress
 from hutch.host.agent.driverwatch import program_directories
-from hutch.host.agent.runner import Ingress
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork

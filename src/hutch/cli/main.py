@@ -3,7 +3,7 @@
 import typer
 
 from hutch import __version__
-from hutch.cli import events, images, platform, tasks
+from hutch.cli import events, images, platform, suspending, tasks
 
 app = typer.Typer(
     help="A serverless container platform that you own: bring an image, walk away with an endpoint.",
@@ -24,6 +24,9 @@ app.command()(tasks.ps)
 app.command()(tasks.logs)
 app.command()(tasks.stop)
 app.command()(tasks.why)
+app.command()(suspending.suspend)
+app.command()(suspending.resume)
+app.command()(suspending.fork)
 app.command()(events.events)
 app.add_typer(events.app, name="schedule")
 app.add_typer(images.app, name="image")

@@ -158,7 +158,7 @@ def ps(
                 t["taskDefinitionArn"].rpartition("/")[2],
                 t["clusterArn"].rpartition("/")[2],
                 t["launchType"],
-                t["lastStatus"] + (f" ({t['stopCode']})" if t.get("stopCode") else ""),
+                _status(t),
                 ago(t["createdAt"], now),
                 _detail(t, "ElasticNetworkInterface", "privateIPv4Address"),
                 _detail(t, "HutchEndpoint", "url"),
@@ -166,6 +166,13 @@ def ps(
             for t in tasks
         ],
     )
+
+
+def _status(task: dict[str, Any]) -> str:
+    """A suspended task counts as RUNNING for AWS's tools; here it is called what it is."""
+    if any(a["type"] == "HutchSuspension" for a in task.get("attachments", ())):
+        return "SUSPENDED"
+    return str(task["lastStatus"]) + (f" ({task['stopCode']})" if task.get("stopCode") else "")
 
 
 def _detail(task: dict[str, Any], kind: str, name: str) -> str:
@@ -267,6 +274,10 @@ def why(
     console.print(
         Text(f"task {seen['task_id']} ({seen['definition']}, {seen['launch_type']}): {seen['last_status']}")
     )
+    if seen.get("suspended_at"):
+        console.print(Text(f"suspended since {clock_time(seen['suspended_at'])}"))
+    if seen.get("fork_of"):
+        console.print(Text(f"a fork of task {seen['fork_of']}"))
     if seen["waiting_reason"]:
         console.print(Text(f"waits: {seen['waiting_reason']}"))
     if seen["stopped_reason"]:

@@ -22,7 +22,7 @@ from hutch.base.log import get_logger
 from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets, stop_unlaunched
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
-from hutch.control.ops.placing import store_stopped
+from hutch.control.ops.placing import settle_suspension, store_stopped
 from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.surroundings import TaskAddresses
 from hutch.control.taskspec import task_spec, with_credentials
@@ -356,7 +356,7 @@ class HostSession:
                     if report.facts.status == STOPPED:
                         forget.append(report.facts.task_id)
                     continue
-                after = lifecycle.observed(found[0], _observed(report.facts))
+                after = settle_suspension(tx, lifecycle.observed(found[0], _observed(report.facts)))
                 if after is not found[0]:
                     store_stopped(tx, found[0], after)
             host = tx.get(tables.HOSTS, self.host_id)
@@ -423,6 +423,7 @@ def _observed(facts: wire.TaskFacts) -> ObservedTask:
         pull_started_at=facts.pull_started_at,
         pull_stopped_at=facts.pull_stopped_at,
         started_at=facts.started_at,
+        suspended_at=facts.suspended_at,
         stopping_at=facts.stopping_at,
         execution_stopped_at=facts.execution_stopped_at,
         stopped_at=facts.stopped_at,

@@ -58,6 +58,7 @@ def task_spec(
         ),
         pid_mode=document.get("pidMode", ""),
         ipc_mode=document.get("ipcMode", ""),
+        snapshot_id=task.snapshot_id,
     )
 
 

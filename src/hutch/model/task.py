@@ -160,6 +160,18 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The `version` member that AWS shows: raised by each change that emits an event."""
     max_runtime_s: int = 0
     """How long it may run; 0: as long as it likes."""
+    suspended_at: float | None = None
+    """It is out of its host's memory since then, as it was; its status stays RUNNING."""
+    gave_back: bool = False
+    """What it had reserved of CPU and memory is given back for as long as it is suspended."""
+    fork_of: str = ""
+    """The task that it is a copy of; of a copy's copy, the first one."""
+    snapshot_id: str = ""
+    """The copy that its host makes it from."""
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.suspended_at is not None and self.last_status == RUNNING
 
     @property
     def is_stopped(self) -> bool:

@@ -33,6 +33,7 @@ class ObservedTask(msgspec.Struct, frozen=True, kw_only=True):
     pull_started_at: float | None = None
     pull_stopped_at: float | None = None
     started_at: float | None = None
+    suspended_at: float | None = None
     stopping_at: float | None = None
     execution_stopped_at: float | None = None
     stopped_at: float | None = None

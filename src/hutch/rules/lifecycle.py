@@ -121,11 +121,16 @@ def observed(task: Task, facts: ObservedTask) -> Task:
         execution_stopped_at=task.execution_stopped_at or facts.execution_stopped_at,
         stopped_at=task.stopped_at or (facts.stopped_at if status == STOPPED else None),
         network=_network(task, facts, status),
+        suspended_at=None if ends else facts.suspended_at,
     )
     changed = replace(changed, health_status=task_health(changed.containers))
     if changed == task:
         return task
-    emits = changed.last_status != task.last_status or changed.containers != task.containers
+    emits = (
+        changed.last_status != task.last_status
+        or changed.containers != task.containers
+        or changed.suspended_at != task.suspended_at
+    )
     if not emits:
         return changed
     # Each state that was passed is an event of its own, with a version of its own.

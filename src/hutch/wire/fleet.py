@@ -173,6 +173,8 @@ class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     ipc_mode: str = ""
     credentials_id: str = ""
     """Where the task asks for its role's credentials (`/v2/credentials/<id>`); empty: it has no role."""
+    snapshot_id: str = ""
+    """It goes on from this copy of another task (`task.snapshot`) instead of starting."""
     surroundings: Surroundings = Surroundings()
 
 
@@ -225,6 +227,8 @@ class TaskFacts(_Part, frozen=True, kw_only=True, omit_defaults=True):
     pull_started_at: float | None = None
     pull_stopped_at: float | None = None
     started_at: float | None = None
+    suspended_at: float | None = None
+    """It is out of memory, with all its processes as they were, since then; its status stays RUNNING."""
     stopping_at: float | None = None
     execution_stopped_at: float | None = None
     stopped_at: float | None = None
@@ -396,7 +400,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """Ask the host to do something and answer with `Reply`.
 
     Verbs: `image.import` {path, name}, `image.remove` {name}, `task.stats` {task_id}, `task.logs` {task_id,
-    container, tail}.
+    container, tail}, `task.suspend` {task_id}, `task.resume` {task_id}, `task.snapshot` {task_id, snapshot_id, uses}: a
+    copy for so many tasks, `snapshot.remove` {snapshot_id}.
     """
 
     request_id: str

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from hutch.base.clock import Clock
 from hutch.base.ids import IdSource
+from hutch.control.ops.placing import promised
 from hutch.model.host import ContainerInstance, DriverFact, Host, Reservation
 from hutch.model.image import LocalImage
 from hutch.model.record import Cause
@@ -117,8 +118,8 @@ class HostOps:
         before = tx.get(tables.RESERVATIONS, host_id) or Reservation(host_id=host_id)
         counted = replace(
             before,
-            cpu_units=sum(t.cpu for t in tasks),
-            memory_mib=sum(t.memory_mib for t in tasks),
+            cpu_units=sum(promised(t)[0] for t in tasks),
+            memory_mib=sum(promised(t)[1] for t in tasks),
             task_count=len(tasks),
         )
         if counted != before:

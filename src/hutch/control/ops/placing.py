@@ -146,16 +146,78 @@ def _with_bindings(task: Task, endpoints: Sequence[Endpoint]) -> tuple[Container
 
 def reserve(tx: Tx, host_id: str, task: Task, sign: int) -> None:
     """Add a task to (or, with `sign` -1, take it from) what a host has promised."""
+    cpu_units, memory_mib = promised(task)
+    _promise(tx, host_id, sign * cpu_units, sign * memory_mib, sign)
+
+
+def promised(task: Task) -> tuple[int, int]:
+    """CPU units and MiB that a host keeps for a task: nothing for one that is suspended."""
+    return (0, 0) if task.gave_back else (task.cpu, task.memory_mib)
+
+
+def settle_suspension(tx: Tx, task: Task) -> Task:
+    """The task with its reservation as it should be by what its host says: given back while it is suspended. One that runs
+    has it, even if that is more than the host wants to promise."""
+    if task.is_stopped or task.gave_back == task.is_suspended:
+        return task
+    if task.is_suspended:
+        return give_back(tx, task)
+    return take_again(tx, task)
+
+
+def give_back(tx: Tx, task: Task) -> Task:
+    """The task without its reservation; to be stored in the same unit of work."""
+    _promise(tx, task.host_id, -task.cpu, -task.memory_mib, 0)
+    return replace(task, gave_back=True)
+
+
+def take_again(tx: Tx, task: Task) -> Task:
+    """The task with its reservation; to be stored in the same unit of work."""
+    _promise(tx, task.host_id, task.cpu, task.memory_mib, 0)
+    return replace(task, gave_back=False)
+
+
+def missing_room(reader: Reader, host_id: str, task: Task, count: int, limits: PlacementLimits) -> str:
+    """Why a host can't take so many tasks of that size now; "" if it can."""
+    host = reader.get(tables.HOSTS, host_id)
+    if host is None:
+        return f"its host {host_id} is not there any more"
+    room = placement.candidate(
+        host,
+        reader.get(tables.RESERVATIONS, host_id),
+        (),
+        set(),
+        cpu_overcommit=limits.cpu_overcommit,
+        memory_reserve_mib=limits.memory_reserve_mib,
+    )
+    if room.memory_left_mib < count * task.memory_mib:
+        return (
+            f"its host {host.name} has {max(0, room.memory_left_mib)} MiB of memory left, and "
+            f"{count * task.memory_mib} are needed"
+        )
+    if room.cpu_left < count * task.cpu:
+        return f"its host {host.name} has {max(0, room.cpu_left)} CPU units left, and {count * task.cpu} are needed"
+    return ""
+
+
+def _promise(tx: Tx, host_id: str, cpu_units: int, memory_mib: int, tasks: int) -> None:
     current = tx.get(tables.RESERVATIONS, host_id) or Reservation(host_id=host_id)
     tx.put(
         tables.RESERVATIONS,
         replace(
             current,
-            cpu_units=current.cpu_units + sign * task.cpu,
-            memory_mib=current.memory_mib + sign * task.memory_mib,
-            task_count=current.task_count + sign,
+            cpu_units=current.cpu_units + cpu_units,
+            memory_mib=current.memory_mib + memory_mib,
+            task_count=current.task_count + tasks,
         ),
     )
+
+
+def place_on(tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdSource, clock: Clock) -> Task:
+    """Store a new task on a host that was chosen for it. Raises `LimitExceeded` if it has no address or port for it."""
+    bound = _bind(tx, task, host_id, limits, ids, clock)
+    reserve(tx, host_id, bound, +1)
+    return tx.put(tables.TASKS, lifecycle.placed(bound, host_id, clock.now()))
 
 
 def release_all(tx: Tx, task: Task) -> None:

@@ -44,10 +44,13 @@ class TaskRoles:
         }
 
     def credentials_id(self, task: Task, definition: TaskDefinition) -> str:
-        """What the task's containers ask by; "" for a task without a role."""
+        """What the task's containers ask by; "" for a task without a role. A copy's containers ask by what they know from
+        the first one (and get credentials of their own: who asks is told by the address)."""
         if not _role_of(task, definition):
             return ""
-        h = hmac.digest(self._path_key, f"credentials/{task.task_id}".encode(), "sha256").hex()
+        h = hmac.digest(
+            self._path_key, f"credentials/{task.fork_of or task.task_id}".encode(), "sha256"
+        ).hex()
         return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:32]}"
 
     def credentials(self, cluster: str, task_id: str) -> TaskCredentials:

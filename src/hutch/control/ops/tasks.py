@@ -1,7 +1,7 @@
 """Use cases of tasks: run, start, stop, describe, list. The only writers of task records besides the fleet."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -265,16 +265,20 @@ class TaskOps:
 
     async def wait(self, task: str, statuses: frozenset[str], timeout_s: float) -> Task:
         """The task as soon as it has one of these statuses, or as it is after the time."""
+        return await self.wait_until(task, lambda t: t.last_status in statuses, timeout_s)
+
+    async def wait_until(self, task: str, holds: Callable[[Task], bool], timeout_s: float = 10.0) -> Task:
+        """The task as soon as this holds of it, or as it is after the time."""
         found = self.find_anywhere(task)
         try:
             async with asyncio.timeout(timeout_s):
-                while found.last_status not in statuses:
+                while not holds(found):
                     seen = self._store.last_seq()
                     found = self.find_anywhere(found.task_id)
-                    if found.last_status not in statuses:
+                    if not holds(found):
                         await self._store.wait_for_change(seen)
         except TimeoutError:
-            pass  # the caller sees by the status that the time was up
+            pass  # the caller sees by the task that the time was up
         return found
 
     def find_anywhere(self, task: str) -> Task:

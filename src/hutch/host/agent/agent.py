@@ -23,11 +23,13 @@ from hutch.base.errors import HutchError, Invalid
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import CPU_UNITS_PER_VCPU, GIB, KIB, MIB
+from hutch.host.agent.context import Ingress, RunnerContext
 from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.metadata import TaskView
-from hutch.host.agent.runner import Ingress, RunnerContext, TaskRunner
+from hutch.host.agent.runner import TaskRunner
+from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
 from hutch.host.agent.tasklogs import prune_logs, read_tail
@@ -99,6 +101,7 @@ class HostAgent:
         self._orphans: set[str] = set()
         self._forgetting: set[str] = set()
         self._forgotten = 0
+        self._snapshots = Snapshots(context.state_directory / "snapshots")
         self._runner_context = RunnerContext(
             images=context.images,
             network=context.network,
@@ -106,6 +109,7 @@ class HostAgent:
             clock=context.clock,
             watcher=self._watcher,
             book=self._book,
+            snapshots=self._snapshots,
             report=self._report,
             send_logs=self._send_logs,
         )
@@ -117,6 +121,7 @@ class HostAgent:
         self._tasks_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kept_logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(prune_logs, self._kept_logs, self._context.clock.now())
+        await asyncio.to_thread(self._snapshots.clear)
         await self._driver_watch.look()
         try:
             await self._set_up_network(self._load_network())
@@ -230,6 +235,7 @@ class HostAgent:
         await asyncio.gather(*self._requests, return_exceptions=True)
         for runner in self._runners.values():
             await runner.close()
+        await self._snapshots.close()
         for driver in self._context.drivers:
             await driver.close()
         self._watcher.close()
@@ -568,7 +574,19 @@ class HostAgent:
         if verb == "task.logs":
             return await self._read_logs(arguments["task_id"], arguments["container"], arguments["tail"])
         if verb == "task.stats":
-            return await self._stats(arguments["task_id"])
+            built = msgspec.to_builtins(await self._runner(arguments["task_id"]).stats())
+            return built
+        if verb == "task.suspend":
+            await self._runner(arguments["task_id"]).suspend()
+            return {}
+        if verb == "task.resume":
+            await self._runner(arguments["task_id"]).resume()
+            return {}
+        if verb == "task.snapshot":
+            return await self._snapshot(arguments["task_id"], arguments["snapshot_id"], arguments["uses"])
+        if verb == "snapshot.remove":
+            await self._snapshots.remove(arguments["snapshot_id"])
+            return {}
         raise Invalid(f"unknown request {verb!r}")
 
     async def _read_logs(self, task_id: str, container: str, tail: int) -> dict[str, Any]:
@@ -583,12 +601,21 @@ class HostAgent:
         # In this order: a task that is being forgotten just now moves from the one place to the other.
         return {"lines": lines or await asyncio.to_thread(read_tail, kept / f"{container}.log", tail)}
 
-    async def _stats(self, task_id: str) -> dict[str, Any]:
+    def _runner(self, task_id: str) -> TaskRunner:
         runner = self._runners.get(task_id)
         if runner is None or task_id not in self._running:
             raise HostFault("NotFound", f"task {task_id} does not run on this host")
-        built: dict[str, Any] = msgspec.to_builtins(await runner.stats())
-        return built
+        return runner
+
+    async def _snapshot(self, task_id: str, snapshot_id: str, uses: int) -> dict[str, Any]:
+        runner = self._runner(task_id)
+        path = self._snapshots.expect(snapshot_id, int(uses))
+        try:
+            await runner.snapshot(path)
+        except BaseException:
+            await self._snapshots.remove(snapshot_id)
+            raise
+        return {}
 
     # -- the host
 

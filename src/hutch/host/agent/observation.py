@@ -31,6 +31,7 @@ class Observation:
         self.digests = {n: i.digest for n, i in content.images.items()}
         self.phases: list[PhaseFact] = list(content.phases)
         self.times: dict[str, float] = {}
+        self.suspended_at = content.suspended_at
         self._task_id = spec.task_id
         self._restore(content)
 
@@ -55,6 +56,7 @@ class Observation:
             stopped_reason=machine.stopped_reason,
             causes=tuple(_cause_fact(c) for c in machine.causes[:MAX_CAUSES]),
             phases=tuple(self.phases),
+            suspended_at=self.suspended_at,
             **self.times,
         )
 
@@ -96,7 +98,8 @@ class Observation:
             status=rules.PENDING if state.status == rules.STARTING else state.status,
             runtime_id=self.runtime_ids.get(name, ""),
             image_digest=self.digests.get(name, ""),
-            health=state.health,
+            # Nobody asks a container that stands still.
+            health="UNKNOWN" if self.suspended_at is not None else state.health,
             exit_code=state.exit.exit_code if state.exit else None,
             reason=state.reason[:MAX_CAUSE_CHARACTERS],
             restart_count=state.restarts,

@@ -10,21 +10,20 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from hutch.base.clock import Clock
 from hutch.base.errors import HutchError, StorageFull
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.base.units import GIB
+from hutch.host.agent.context import RunnerContext, all_of
 from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
-from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets, without_secrets
-from hutch.host.agent.tasklogs import SendLogs, TaskLogs, keep_logs
+from hutch.host.agent.tasklogs import TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
     Attachment,
     ContainerExited,
@@ -37,14 +36,13 @@ from hutch.host.drivers.contract import (
     SandboxGone,
     SandboxSpec,
     SandboxStats,
+    SupportsFork,
+    SupportsSuspend,
 )
-from hutch.host.images.contract import ImageStore
-from hutch.host.kernel.inotify import FileWatcher
-from hutch.host.network.contract import HostNetwork
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
 from hutch.rules.containers import stop_signal
-from hutch.wire.fleet import ContainerSpec, Stop, TaskFacts, TaskSpec
+from hutch.wire.fleet import ContainerSpec, Stop, TaskSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -56,35 +54,6 @@ WITHDRAW_LIMIT_S = 10.0
 LOG_DRAIN_S = 5.0
 LAST_LOG_DRAIN_S = 30.0
 CLEAN_UP_TRIES = 3
-
-
-class Ingress(Protocol):
-    """What publishes host ports; `hutch.host.lb` implements it. It remembers them when the agent is started anew."""
-
-    async def serve_api(self) -> None:
-        """The network is there: let tasks reach the platform's API, if they are to. Raises `HostFault`."""
-        ...
-
-    async def publish(self, task: TaskSpec) -> None:
-        """Make the task's published ports reachable. Raises `HostFault`."""
-        ...
-
-    async def withdraw(self, task_id: str) -> None:
-        """Take them back; also if they never were."""
-        ...
-
-
-class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What all runners of a host share."""
-
-    images: ImageStore
-    network: HostNetwork
-    ingress: Ingress
-    clock: Clock
-    watcher: FileWatcher
-    book: TaskBook
-    report: Callable[[TaskFacts], None]
-    send_logs: SendLogs
 
 
 class _StoppedEarly(Exception):
@@ -122,6 +91,12 @@ class TaskRunner:
         self._background: set[asyncio.Task[None]] = set()
         self._logs = TaskLogs(content.spec, directory / "logs", context.send_logs, context.watcher)
         self._finished = False
+        self._power = asyncio.Lock()
+        self._power_work: asyncio.Future[None] | None = None
+        self._awake = asyncio.Event()
+        """Clear while it is suspended, or on the way there."""
+        self._awake.set()
+        self._forked: tuple[ObservedContainer, ...] = ()
         if content.stop is not None:
             self._stop_requested.set()
 
@@ -134,7 +109,11 @@ class TaskRunner:
         self._file = replace(self._file, stop=stop)
         self._stop_requested.set()
         causes = (cause,) if cause is not None else ()
-        self._events.put_nowait(lambda: self._machine.stop(stop.stop_code, stop.reason, causes, self._now()))
+        self._events.put_nowait(
+            lambda: self._unless_suspended(
+                self._machine.stop(stop.stop_code, stop.reason, causes, self._now())
+            )
+        )
         self._changed.set()
 
     def take_secrets(self, spec: TaskSpec) -> None:
@@ -197,6 +176,19 @@ class TaskRunner:
             take_traffic=lambda: self._context.network.traffic(self.spec),
         )
 
+    async def suspend(self) -> None:
+        """Take the task out of the host's memory, as it is. Raises `HostFault` if it can't be; it then runs on, unless it
+        has ended."""
+        await self._one_at_a_time(self._suspend())
+
+    async def resume(self) -> None:
+        """Let a suspended task go on. Raises `HostFault` if it can't; it is then still suspended, unless it has ended."""
+        await self._one_at_a_time(self._resume())
+
+    async def snapshot(self, directory: Path) -> None:
+        """Copy the running task into a new directory, for forks. Raises `HostFault`."""
+        await self._one_at_a_time(self._snapshot(directory))
+
     async def forget(self, kept_logs: Path) -> None:
         """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""
         await self._logs.drain(LAST_LOG_DRAIN_S)
@@ -224,7 +216,10 @@ class TaskRunner:
                 self._machine.stop(stop.stop_code, stop.reason, (), self._now())
                 return
             self._listen()
-            await self._carry_out(self._machine.begin(self._now()))
+            for forked in self._forked:
+                self._logs.begin(container_named(self.spec, forked.name))
+            actions = self._compare({c.name: c for c in self._forked})
+            await self._carry_out(actions + self._machine.begin(self._now()))
         while not self._finished:
             event = await self._events.get()
             await self._carry_out(event())
@@ -236,12 +231,12 @@ class TaskRunner:
         works: list[Awaitable[Any]] = [self._make_sandbox(self._driver), self._save_now(strict=True)]
         if self.spec.publish:
             works.append(self._step("publish", "", partial(self._context.ingress.publish, self.spec)))
-        await _all_of(works)
+        await all_of(works)
 
     async def _make_sandbox(self, driver: Driver) -> None:
         images = self._context.images
         self._seen.note("pull_started_at", self._now())
-        attachment, *pulled = await _all_of(
+        attachment, *pulled = await all_of(
             [self._attach(driver), *(self._pull(driver, c) for c in self.spec.containers)]
         )
         self._seen.note("pull_stopped_at", self._now())
@@ -251,15 +246,28 @@ class TaskRunner:
         prepared: dict[str, RootImage] = dict(zip(names, pulled, strict=True))
         self._file = replace(self._file, attachment=attachment, images=prepared, driver=driver.name)
         self._changed.set()
-        name = "boot" if driver.capabilities.owns_kernel else "sandbox"
-        create = partial(driver.create, self._sandbox(attachment, prepared))
-        handle = await self._step(name, driver.name, create)
+        handle = await self._create(driver, self._sandbox(attachment, prepared))
         for phase in handle.phases:
             self._seen.measured(phase.name, phase.detail, phase.started_at, phase.ended_at)
         self._file = replace(self._file, handle=handle)
         # Not waited for: until it is durable the sandbox is found by its names (`destroy_leftovers`), and nothing
         # is reported before it is.
         self._changed.set()
+
+    async def _create(self, driver: Driver, sandbox: SandboxSpec) -> Handle:
+        if not self.spec.snapshot_id:
+            name = "boot" if driver.capabilities.owns_kernel else "sandbox"
+            return await self._step(name, driver.name, partial(driver.create, sandbox))
+        if not isinstance(driver, SupportsFork):
+            raise HostFault("NotForked", f"driver {driver.name} can't go on from a copy of another task")
+        snapshots = self._context.snapshots
+        fork = partial(driver.fork, str(snapshots.path(self.spec.snapshot_id)), sandbox)
+        try:
+            handle, found = await self._step("fork", driver.name, fork)
+        finally:
+            await snapshots.used(self.spec.snapshot_id)
+        self._forked = tuple(replace(c, started_at=self._now()) for c in found)
+        return handle
 
     async def _attach(self, driver: Driver) -> Attachment:
         attach = partial(self._context.network.attach, self.spec, driver.capabilities.network)
@@ -335,6 +343,10 @@ class TaskRunner:
                 await self._context.ingress.publish(self.spec)
             except HostFault as fault:
                 log.error("endpoint not published again", task=self.spec.task_id, reason=fault.message)
+        if isinstance(self._driver, SupportsSuspend) and await self._driver.is_suspended(handle):
+            await self._adopt_suspended()
+            return
+        self._note_suspended(None)
         try:
             sandbox = self._sandbox(self._file.attachment, self._file.images)
             found = await self._driver.adopt(handle, sandbox)
@@ -352,6 +364,118 @@ class TaskRunner:
                 self._logs.begin(container_named(self.spec, name))
         self._listen()
         await self._carry_out(actions)
+
+    async def _adopt_suspended(self) -> None:
+        """As `_adopt`, of a task that is not in memory."""
+        self._awake.clear()
+        self._note_suspended(self._file.suspended_at or self._now())
+        for name, state in self._machine.containers.items():
+            if state.status == rules.RUNNING:
+                self._logs.begin(container_named(self.spec, name))
+        actions: list[rules.Action] = []
+        if (stop := self._file.stop) is not None:
+            actions = self._machine.stop(stop.stop_code, stop.reason, (), self._now())
+        await self._carry_out(self._unless_suspended(actions) if self._machine.is_stopping else [])
+
+    # -- out of memory and back
+
+    async def _one_at_a_time(self, work: Coroutine[Any, Any, None]) -> None:
+        """Nothing else of this kind happens to the task meanwhile; its end does not wait for it, but ends it."""
+        async with self._power:
+            self._power_work = asyncio.ensure_future(work)
+            try:
+                await self._power_work
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                raise HostFault("TaskEnded", f"task {self.spec.task_id} was stopped meanwhile") from None
+            finally:
+                self._power_work.cancel()
+                await asyncio.gather(self._power_work, return_exceptions=True)
+                self._power_work = None
+
+    def _note_suspended(self, at: float | None) -> None:
+        self._file = replace(self._file, suspended_at=at)
+        self._seen.suspended_at = at
+        self._changed.set()
+
+    def _running_handle(self, what: str) -> Handle:
+        if self._machine.status != "RUNNING" or self._file.handle is None:
+            raise HostFault(
+                "TaskNotRunning",
+                f"only a task that is RUNNING can be {what}; task {self.spec.task_id} is {self._seen.status}",
+            )
+        return self._file.handle
+
+    async def _suspend(self) -> None:
+        driver = self._driver
+        if not isinstance(driver, SupportsSuspend):
+            raise HostFault(
+                "NotSuspended",
+                f"tasks of launch type {self.spec.launch_type} can't be suspended",
+                fix="run it with launch type FARGATE, in a microVM",
+            )
+        handle = self._running_handle("suspended")
+        if self._file.suspended_at is not None:
+            return
+        async with self._starting:
+            self._awake.clear()
+            try:
+                await driver.suspend(handle)
+                self._note_suspended(self._now())
+            finally:
+                if self._file.suspended_at is None:
+                    self._awake.set()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        await self._save_now()
+        if self._machine.is_stopping:
+            self._events.put_nowait(lambda: self._unless_suspended([]))
+
+    async def _resume(self) -> None:
+        if self._file.suspended_at is None:
+            return
+        handle = self._running_handle("resumed")
+        assert isinstance(self._driver, SupportsSuspend) and self._file.attachment is not None
+        sandbox = self._sandbox(self._file.attachment, self._file.images)
+        begun_at = self._now()
+        try:
+            handle = await self._driver.resume(handle, sandbox)
+        except SandboxGone as gone:
+            self._note_suspended(None)
+            link, message = cause_chain(gone)[0], gone.message
+            self._events.put_nowait(lambda: self._machine.sandbox_gone(message, link, self._now()))
+            raise
+        self._file = replace(self._file, handle=handle)
+        self._note_suspended(None)
+        self._seen.measured("resume", "", begun_at, self._now())
+        self._awake.set()
+        self._listen()
+        self._events.put_nowait(lambda: self._machine.resume(self._now()))
+        await self._save_now()
+
+    async def _snapshot(self, directory: Path) -> None:
+        handle, driver = self._running_handle("forked"), self._driver
+        if not isinstance(driver, SupportsFork):
+            raise HostFault(
+                "NotForked",
+                f"tasks of launch type {self.spec.launch_type} can't be forked",
+                fix="run it with launch type FARGATE, in a microVM",
+            )
+        if self._file.suspended_at is not None:
+            raise HostFault("TaskSuspended", "the task is suspended", fix="resume it first")
+        async with self._starting:
+            await driver.snapshot(handle, str(directory))
+
+    def _unless_suspended(self, actions: list[rules.Action]) -> list[rules.Action]:
+        """What is not in memory can't be told to end: it is dropped as it is."""
+        if self._seen.suspended_at is None or not self._machine.is_stopping:
+            return actions
+        text = "the task was stopped while it was suspended: its processes did not go on"
+        cause = CauseLink(kind="StoppedWhileSuspended", text=text, fix="resume a task before stopping it")
+        return self._machine.sandbox_gone(text, cause, self._now())
 
     def _compare(self, found: dict[str, ObservedContainer]) -> list[rules.Action]:
         """Bring what was saved to what is: the file may be a step behind."""
@@ -492,6 +616,7 @@ class TaskRunner:
             self._start_failed(name, missing)
             return
         async with self._starting:
+            await self._awake.wait()
             begun_at = self._now()
             try:
                 async with asyncio.timeout(START_LIMIT_S):
@@ -566,6 +691,8 @@ class TaskRunner:
                 output=result.output,
             )
         except (HostFault, TimeoutError) as error:
+            if not self._awake.is_set():
+                return  # once it is resumed, it is asked again
             log.info("health check not run", task=self.spec.task_id, container=name, reason=str(error))
             answer = rules.ProbeAnswer(exit_code=None, output=f"it could not be run: {error}")
         self._events.put_nowait(lambda: self._machine.probed(name, answer, self._now()))
@@ -591,6 +718,7 @@ class TaskRunner:
         self._seen.status = "DEPROVISIONING"
         self._changed.set()
         await self._let_go()
+        self._note_suspended(None)
         # The sandbox is the only other witness of how the containers ended.
         await self._save_now()
         left = await self._clean_up_steps()
@@ -648,7 +776,9 @@ class TaskRunner:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        tasks = list(self._background)
+        tasks: list[asyncio.Future[None]] = list(self._background)
+        if self._power_work is not None:
+            tasks.append(self._power_work)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -683,14 +813,3 @@ class TaskRunner:
             self._saved = content
             if content.facts is not None and (before is None or before.facts != content.facts):
                 self._context.report(content.facts)
-
-
-async def _all_of(works: list[Awaitable[Any]]) -> list[Any]:
-    """All results; the first failure ends the others, and is raised when they have ended."""
-    tasks = [asyncio.ensure_future(w) for w in works]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

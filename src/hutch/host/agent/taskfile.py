@@ -43,6 +43,8 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop: Stop | None = None
     facts: TaskFacts | None = None
     """The newest facts, reported or about to be."""
+    suspended_at: float | None = None
+    """Since when it is not in memory. The driver knows better: this may be a step behind."""
     ended: bool = False
     """Everything is cleaned up; only the report's acknowledgement is waited for."""
 

@@ -110,7 +110,7 @@ class FakeNetwork:
 
 
 class FakeIngress:
-    """Implements `hutch.host.agent.runner.Ingress`: remembers what is published."""
+    """Implements `hutch.host.agent.context.Ingress`: remembers what is published."""
 
     def __init__(self) -> None:
         self.published: dict[str, TaskSpec] = {}

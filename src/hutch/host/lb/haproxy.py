@@ -48,7 +48,7 @@ class _State(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HaproxyIngress:
-    """`hutch.host.agent.runner.Ingress` with HAProxy. `directory` is its own, on the run file system."""
+    """`hutch.host.agent.context.Ingress` with HAProxy. `directory` is its own, on the run file system."""
 
     def __init__(self, directory: Path, *, bind_address: str, task_api: TaskApi | None = None) -> None:
         """`task_api`: where tasks are to find the platform's API, once `serve_api` is called; None: nowhere."""

@@ -1,8 +1,13 @@
 """Tasks in ECS's shape."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 from hutch.model.task import Container, NetworkInterface, Task
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class TaskShapes:
@@ -70,6 +75,15 @@ class TaskShapes:
                         {"name": "hostPort", "value": str(endpoint.host_port)},
                         {"name": "containerPort", "value": str(endpoint.container_port)},
                     ],
+                }
+            )
+        if task.is_suspended:
+            shape["attachments"].append(
+                {
+                    "id": f"{task.task_id}-suspension",
+                    "type": "HutchSuspension",
+                    "status": "SUSPENDED",
+                    "details": [{"name": "since", "value": _iso(task.suspended_at or 0.0)}],
                 }
             )
         return {k: v for k, v in shape.items() if v is not None}

@@ -1,0 +1,57 @@
+"""What all task runners of a host share."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from hutch.base.clock import Clock
+from hutch.host.agent.snapshots import Snapshots
+from hutch.host.agent.taskbook import TaskBook
+from hutch.host.agent.tasklogs import SendLogs
+from hutch.host.images.contract import ImageStore
+from hutch.host.kernel.inotify import FileWatcher
+from hutch.host.network.contract import HostNetwork
+from hutch.wire.fleet import TaskFacts, TaskSpec
+
+
+class Ingress(Protocol):
+    """What publishes host ports; `hutch.host.lb` implements it. It remembers them when the agent is started anew."""
+
+    async def serve_api(self) -> None:
+        """The network is there: let tasks reach the platform's API, if they are to. Raises `HostFault`."""
+        ...
+
+    async def publish(self, task: TaskSpec) -> None:
+        """Make the task's published ports reachable. Raises `HostFault`."""
+        ...
+
+    async def withdraw(self, task_id: str) -> None:
+        """Take them back; also if they never were."""
+        ...
+
+
+class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What all runners of a host share."""
+
+    images: ImageStore
+    network: HostNetwork
+    ingress: Ingress
+    clock: Clock
+    watcher: FileWatcher
+    book: TaskBook
+    snapshots: Snapshots
+    report: Callable[[TaskFacts], None]
+    send_logs: SendLogs
+
+
+async def all_of(works: list[Awaitable[Any]]) -> list[Any]:
+    """All results; the first failure ends the others, and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(w) for w in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
