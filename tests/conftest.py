@@ -20,6 +20,7 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "qemu": _program("qemu-system-x86_64"),
     "haproxy": _program("haproxy"),
     "runc": _program("runc", "conmon"),
+    "catatonit": _program("catatonit"),
     "runsc": _program("runsc"),
     "skopeo": _program("skopeo", "umoci", "mkfs.erofs"),
     "nft": _program("nft", "ip"),

@@ -25,21 +25,26 @@ KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 TARGET = "x86_64-unknown-linux-gnu"
 
 # In the order in which they are loaded. `boot` makes the agent's channel work, `vsock` where the VM monitor has no virtio
-# port; the drivers of `disk`, `net` and `random` are loaded by then too, but bound to their devices later; `extra` is what
-# privileged tasks (builds, nested containers) ask for. No balloon: in a VM restored from a template, pages that its guest
-# gives back would be cut out of the template.
+# port; the drivers of `disk`, `net` and `random` are loaded by then too, but bound to their devices later; `xfs` comes with
+# a volume that has such a file system; `extra` is what privileged tasks (builds, nested containers) ask for. No balloon: in
+# a VM restored from a template, pages that its guest gives back would be cut out of the template.
 MODULES = {
     "boot": ["virtio_mmio", "virtio_console"],
     "vsock": ["vmw_vsock_virtio_transport"],
     "disk": ["virtio_blk", "erofs", "ext4", "overlay"],
     "net": ["virtio_net"],
     "random": ["virtio_rng"],
+    "xfs": ["xfs"],
     "extra": [
         "fuse", "loop", "tun", "veth", "bridge", "br_netfilter", "nf_tables", "nft_chain_nat", "nft_compat", "nft_ct",
         "nft_masq", "nf_nat", "xt_MASQUERADE", "xt_conntrack", "xt_addrtype", "iptable_nat", "iptable_filter",
     ],
 }  # fmt: skip
 
+
+# What the guest has of the host's: the container runtime, and the init that containers may ask for (static; it is also the
+# process that holds namespaces which containers share).
+PROGRAMS = (Path("/usr/bin/crun"), Path("/usr/bin/catatonit"))
 
 # crun would talk to systemd through this; here it manages cgroups itself. Loading the real one, with the five libraries
 # that it needs in turn, takes an emulated CPU 0.1 s at each start of a container.
@@ -71,7 +76,8 @@ def kernel_package() -> tuple[str, str]:
 def inputs_key(package: str, version: str) -> str:
     """What the image depends on; the same key means the same image."""
     digest = hashlib.sha256(f"{package}={version}".encode())
-    digest.update(Path("/usr/bin/crun").read_bytes())
+    for program in PROGRAMS:
+        digest.update(program.read_bytes())
     for path in sorted(GUEST.rglob("*")):
         if path.is_file() and not {"target", "__pycache__"} & set(path.relative_to(GUEST).parts):
             digest.update(str(path.relative_to(GUEST)).encode())
@@ -181,8 +187,9 @@ def fill_root(root: Path, kernel: Path, agent: Path) -> None:
     for name in ("dev", "proc", "sys", "run", "tmp", "newroot", "etc/hutch", "usr/bin", "usr/lib/modules", "disk"):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(agent, root / "init")
-    crun = Path("/usr/bin/crun")
-    shutil.copy(crun, root / "usr/bin/crun")
+    for program in PROGRAMS:
+        shutil.copy(program, root / "usr/bin" / program.name)
+    crun = PROGRAMS[0]
     needed = {n for line in run("objdump", "-p", str(crun)).splitlines() for n in line.split()[1:] if "NEEDED" in line}
     for library in libraries(crun):
         target = root / str(library).lstrip("/")

@@ -318,12 +318,6 @@ async def test_destroy_ends_a_start_that_is_under_way(room: Room) -> None:
 # -- what it can't do, it says
 
 
-@pytest.mark.parametrize("member", ["pid_mode", "ipc_mode"])
-async def test_shared_namespaces_are_refused(room: Room, member: str) -> None:
-    with pytest.raises(DriverError, match="does not have yet"):
-        await room.make(room.runs("a"), **{member: "task"})
-
-
 async def test_a_runtime_that_is_missing_is_told(tmp_path: Path) -> None:
     from hutch.base.clock import SystemClock
 

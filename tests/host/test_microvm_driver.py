@@ -19,7 +19,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
-from hutch.wire.fleet import InterfaceSpec, MountSpec, VolumeSpec
+from hutch.wire.fleet import DeviceSpec, InterfaceSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
 EVENT_TIMEOUT_S = 60
@@ -283,10 +283,10 @@ async def test_a_privileged_container_has_all_of_its_vm(bench: Bench) -> None:
 
 
 async def test_what_a_microvm_lacks_is_refused_before_anything_is_made(bench: Bench) -> None:
-    for wrong in ({"tty": True}, {"init_process": True}):
-        with pytest.raises(DriverError) as caught:
-            await bench.driver.create(bench.spec(container("one", "true", **wrong)))
-        assert caught.value.kind == "NotServed"
+    gpu = DeviceSpec(host_path="/dev/nvidia0", container_path="/dev/nvidia0")
+    with pytest.raises(DriverError) as caught:
+        await bench.driver.create(bench.spec(container("one", "true", devices=(gpu,))))
+    assert caught.value.kind == "NoSuchDevice"
     assert not (bench.directory / "vm").exists()
 
 

@@ -17,7 +17,7 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
-from hutch.wire.fleet import ContainerSpec, TaskSpec, VolumeSpec
+from hutch.wire.fleet import ContainerSpec, DeviceSpec, TaskSpec, VolumeSpec
 
 GOLDEN = """qemu-system-x86_64
 -name hutch-p-t
@@ -148,6 +148,14 @@ def test_every_end_has_its_one_cause(traces: Traces, kind: str) -> None:
     assert event.text
 
 
+DEVICE = ContainerSpec(
+    name="a",
+    container_id="1",
+    image="x",
+    devices=(DeviceSpec(host_path="/dev/nvme0", container_path="/dev/x"),),
+)
+
+
 def sandbox(**changes: object) -> SandboxSpec:
     members: dict[str, object] = {
         "task_id": "t", "cluster": "c", "arn": "a", "family": "f", "revision": 1, "launch_type": "FARGATE",
@@ -177,7 +185,8 @@ def test_containers_with_the_same_image_share_a_disk() -> None:
         ({"volumes": (VolumeSpec(name="v", source_path="/etc"),)}, "HostVolumeNotPossible"),
         ({"volumes": (VolumeSpec(name="../v"),)}, "InvalidName"),
         ({"containers": (ContainerSpec(name="a/b", container_id="1", image="x"),)}, "InvalidName"),
-        ({"containers": (ContainerSpec(name="a", container_id="1", image="x", tty=True),)}, "NotServed"),
+        ({"pid_mode": "host"}, "HostNamespaceNotPossible"),
+        ({"containers": (DEVICE,)}, "NoSuchDevice"),
     ],
 )
 def test_what_can_not_be_done_is_refused(changes: dict[str, object], kind: str) -> None:

@@ -27,19 +27,21 @@ def container(**changes: object) -> ContainerSpec:
     return ContainerSpec(name="c", container_id="c", image="i", **changes)  # type: ignore[arg-type]
 
 
-def context(owns_kernel: bool = True) -> OciContext:
+def context(owns_kernel: bool = True, mounts: tuple[MountSpec, ...] = ()) -> OciContext:
     return OciContext(
         cgroup_path="/hutch/c1",
         hostname="host",
         namespaces=({"type": "mount"},),
         files={"/etc/hosts": "/scratch/hosts"},
         volumes={"v": "/scratch/v"},
+        mounts=mounts,
         owns_kernel=owns_kernel,
     )
 
 
 def build(*, of: RootImage | None = None, owns_kernel: bool = True, **changes: object) -> dict[str, Any]:
-    return build_oci_config(container(**changes), of or image(), context(owns_kernel))
+    spec = container(**changes)
+    return build_oci_config(spec, of or image(), context(owns_kernel, spec.mounts))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,10 @@ def log(**options: str | None) -> dict[str, Any]:
     }
 
 
+def linux(**parameters: Any) -> dict[str, Any]:
+    return definition({"linuxParameters": parameters})
+
+
 ROLE = "arn:aws:iam::000000000000:role/r"
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -86,6 +90,27 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "mount path",
         definition({"mountPoints": [{"sourceVolume": "v", "containerPath": "v"}]}, volumes=[{"name": "v"}]),
         "containerPath must be an absolute path",
+    ),
+    ("pid mode", definition(pidMode="all"), "pidMode 'all' is not one of host, task"),
+    ("ipc mode", definition(ipcMode="x"), "ipcMode 'x' is not one of host, task, none"),
+    ("pid of the host", definition(pidMode="host"), "support only pidMode task"),
+    ("windows", definition(runtimePlatform={"operatingSystemFamily": "WINDOWS_SERVER_2022_CORE"}), "hutch runs Linux"),
+    # What a container asks of its kernel.
+    ("capability", linux(capabilities={"add": ["sys admin"]}), "'sys admin' is not the name of a capability"),
+    ("shm", linux(sharedMemorySize=0), "sharedMemorySize must be between"),
+    ("tmpfs", linux(tmpfs=[{"containerPath": "x", "size": 1}]), "tmpfs needs an absolute containerPath"),
+    ("device", linux(devices=[{"hostPath": "/dev/../x"}]), "devices need an absolute hostPath"),
+    ("apparmor", definition({"dockerSecurityOptions": ["apparmor:x"]}), "use no-new-privileges"),
+    ("sysctl", definition({"systemControls": [{"namespace": "vm.swappiness", "value": "1"}]}), "a container's own"),
+    ("dns", definition({"dnsServers": ["dns.corp"]}), "dnsServers: 'dns.corp' is not an IP address"),
+    ("search", definition({"dnsSearchDomains": ["a\nb"]}), "is not a domain"),
+    ("extra host", definition({"extraHosts": [{"hostname": "a", "ipAddress": "b"}]}), "'b' is not an IP address"),
+    ("no network", definition({"hostname": "a", "disableNetworking": True}), "exclude each other"),
+    ("volumes from", definition({"volumesFrom": [{"sourceContainer": "x"}]}), "which is not another container"),
+    (
+        "volumes in a circle",
+        definition({"volumesFrom": [{"sourceContainer": "c1"}]}, {"volumesFrom": [{"sourceContainer": "main"}]}),
+        "volumesFrom form a cycle",
     ),
     # Containers.
     ("none", {**definition(), "containerDefinitions": []}, "Container list cannot be empty."),

@@ -85,6 +85,9 @@ pub fn disks(given: &Value) -> Result<Value, String> {
     for item in given["mounts"].as_array().map(Vec::as_slice).unwrap_or_default() {
         let device = kernel::disk_by_serial(&text(item, "serial")?)?;
         let (path, kind) = (text(item, "path")?, text(item, "fs")?);
+        if kind == "xfs" {
+            kernel::load_modules("xfs")?;
+        }
         let flags = if item["read_only"] == json!(true) { libc::MS_RDONLY } else { 0 };
         sys::mount(&device.to_string_lossy(), &path, &kind, flags, "")
             .map_err(|e| format!("mount {} at {}: {}", device.display(), path, e))?;

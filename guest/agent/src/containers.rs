@@ -8,8 +8,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::{json, Value};
 
+use crate::console::Console;
 use crate::logs::Backlog;
-use crate::sys;
+use crate::{seed, sys};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -38,6 +39,10 @@ pub struct Container {
     pub logs: Backlog,
     bundle: PathBuf,
     cgroup: String,
+    /// The runtime hands the container's terminal over here.
+    console: Option<Console>,
+    /// The end of its standard input that nobody writes to: as long as it is open, the container waits for more.
+    held_input: Option<RawFd>,
 }
 
 /// Starts a program whose pid is awaited by the event loop only. `outputs`: fds for stdout and stderr (taken over).
@@ -67,13 +72,21 @@ pub fn spawn_with_input(command: &mut Command, input: Option<RawFd>, outputs: (R
 }
 
 impl Container {
-    /// Makes the bundle and sets crun to work. The outcome comes when the runtime ends.
-    pub fn start(runtime: &Path, state: &Path, request: u64, given: &Value) -> Result<Container, String> {
+    /// Makes the bundle and sets crun to work. The outcome comes when the runtime ends. `pid_of`: the first process of a
+    /// container that runs, by name.
+    pub fn start(
+        runtime: &Path,
+        state: &Path,
+        request: u64,
+        given: &Value,
+        pid_of: &dyn Fn(&str) -> Option<i32>,
+    ) -> Result<Container, String> {
         let name = text(given, "name")?;
         let number = given["number"].as_u64().filter(|n| *n <= u64::from(u32::MAX)).ok_or("number is missing")? as u32;
         let bundle = state.join("containers").join(number.to_string());
         let root = bundle.join("rootfs");
         fs::create_dir_all(&root).map_err(|e| format!("{}: {}", root.display(), e))?;
+        seed::seed_volumes(given)?;
         prepare_files(given)?;
         if let Some(image) = given["image"].as_str() {
             mount_root(image, &text(given, "scratch")?, &root)?;
@@ -83,9 +96,15 @@ impl Container {
             return Err("config is missing".to_string());
         }
         config["root"]["path"] = json!(root);
+        join_namespaces(&mut config, pid_of)?;
         let cgroup = config["linux"]["cgroupsPath"].as_str().unwrap_or_default().to_string();
         fs::write(bundle.join("config.json"), config.to_string()).map_err(|e| format!("config.json: {}", e))?;
         let pipes = [pipe()?, pipe()?];
+        let (input, held_input) = input(given)?;
+        let console = match config["process"]["terminal"].as_bool() {
+            Some(true) => Some(Console::listen(&bundle).map_err(|e| format!("console: {}", e))?),
+            _ => None,
+        };
         let mut command = Command::new(runtime);
         command
             .arg("--cgroup-manager=cgroupfs")
@@ -94,9 +113,13 @@ impl Container {
             .args(["run", "--detach", "--pid-file"])
             .arg(bundle.join("pid"))
             .arg("--bundle")
-            .arg(&bundle)
-            .arg(format!("c{}", number));
-        let runtime_pid = spawn(&mut command, (pipes[0].1, pipes[1].1)).map_err(|e| format!("crun: {}", e))?;
+            .arg(&bundle);
+        if let Some(console) = &console {
+            command.arg("--console-socket").arg(console.path());
+        }
+        command.arg(format!("c{}", number));
+        let runtime_pid =
+            spawn_with_input(&mut command, input, (pipes[0].1, pipes[1].1)).map_err(|e| format!("crun: {}", e))?;
         Ok(Container {
             name,
             number,
@@ -110,6 +133,8 @@ impl Container {
             logs: Backlog::new(number, vec![(1, pipes[0].0), (2, pipes[1].0)]),
             bundle,
             cgroup,
+            console,
+            held_input,
         })
     }
 
@@ -121,6 +146,12 @@ impl Container {
             Some(pid) if code == 0 => {
                 self.pid = pid;
                 self.stage = Stage::Running;
+                // A container without the terminal that it was to have runs on; its output is lost, which is said.
+                match self.console.take().map(Console::take) {
+                    Some(Ok(master)) => self.logs.add(1, master),
+                    Some(Err(error)) => sys::console(&format!("hutch-agent: terminal of {}: {}\n", self.name, error)),
+                    None => {}
+                }
                 Ok(pid)
             }
             _ => {
@@ -161,6 +192,9 @@ impl Container {
 
     /// Ends whatever the container left running and removes its cgroup and mounts; its files stay.
     pub fn clean_up(&mut self, runtime: &Path) {
+        if let Some(fd) = self.held_input.take() {
+            sys::close(fd);
+        }
         let group = format!("{}/{}", CGROUPS, self.cgroup.trim_start_matches('/'));
         drop(fs::write(format!("{}/cgroup.kill", group), "1"));
         if let (Ok(out), Ok(err)) = (null_fd(), null_fd()) {
@@ -207,6 +241,33 @@ pub fn text(given: &Value, name: &str) -> Result<String, String> {
 
 fn pipe() -> Result<(RawFd, RawFd), String> {
     sys::pipe().map_err(|e| format!("pipe: {}", e))
+}
+
+/// A container's standard input: nothing, or (`interactive`) a pipe whose other end stays open.
+fn input(given: &Value) -> Result<(Option<RawFd>, Option<RawFd>), String> {
+    if given["interactive"] != json!(true) {
+        return Ok((None, None));
+    }
+    let (read, write) = pipe()?;
+    Ok((Some(read), Some(write)))
+}
+
+/// Namespaces whose path is `container:<name>` become those of that container's first process.
+fn join_namespaces(config: &mut Value, pid_of: &dyn Fn(&str) -> Option<i32>) -> Result<(), String> {
+    let namespaces = match config["linux"]["namespaces"].as_array_mut() {
+        Some(namespaces) => namespaces,
+        None => return Ok(()),
+    };
+    for namespace in namespaces {
+        let name = match namespace["path"].as_str().and_then(|p| p.strip_prefix("container:")) {
+            Some(name) => name.to_string(),
+            None => continue,
+        };
+        let pid = pid_of(&name).ok_or(format!("container {} does not run", name))?;
+        let kind = text(namespace, "type")?;
+        namespace["path"] = json!(format!("/proc/{}/ns/{}", pid, kind));
+    }
+    Ok(())
 }
 
 /// A descriptor that swallows what is written to it.
@@ -291,6 +352,16 @@ mod tests {
         assert_eq!(error_kind("executable file `foo` not found in $PATH"), "ExecNotFound");
         assert_eq!(error_kind("open executable: Permission denied"), "ExecNotExecutable");
         assert_eq!(error_kind("something else"), "RuntimeError");
+    }
+
+    #[test]
+    fn namespaces_of_a_container_are_found_by_its_name() {
+        let mut config = json!({ "linux": { "namespaces": [
+            { "type": "pid", "path": "container:first" }, { "type": "ipc" }, { "type": "network", "path": "/x" }] } });
+        assert!(join_namespaces(&mut config.clone(), &|_| None).is_err());
+        assert!(join_namespaces(&mut config, &|name| Some(7).filter(|_| name == "first")).is_ok());
+        assert_eq!(config["linux"]["namespaces"][0]["path"], "/proc/7/ns/pid");
+        assert_eq!(config["linux"]["namespaces"][2]["path"], "/x");
     }
 
     #[test]

@@ -375,7 +375,8 @@ impl Agent<'_> {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err("too many starts in one VM".to_string());
         }
-        let container = Container::start(&self.options.runtime, &self.options.state, request, given)?;
+        let pid_of = |name: &str| self.running(name).map(|c| c.pid);
+        let container = Container::start(&self.options.runtime, &self.options.state, request, given, &pid_of)?;
         self.containers.push(container);
         Ok(())
     }

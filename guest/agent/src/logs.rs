@@ -38,6 +38,12 @@ impl Backlog {
         Backlog { number, pipes, entries: VecDeque::new(), bytes: 0, next_seq: 1, sent_seq: 0, acknowledged_seq: 0 }
     }
 
+    /// Takes over one more descriptor to read from.
+    pub fn add(&mut self, stream: u8, fd: RawFd) {
+        sys::set_non_blocking(fd, false);
+        self.pipes.push((stream, fd));
+    }
+
     /// The pipes to be polled now: none while the backlog is full.
     pub fn poll_fds(&self) -> Vec<RawFd> {
         if self.bytes >= MAX_BACKLOG {

@@ -8,10 +8,12 @@
 mod boot;
 mod channel;
 mod commands;
+mod console;
 mod containers;
 mod event_loop;
 mod kernel;
 mod logs;
+mod seed;
 mod streams;
 mod sys;
 

@@ -7,9 +7,11 @@ from msgspec.structs import replace
 from hutch.model.network import Subnet
 from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.taskdef.linux import device_access, no_new_privileges
 from hutch.wire.fleet import (
     ContainerSpec,
     DependencySpec,
+    DeviceSpec,
     HealthCheckSpec,
     InterfaceSpec,
     LogSpec,
@@ -17,6 +19,7 @@ from hutch.wire.fleet import (
     PublishSpec,
     RestartPolicySpec,
     TaskSpec,
+    VolumesFromSpec,
     VolumeSpec,
 )
 
@@ -124,6 +127,21 @@ def _container_spec(
         capabilities_drop=tuple(capabilities.get("drop", ())),
         init_process=linux.get("initProcessEnabled", False),
         tty=definition.get("pseudoTerminal", False),
+        interactive=definition.get("interactive", False),
+        no_new_privileges=no_new_privileges(definition),
+        disable_network=definition.get("disableNetworking", False),
+        devices=tuple(
+            DeviceSpec(
+                host_path=d["hostPath"],
+                container_path=d.get("containerPath") or d["hostPath"],
+                access=device_access(d),
+            )
+            for d in linux.get("devices", [])
+        ),
+        volumes_from=tuple(
+            VolumesFromSpec(container=v["sourceContainer"], read_only=v.get("readOnly", False))
+            for v in definition.get("volumesFrom", [])
+        ),
         ulimits={u["name"]: (u["softLimit"], u["hardLimit"]) for u in definition.get("ulimits", [])},
         sysctls={s["namespace"]: s["value"] for s in definition.get("systemControls", [])},
         tmpfs={

@@ -51,11 +51,45 @@ class MountSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     read_only: bool = False
 
 
+class DiskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A volume that is a disk of its own, in an image file of the host: made and formatted when it is not there yet.
+
+    `disk_id` names the file among those of the host. `filesystem` is ext3, ext4 or xfs. `keep`: it stays when its task
+    has ended; a disk that is not kept goes with its task.
+    """
+
+    disk_id: str
+    size_gib: int
+    filesystem: str = "ext4"
+    keep: bool = False
+
+
 class VolumeSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
-    """A task volume. `source_path` (EC2/EXTERNAL only) is a directory of the host; empty: fresh and empty."""
+    """A task volume. At most one of these is set; with none it is fresh and empty, and ends with its task.
+
+    `source_path` (EC2/EXTERNAL only) is a directory of the host; `disk` a disk of its own; `shared_name` a volume that
+    outlives its tasks: a directory for containers on the shared kernel, a disk for a microVM.
+    """
 
     name: str
     source_path: str = ""
+    disk: DiskSpec | None = None
+    shared_name: str = ""
+
+
+class DeviceSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A device that a container sees. `access` is of the letters r, w, m."""
+
+    host_path: str
+    container_path: str
+    access: str = "rwm"
+
+
+class VolumesFromSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """All mounts of another container of the task, at the same paths."""
+
+    container: str
+    read_only: bool = False
 
 
 class LogSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,6 +136,13 @@ class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     capabilities_drop: tuple[str, ...] = ()
     init_process: bool = False
     tty: bool = False
+    interactive: bool = False
+    """Its standard input stays open, although nobody writes to it."""
+    no_new_privileges: bool = False
+    disable_network: bool = False
+    """It has no network but a loopback interface of its own."""
+    devices: tuple[DeviceSpec, ...] = ()
+    volumes_from: tuple[VolumesFromSpec, ...] = ()
     ulimits: dict[str, tuple[int, int]] = {}
     sysctls: dict[str, str] = {}
     tmpfs: dict[str, tuple[str, ...]] = {}

@@ -414,6 +414,9 @@ class HostAgent:
 
     def _choose(self, content: TaskFile) -> tuple[Driver | None, str]:
         """The driver of a task: the one that has it, else the first healthy one for its launch type."""
+        wanted, here = content.spec.architecture, platform.machine()
+        if content.handle is None and wanted != here:
+            return None, f"this host is {here}, the task asks for {wanted} (runtimePlatform.cpuArchitecture)"
         reasons = []
         for driver in self._context.drivers:
             fact = self._driver_watch.facts[driver.name]

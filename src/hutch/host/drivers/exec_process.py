@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from hutch.host.drivers.contract import DriverError, RootImage
-from hutch.host.drivers.oci_config import OciContext, build_process
+from hutch.host.drivers.oci_config import OciContext, build_further_process
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec
 
@@ -19,7 +19,7 @@ def exec_process(
     wanted = msgspec.structs.replace(
         container, entry_point=spec.command, command=None, user=spec.user or container.user
     )
-    process = build_process(wanted, image, context)
+    process = build_further_process(wanted, image, context)
     process["terminal"] = spec.tty
     if spec.tty:
         process["consoleSize"] = {"height": spec.rows, "width": spec.cols}

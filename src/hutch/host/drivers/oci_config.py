@@ -12,7 +12,7 @@ import msgspec
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.seccomp import seccomp_profile
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.fleet import ContainerSpec, MountSpec
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_NOFILE = 65535
@@ -53,6 +53,18 @@ _TMPFS_OPTIONS = frozenset((
 ))  # fmt: skip
 
 
+class DeviceNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A device: "c" or "b", and its numbers."""
+
+    kind: str
+    major: int
+    minor: int
+
+
+INIT_PATH = "/sbin/docker-init"
+"""Where a container that asked for an init finds it (Docker's own place)."""
+
+
 class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration needs besides the container itself."""
 
@@ -65,6 +77,14 @@ class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     volumes: Mapping[str, str]
     """Volume name to source directory."""
     owns_kernel: bool
+    mounts: Sequence[MountSpec] = ()
+    """The volumes that the container sees."""
+    init_program: str = ""
+    """A static init, for containers that ask for one and do not share another's process namespace."""
+    devices: Mapping[str, DeviceNode] = {}
+    """The nodes of the devices that the container asks for, by their path on the host."""
+    shm_source: str = ""
+    """A directory in the place of a /dev/shm of its own; "none": no /dev/shm at all."""
     hard_nofile: int = 1048576
     pids: int = DEFAULT_PIDS
 
@@ -80,7 +100,8 @@ def build_oci_config(container: ContainerSpec, image: RootImage, context: OciCon
         "linux": {
             "cgroupsPath": context.cgroup_path,
             "namespaces": list(context.namespaces),
-            "resources": _resources(container, context.pids),
+            "resources": _resources(container, context),
+            "devices": _devices(container, context),
             "sysctl": dict(container.sysctls),
             "maskedPaths": [] if container.privileged else list(_MASKED),
             "readonlyPaths": [] if container.privileged else list(_READONLY),
@@ -105,9 +126,9 @@ def build_process(container: ContainerSpec, image: RootImage, context: OciContex
     capabilities = _capabilities(container)
     effective = capabilities if uid == 0 else []
     return {
-        "terminal": False,
+        "terminal": container.tty,
         "user": {"uid": uid, "gid": gid, "additionalGids": groups},
-        "args": arguments(container, image),
+        "args": [*_init(context), *arguments(container, image)],
         "env": environment(container, image, home, context.hostname),
         "cwd": container.working_directory or image.config.get("WorkingDir") or "/",
         "capabilities": {
@@ -118,9 +139,19 @@ def build_process(container: ContainerSpec, image: RootImage, context: OciContex
             "ambient": [],
         },
         "rlimits": _rlimits(container, context.hard_nofile),
-        "noNewPrivileges": False,
+        "noNewPrivileges": container.no_new_privileges,
         "oomScoreAdj": 0,
     }
+
+
+def build_further_process(container: ContainerSpec, image: RootImage, context: OciContext) -> dict[str, Any]:
+    """The `process` object of a further process in the container: without terminal and init."""
+    plain = msgspec.structs.replace(container, tty=False)
+    return build_process(plain, image, msgspec.structs.replace(context, init_program=""))
+
+
+def _init(context: OciContext) -> list[str]:
+    return [INIT_PATH, "--"] if context.init_program else []
 
 
 def arguments(container: ContainerSpec, image: RootImage) -> list[str]:
@@ -239,12 +270,7 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": sysfs_options},
-        {
-            "destination": "/dev/shm",
-            "type": "tmpfs",
-            "source": "shm",
-            "options": ["nosuid", "noexec", "nodev", "mode=1777", f"size={container.shm_mib}m"],
-        },
+        *_shm(container, context),
         {
             "destination": "/dev/mqueue",
             "type": "mqueue",
@@ -268,7 +294,7 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
                 "options": ["nosuid", "nodev", *options],
             }
         )
-    for mount in container.mounts:
+    for mount in context.mounts:
         bind = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
         mounts.append(
             {
@@ -278,11 +304,37 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
                 "options": bind,
             }
         )
+    if context.init_program:
+        init = {"destination": INIT_PATH, "type": "bind", "source": context.init_program}
+        mounts.append({**init, "options": ["bind", "rprivate", "ro"]})
     for path, source in context.files.items():
         mounts.append(
             {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}
         )
     return mounts
+
+
+def _shm(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
+    if context.shm_source == "none":
+        return []
+    flags = ["nosuid", "noexec", "nodev"]
+    if context.shm_source:
+        options = ["bind", "rprivate", *flags]
+        return [{"destination": "/dev/shm", "type": "bind", "source": context.shm_source, "options": options}]
+    options = [*flags, "mode=1777", f"size={container.shm_mib}m"]
+    return [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options}]
+
+
+def _devices(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
+    """Nodes to be made. A privileged container of a VM has all of the VM's /dev already."""
+    if container.privileged and context.owns_kernel:
+        return []
+    made = []
+    for device in container.devices:
+        node = context.devices[device.host_path]
+        numbers = {"type": node.kind, "major": node.major, "minor": node.minor}
+        made.append({"path": device.container_path, **numbers, "fileMode": 0o666, "uid": 0, "gid": 0})
+    return made
 
 
 def _check_tmpfs(name: str, path: str, options: Sequence[str]) -> None:
@@ -297,7 +349,7 @@ def _check_tmpfs(name: str, path: str, options: Sequence[str]) -> None:
             )
 
 
-def _resources(container: ContainerSpec, pids: int) -> dict[str, Any]:
+def _resources(container: ContainerSpec, context: OciContext) -> dict[str, Any]:
     if container.privileged:
         devices: list[dict[str, Any]] = [{"allow": True, "access": "rwm"}]
     else:
@@ -306,12 +358,16 @@ def _resources(container: ContainerSpec, pids: int) -> dict[str, Any]:
             | ({} if minor is None else {"minor": minor})
             for t, major, minor in _DEVICES
         ]
+        for device in container.devices:
+            node = context.devices[device.host_path]
+            numbers = {"type": node.kind, "major": node.major, "minor": node.minor}
+            devices.append({"allow": True, **numbers, "access": device.access})
     memory: dict[str, Any] = {}
     if container.memory_mib:
         memory["limit"] = container.memory_mib * MIB
     if container.memory_reservation_mib:
         memory["reservation"] = container.memory_reservation_mib * MIB
-    resources: dict[str, Any] = {"devices": devices, "pids": {"limit": pids}}
+    resources: dict[str, Any] = {"devices": devices, "pids": {"limit": context.pids}}
     if memory:
         resources["memory"] = memory
     if container.cpu_units:

@@ -6,6 +6,7 @@ from typing import Any
 from hutch.base.errors import Invalid
 from hutch.rules import secret_references
 from hutch.rules.awslogs import start_pattern
+from hutch.rules.taskdef.linux import check_linux
 from hutch.rules.taskdef.refusals import refuse
 
 MAX_CONTAINERS = 10
@@ -40,7 +41,7 @@ def check_containers(document: dict[str, Any]) -> None:
         _check_ports(container, document.get("networkMode", "bridge"))
         _check_health(container)
         _check_timeouts(container)
-        _check_limits(container)
+        check_linux(container)
         _check_log(container)
         _check_secrets(container)
     if len(set(names)) != len(names):
@@ -49,6 +50,7 @@ def check_containers(document: dict[str, Any]) -> None:
         raise refuse("Task definition doesn't have any essential container")
     _check_sums(containers, document)
     _check_dependencies(containers)
+    _check_volumes_from(containers)
 
 
 def _check_identity(container: dict[str, Any]) -> None:
@@ -155,23 +157,19 @@ def _check_timeouts(container: dict[str, Any]) -> None:
         raise refuse("ignoredExitCodes can have at most 50 items.")
 
 
-def _check_limits(container: dict[str, Any]) -> None:
-    if container.get("linuxParameters", {}).get("initProcessEnabled"):
-        raise refuse("hutch does not support initProcessEnabled yet: use an image with an init of its own.")
-    if container.get("pseudoTerminal"):
-        raise refuse("hutch does not support pseudoTerminal yet.")
-    for limit in container.get("ulimits", []):
-        if limit["softLimit"] > limit["hardLimit"]:
-            raise refuse(f"Soft limit exceeds hard limit for ulimit {limit['name']}")
-    for mount in container.get("linuxParameters", {}).get("tmpfs", []):
-        if not mount["containerPath"].startswith("/") or mount["size"] < 1:
-            raise refuse("tmpfs needs an absolute containerPath and a size of at least 1 MiB.")
-    for mapping in container.get("extraHosts", []):
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", mapping["hostname"]):
-            raise refuse(f"extraHosts: {mapping['hostname'][:100]!r} is not a host name.")
-    hostname = container.get("hostname", "")
-    if hostname and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?", hostname):
-        raise refuse(f"hostname {hostname[:100]!r} is not a host name.")
+def _check_volumes_from(containers: list[dict[str, Any]]) -> None:
+    names = {c["name"] for c in containers}
+    edges = {}
+    for container in containers:
+        sources = [v.get("sourceContainer", "") for v in container.get("volumesFrom", [])]
+        for source in sources:
+            if source not in names or source == container["name"]:
+                raise refuse(
+                    f"Container '{container['name']}' takes volumes from '{source}', which is not another container."
+                )
+        edges[container["name"]] = sources
+    if _has_cycle(edges):
+        raise refuse("The containers' volumesFrom form a cycle.")
 
 
 def _check_log(container: dict[str, Any]) -> None:

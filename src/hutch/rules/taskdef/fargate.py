@@ -30,6 +30,12 @@ def fargate_refusals(document: dict[str, Any]) -> tuple[list[Problem], list[Prob
             hard.append(f"Fargate requires that '{name}' be defined at the task level.")
     if "cpu" in document and "memory" in document:
         soft.append(check_fargate_size(int(document["cpu"]), int(document["memory"])))
+    if document.get("pidMode") == "host":
+        hard.append("Fargate compatible task definitions support only pidMode task")
+    if "ipcMode" in document:
+        (hard if document["ipcMode"] == "host" else soft).append(
+            "Fargate compatible task definitions do not support ipcMode"
+        )
     if document.get("placementConstraints"):
         hard.append("Fargate compatible task definitions do not support constraints")
     for volume in document.get("volumes", []):

@@ -9,6 +9,7 @@ from hutch.rules.secret_references import SecretReference, parse_value_from
 from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
 from hutch.rules.taskdef.containers import check_containers, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
+from hutch.rules.taskdef.linux import check_task_namespaces
 from hutch.rules.taskdef.refusals import Problem, refuse
 
 MAX_DOCUMENT_BYTES = 64 * 1024
@@ -44,6 +45,7 @@ def register(given: dict[str, Any], *, strict_aws: bool) -> Registration:
     wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
     _network_mode(document, wants_fargate)
     _volumes(document)
+    check_task_namespaces(document)
     check_containers(document)
     document["containerDefinitions"] = [
         container_defaults(c, document.get("networkMode", "bridge")) for c in document["containerDefinitions"]

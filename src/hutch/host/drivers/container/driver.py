@@ -17,6 +17,7 @@ from hutch.host.drivers.container import plan, rooms
 from hutch.host.drivers.container.box import STARTED_FILE, Box, Start, start_id
 from hutch.host.drivers.container.ending import start_fault
 from hutch.host.drivers.container.exec import open_exec
+from hutch.host.drivers.container.pause import pause_pid, start_pause
 from hutch.host.drivers.container.plan import Places
 from hutch.host.drivers.container.probing import run_probe
 from hutch.host.drivers.container.runtime import Runtime, find_conmon, find_runtime
@@ -36,7 +37,7 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.exec_process import exec_process
-from hutch.host.drivers.oci_config import build_process
+from hutch.host.drivers.oci_config import build_further_process
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.container_cgroups import ContainerCgroups
 from hutch.host.kernel.process import find_processes, kill_and_wait, process_use
@@ -124,10 +125,19 @@ class ContainerDriver:
         if task_id in self._boxes:
             raise DriverError("SandboxExists", f"task {task_id} has a sandbox already")
         plan.check_task(spec)
-        await self._need()
+        runtime = await self._need()
+        await asyncio.to_thread(_check_needs, spec)
         ready = False
         try:
             await _finished(self._furnish, spec)
+            if plan.needs_pause(spec.task):
+                await start_pause(
+                    runtime,
+                    Places(Path(spec.directory)),
+                    self._group(task_id),
+                    plan.runtime_id(task_id, plan.PAUSE, 1),
+                    plan.INIT_PROGRAM,
+                )
             ready = True
         finally:
             if not ready:
@@ -192,14 +202,7 @@ class ContainerDriver:
 
     async def _start(self, box: Box, container: ContainerSpec, number: int) -> Start:
         runtime, spec, places = await self._need(), box.spec, box.places
-        context = plan.oci_context(
-            spec,
-            container,
-            number,
-            platform_id=self._platform_id,
-            host=self._host,
-            hard_nofile=self._hard_nofile,
-        )
+        context = plan.oci_context(spec, container, number, await asyncio.to_thread(self._ground, box))
         config = plan.bundle_config(spec, container, context)
         bundle, identity = places.start(container.name, number), start_id(spec, container.name, number)
         await _finished(rooms.make_bundle, bundle, config)
@@ -211,6 +214,8 @@ class ContainerDriver:
             name=container.name,
             bundle=bundle,
             log=places.log(container.name),
+            tty=container.tty,
+            interactive=container.interactive,
         )
         made = await launch(request)
         try:
@@ -228,6 +233,17 @@ class ContainerDriver:
         )
         (bundle / STARTED_FILE).write_bytes(msgspec.json.encode(start))
         return start
+
+    def _ground(self, box: Box) -> plan.Ground:
+        """Blocking. Raises `DriverError` if something that the containers need is gone."""
+        task = box.spec.task
+        return plan.Ground(
+            platform_id=self._platform_id,
+            host=self._host,
+            hard_nofile=self._hard_nofile,
+            pause_pid=pause_pid(box.places) if plan.needs_pause(task) else 0,
+            devices=rooms.device_nodes(task),
+        )
 
     async def _discard(self, box: Box, name: str, number: int) -> None:
         """Remove a start that did not come to its end."""
@@ -259,15 +275,8 @@ class ContainerDriver:
         start = box.running(container)
         given = next(c for c in box.spec.task.containers if c.name == container)
         spec = msgspec.structs.replace(given, entry_point=command, command=None)
-        context = plan.oci_context(
-            box.spec,
-            spec,
-            start.number,
-            platform_id=self._platform_id,
-            host=self._host,
-            hard_nofile=self._hard_nofile,
-        )
-        process = build_process(spec, box.spec.images[container], context)
+        context = plan.oci_context(box.spec, spec, start.number, await asyncio.to_thread(self._ground, box))
+        process = build_further_process(spec, box.spec.images[container], context)
         return await box.while_alive(
             run_probe(
                 runtime,
@@ -285,14 +294,8 @@ class ContainerDriver:
         box, runtime = self._known(handle), await self._need()
         start = box.running(container)
         given = next(c for c in box.spec.task.containers if c.name == container)
-        context = plan.oci_context(
-            box.spec,
-            given,
-            start.number,
-            platform_id=self._platform_id,
-            host=self._host,
-            hard_nofile=self._hard_nofile,
-        )
+        ground = await asyncio.to_thread(self._ground, box)
+        context = plan.oci_context(box.spec, given, start.number, ground)
         process = exec_process(given, box.spec.images[container], context, spec)
         return await open_exec(
             runtime, box, start, process, spec, lambda: self._groups.processes(start.group)
@@ -373,6 +376,19 @@ class ContainerDriver:
             text = f"task {handle.task_id} has no sandbox that was created or adopted here"
             raise DriverError("SandboxUnknown", text)
         return box
+
+
+def _check_needs(spec: SandboxSpec) -> None:
+    """What containers ask for is on this host. Raises `DriverError`."""
+    rooms.device_nodes(spec.task)
+    wants_init = plan.needs_pause(spec.task) or any(c.init_process for c in spec.task.containers)
+    if wants_init and not Path(plan.INIT_PROGRAM).is_file():
+        raise DriverError(
+            "InitMissing",
+            "this host has no init for containers (initProcessEnabled, or namespaces that containers share)",
+            fix="install catatonit",
+            aws_prefix="CannotCreateContainerError",
+        )
 
 
 async def _finished(work: Callable[..., T], *arguments: Any) -> T:

@@ -9,12 +9,17 @@ import msgspec
 
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
-from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
+from hutch.host.drivers.oci_config import DeviceNode, OciContext, build_oci_config, etc_files
+from hutch.host.drivers.task_mounts import task_mounts
 from hutch.host.kernel.cgroup import CgroupLimits, task_cgroup
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 CONTAINER_PIDS = 4096
 TASK_PIDS = 8192
+PAUSE = "-pause"
+"""Not a name that a container can have."""
+INIT_PROGRAM = "/usr/bin/catatonit"
+"""A static init, for containers that ask for one; it also holds namespaces."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
@@ -47,6 +52,11 @@ class Places(msgspec.Struct, frozen=True):
     def etc(self, name: str) -> Path:
         return self.box / "etc" / name
 
+    @property
+    def shm(self) -> Path:
+        """The /dev/shm that containers share."""
+        return self.box / "shm"
+
     def volume(self, name: str) -> Path:
         return self.box / "volumes" / name
 
@@ -64,29 +74,11 @@ def check_task(spec: SandboxSpec) -> None:
     for name in [c.name for c in task.containers] + [v.name for v in task.volumes]:
         if not _PLAIN_NAME.fullmatch(name):
             raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
-    for mode, member in ((task.pid_mode, "pidMode"), (task.ipc_mode, "ipcMode")):
-        if mode == "task":
-            raise DriverError(
-                "NotServed",
-                f'this task asks for {member} "task", which the container driver does not have yet',
-                fix=f"leave out {member}, or use launch type FARGATE, whose VMs have it",
-                aws_prefix="CannotCreateContainerError",
-            )
+    task_mounts(task, spec.images)
     for container in task.containers:
         if not spec.images[container.name].directory:
             reference = spec.images[container.name].reference
             raise DriverError("NoRootDirectory", f"image {reference} was not prepared as a directory")
-        for wanted, member in (
-            (container.tty, "pseudoTerminal"),
-            (container.init_process, "linuxParameters.initProcessEnabled"),
-        ):
-            if wanted:
-                raise DriverError(
-                    "NotServed",
-                    f'container "{container.name}" asks for {member}, which hutch does not have yet',
-                    fix=f"leave out {member}",
-                    aws_prefix="CannotCreateContainerError",
-                )
 
 
 def task_limits(task: TaskSpec) -> CgroupLimits:
@@ -120,30 +112,59 @@ def etc_texts(spec: SandboxSpec, container: ContainerSpec, host: str) -> dict[st
     )
 
 
-def oci_context(
-    spec: SandboxSpec, container: ContainerSpec, number: int, *, platform_id: str, host: str, hard_nofile: int
-) -> OciContext:
-    """Where a start of a container finds its things. `host` is the host's name."""
+def needs_pause(task: TaskSpec) -> bool:
+    """Whether containers share namespaces, which then need somebody who holds them."""
+    return "task" in (task.pid_mode, task.ipc_mode)
+
+
+class Ground(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host brings to a start of a container."""
+
+    platform_id: str
+    host: str
+    """The host's name."""
+    hard_nofile: int
+    pause_pid: int = 0
+    """The process that holds the namespaces which the task's containers share; 0: they share none."""
+    devices: dict[str, DeviceNode] = {}
+    volumes: dict[str, str] = {}
+    """Where the volumes are that are not below the sandbox's directory."""
+
+
+def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int, ground: Ground) -> OciContext:
+    """Where a start of a container finds its things."""
     task, places = spec.task, Places(Path(spec.directory))
-    namespaces: list[dict[str, str]] = [{"type": "mount"}, {"type": "uts"}, {"type": "cgroup"}]
-    if task.pid_mode != "host":
-        namespaces.append({"type": "pid"})
-    if task.ipc_mode != "host":
-        namespaces.append({"type": "ipc"})
-    if not spec.attachment.host_network:
-        path = spec.attachment.netns_path
-        namespaces.append({"type": "network", **({"path": path} if path else {})})
-    etc = places.etc(container.name)
+    etc, mounts = places.etc(container.name), task_mounts(task, spec.images)
+    has_init = container.init_process and task.pid_mode != "task"
+    own = {v.name: v.source_path or str(places.volume(v.name)) for v in mounts.volumes}
     return OciContext(
-        cgroup_path=f"{task_cgroup(platform_id, task.task_id)}/{container.name}.{number}",
-        hostname=container.hostname or hostname(spec, host),
-        namespaces=tuple(namespaces),
-        files={p: f"{etc}/{p.rpartition('/')[2]}" for p in etc_texts(spec, container, host)},
-        volumes={v.name: v.source_path or str(places.volume(v.name)) for v in task.volumes},
+        cgroup_path=f"{task_cgroup(ground.platform_id, task.task_id)}/{container.name}.{number}",
+        hostname=container.hostname or hostname(spec, ground.host),
+        namespaces=_namespaces(spec, container, ground.pause_pid),
+        files={p: f"{etc}/{p.rpartition('/')[2]}" for p in etc_texts(spec, container, ground.host)},
+        volumes=own | ground.volumes,
+        mounts=mounts.of.get(container.name, ()),
+        init_program=INIT_PROGRAM if has_init else "",
+        devices=ground.devices,
+        shm_source={"task": str(places.shm), "host": "/dev/shm", "none": "none"}.get(task.ipc_mode, ""),
         owns_kernel=False,
-        hard_nofile=hard_nofile,
+        hard_nofile=ground.hard_nofile,
         pids=CONTAINER_PIDS,
     )
+
+
+def _namespaces(spec: SandboxSpec, container: ContainerSpec, pause_pid: int) -> tuple[dict[str, str], ...]:
+    namespaces = [{"type": t} for t in ("mount", "uts", "cgroup")]
+    for kind, mode in (("pid", spec.task.pid_mode), ("ipc", spec.task.ipc_mode)):
+        if mode != "host":
+            path = {"path": f"/proc/{pause_pid}/ns/{kind}"} if mode == "task" else {}
+            namespaces.append({"type": kind, **path})
+    if container.disable_network:
+        namespaces.append({"type": "network"})
+    elif not spec.attachment.host_network:
+        where = spec.attachment.netns_path
+        namespaces.append({"type": "network", **({"path": where} if where else {})})
+    return tuple(namespaces)
 
 
 def bundle_config(spec: SandboxSpec, container: ContainerSpec, context: OciContext) -> dict[str, Any]:

@@ -2,14 +2,20 @@
 
 import os
 import shutil
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hutch.host.drivers.container.plan import Places, etc_texts
+from hutch.host.drivers.container.seeding import seed
 from hutch.host.drivers.contract import DriverError, SandboxSpec
-from hutch.host.kernel.mounts import mount_overlay, mounts_below, unmount_below
+from hutch.host.drivers.oci_config import DeviceNode
+from hutch.host.drivers.task_mounts import task_mounts
+from hutch.host.kernel.mounts import mount_overlay, mount_tmpfs, mounts_below, unmount_below
+from hutch.wire.fleet import TaskSpec, VolumeSpec
 
 
 def furnish(spec: SandboxSpec, host: str) -> None:
@@ -19,10 +25,13 @@ def furnish(spec: SandboxSpec, host: str) -> None:
         places.box.mkdir(mode=0o700)
         places.runtime.mkdir()
         (places.directory / "logs").mkdir(mode=0o700, exist_ok=True)
-        for volume in spec.task.volumes:
-            path = Path(volume.source_path) if volume.source_path else places.volume(volume.name)
-            # As Docker does: what is missing on the host is made, and stays there.
-            path.mkdir(parents=True, exist_ok=True)
+        mounts = task_mounts(spec.task, spec.images)
+        for volume in mounts.volumes:
+            _make_volume(spec, places, volume, mounts.candidates(volume.name))
+        if spec.task.ipc_mode == "task":
+            places.shm.mkdir()
+            size_mib = max(c.shm_mib for c in spec.task.containers)
+            mount_tmpfs(str(places.shm), f"mode=1777,size={size_mib}m")
         for container in spec.task.containers:
             etc = places.etc(container.name)
             etc.mkdir(parents=True)
@@ -38,6 +47,47 @@ def furnish(spec: SandboxSpec, host: str) -> None:
             fix="the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs)",
             aws_prefix="ResourceInitializationError",
         ) from None
+
+
+def _make_volume(
+    spec: SandboxSpec, places: Places, volume: VolumeSpec, candidates: Iterable[tuple[str, str]]
+) -> None:
+    """A fresh volume gets what the images have at its path; a directory of the host is left as it is."""
+    if volume.source_path:
+        # As Docker does: what is missing on the host is made, and stays there.
+        Path(volume.source_path).mkdir(parents=True, exist_ok=True)
+        return
+    if volume.disk is not None or volume.shared_name:
+        return
+    path = places.volume(volume.name)
+    path.mkdir(parents=True)
+    seed(path, [(Path(spec.images[name].directory), inside) for name, inside in candidates])
+
+
+def device_nodes(task: TaskSpec) -> dict[str, DeviceNode]:
+    """The nodes of the host's devices that the task's containers ask for. Raises `DriverError`."""
+    found = {}
+    for container in task.containers:
+        for device in container.devices:
+            try:
+                seen = os.stat(device.host_path)
+            except OSError as error:
+                raise _no_device(container.name, device.host_path, error.strerror or "") from None
+            if not stat.S_ISCHR(seen.st_mode) and not stat.S_ISBLK(seen.st_mode):
+                raise _no_device(container.name, device.host_path, "it is not a device")
+            kind = "c" if stat.S_ISCHR(seen.st_mode) else "b"
+            numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+            found[device.host_path] = DeviceNode(kind=kind, major=numbers[0], minor=numbers[1])
+    return found
+
+
+def _no_device(container: str, path: str, reason: str) -> DriverError:
+    return DriverError(
+        "NoSuchDevice",
+        f'container "{container}" asks for {path[:100]}, which this host does not have: {reason}',
+        fix="correct linuxParameters.devices",
+        aws_prefix="CannotCreateContainerError",
+    )
 
 
 def _mount_root(places: Places, name: str, lower: str) -> None:

@@ -35,6 +35,10 @@ class ShimRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     bundle: Path
     log: Path
+    tty: bool = False
+    """It gets a terminal, whose output conmon logs."""
+    interactive: bool = False
+    """Its standard input stays open."""
 
 
 class MadeContainer(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +68,8 @@ def shim_command(request: ShimRequest) -> list[str]:
         "--log-level", "error",
         "--no-sync-log",
         "--full-attach",
+        *(["--terminal"] if request.tty else []),
+        *(["--stdin"] if request.interactive else []),
     ]  # fmt: skip
 
 

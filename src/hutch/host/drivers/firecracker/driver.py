@@ -30,7 +30,7 @@ from hutch.host.drivers.firecracker.vm import FirecrackerFiles
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import kvm_obstacle
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
-from hutch.host.drivers.microvm.running import RunningVms, observed
+from hutch.host.drivers.microvm.running import RunningVms, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty
 from hutch.host.drivers.microvm.vm import remove_vm, vm_name
 from hutch.host.kernel.process import ProcessRef
@@ -185,3 +185,4 @@ async def _set_up(sandbox: FirecrackerSandbox, mounts: list[dict[str, object]]) 
         sandbox.session.request("configure", Empty, timeout_s=SET_UP_TIMEOUT_S, **configure),
         sandbox.session.request("disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=mounts),
     )
+    await hold_namespaces(sandbox)

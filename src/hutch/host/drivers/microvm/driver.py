@@ -21,7 +21,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
-from hutch.host.drivers.microvm.running import RunningVms, observed
+from hutch.host.drivers.microvm.running import RunningVms, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
@@ -239,3 +239,4 @@ async def _set_up(sandbox: Sandbox) -> None:
             "disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
         ),
     )
+    await hold_namespaces(sandbox)

@@ -9,14 +9,19 @@ import msgspec
 
 from hutch.base.units import GIB, MIB
 from hutch.host.drivers.contract import DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.guest_devices import guest_devices
 from hutch.host.drivers.microvm.qemu import MAX_DISKS
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
+from hutch.host.drivers.task_mounts import task_mounts
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
 REHEARSAL = "-"
-"""Not a name that a container can have."""
+PAUSE = "-pause"
+"""Not names that a container can have."""
+INIT_PROGRAM = "/usr/bin/catatonit"
+"""In the guest: a static init that can also do nothing (`-P`)."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _EXTRA_MODULE_CAPABILITIES = frozenset({"SYS_ADMIN", "NET_ADMIN", "ALL"})
 
@@ -54,24 +59,16 @@ def check_task(spec: SandboxSpec) -> None:
             "a microVM can't mount a directory of the host",
             fix="leave out host.sourcePath, or use launch type EC2",
         )
-    for container in task.containers:
-        _refuse_what_the_guest_lacks(container)
+    if task.pid_mode == "host" or task.ipc_mode == "host":
+        raise DriverError(
+            "HostNamespaceNotPossible",
+            "a microVM can't share processes or memory with the host",
+            fix='use pidMode and ipcMode "task", or launch type EC2',
+        )
+    guest_devices(task)
+    task_mounts(task, spec.images)
     if task.memory_mib <= 0 or task.ephemeral_gib <= 0:
         raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
-
-
-def _refuse_what_the_guest_lacks(container: ContainerSpec) -> None:
-    for wanted, member in (
-        (container.tty, "pseudoTerminal"),
-        (container.init_process, "linuxParameters.initProcessEnabled"),
-    ):
-        if wanted:
-            raise DriverError(
-                "NotServed",
-                f'container "{container.name}" asks for {member}, which microVMs do not have yet',
-                fix=f"leave out {member}",
-                aws_prefix="CannotCreateContainerError",
-            )
 
 
 def image_disks(images: Mapping[str, RootImage]) -> dict[str, ImageDisk]:
@@ -139,7 +136,7 @@ def identify_members(spec: SandboxSpec) -> dict[str, Any]:
 
 def _wants_extra_modules(container: ContainerSpec) -> bool:
     added = {c.upper().removeprefix("CAP_") for c in container.capabilities_add}
-    return container.privileged or bool(added & _EXTRA_MODULE_CAPABILITIES)
+    return container.privileged or bool(container.devices) or bool(added & _EXTRA_MODULE_CAPABILITIES)
 
 
 def disk_mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
@@ -161,26 +158,61 @@ def runtime_id(task_id: str, name: str, number: int) -> str:
 def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int) -> OciContext:
     """Where a start of a container finds its things in the guest."""
     task = spec.task
-    namespaces = [
-        {"type": "mount"},
-        {"type": "uts"},
-        {"type": "cgroup"},
-        # The VM's own: joining it by its path lets the runtime set network sysctls.
-        {"type": "network", "path": "/proc/1/ns/net"},
+    # The VM's own network: joining it by its path lets the runtime set network sysctls.
+    network = {} if container.disable_network else {"path": "/proc/1/ns/net"}
+    namespaces = [{"type": t} for t in ("mount", "uts", "cgroup")]
+    namespaces += [
+        {"type": "network", **network},
+        _shared("pid", task.pid_mode),
+        _shared("ipc", task.ipc_mode),
     ]
-    if task.pid_mode != "task":
-        namespaces.append({"type": "pid"})
-    if task.ipc_mode != "task":
-        namespaces.append({"type": "ipc"})
     etc = f"{SCRATCH}/etc/{container.name}"
+    mounts = task_mounts(task, spec.images)
+    has_init = container.init_process and task.pid_mode != "task"
     return OciContext(
         cgroup_path=f"/hutch/c{number}",
         hostname=container.hostname or hostname(task),
         namespaces=tuple(namespaces),
         files={path: f"{etc}/{path.rpartition('/')[2]}" for path in _etc(spec, container)},
-        volumes={v.name: f"{SCRATCH}/volumes/{v.name}" for v in task.volumes},
+        volumes={v.name: f"{SCRATCH}/volumes/{v.name}" for v in mounts.volumes},
+        mounts=mounts.of.get(container.name, ()),
+        # Where processes are shared, the one that holds the namespace is their init.
+        init_program=INIT_PROGRAM if has_init else "",
+        devices=guest_devices(task),
+        shm_source={"task": "/dev/shm", "none": "none"}.get(task.ipc_mode, ""),
         owns_kernel=True,
     )
+
+
+def _shared(kind: str, mode: str) -> dict[str, str]:
+    """A namespace that all containers of the task share, or one of the container's own."""
+    return {"type": kind, **({"path": f"container:{PAUSE}"} if mode == "task" else {})}
+
+
+def needs_pause(task: TaskSpec) -> bool:
+    """Whether containers share namespaces, which then need somebody who holds them."""
+    return "task" in (task.pid_mode, task.ipc_mode)
+
+
+def pause_members(number: int) -> dict[str, Any]:
+    """Members of the `start` request for the container that holds the namespaces: one program, in an empty root, that waits
+    and reaps."""
+    container = ContainerSpec(
+        name=PAUSE, container_id=PAUSE, image="", entry_point=("/pause", "-P"), capabilities_drop=("ALL",)
+    )
+    context = OciContext(
+        cgroup_path=f"/hutch/c{number}",
+        hostname=PAUSE,
+        namespaces=tuple({"type": t} for t in ("mount", "uts", "cgroup", "network", "pid", "ipc")),
+        files={},
+        volumes={},
+        owns_kernel=True,
+        pids=1,
+    )
+    config = build_oci_config(container, RootImage(reference="", digest="", config={}), context)
+    bind = {"destination": "/pause", "source": INIT_PROGRAM, "type": "bind", "options": ["bind", "ro"]}
+    config["mounts"] = [bind, *config["mounts"]]
+    return {"name": PAUSE, "number": number, "config": config}
 
 
 def _etc(spec: SandboxSpec, container: ContainerSpec) -> dict[str, str]:
@@ -217,16 +249,34 @@ def rehearsal_members() -> dict[str, Any]:
     return {"name": REHEARSAL, "number": 0, "config": config}
 
 
-def start_members(spec: SandboxSpec, container: ContainerSpec, number: int) -> dict[str, Any]:
-    """Members of the `start` request. Raises `DriverError` for what the image or the specification lacks."""
+def start_members(
+    spec: SandboxSpec, container: ContainerSpec, number: int, *, first: bool = True
+) -> dict[str, Any]:
+    """Members of the `start` request. `first`: it was not started before in this VM, so its volumes, while empty, get what
+    images have at their paths. Raises `DriverError` for what the image or the specification lacks."""
     image = spec.images[container.name]
     context = oci_context(spec, container, number)
-    return {
+    members = {
         "name": container.name,
         "number": number,
         "image": image_disks(spec.images)[container.name].mount_path,
         "scratch": f"{SCRATCH}/containers/{container.name}",
         "config": build_oci_config(container, image, context),
-        "directories": sorted(context.volumes.values()),
+        "directories": sorted(context.volumes[m.volume] for m in context.mounts),
         "files": {context.files[path]: text for path, text in _etc(spec, container).items()},
     }
+    if container.interactive:
+        members["interactive"] = True
+    if first:
+        members["seeds"] = _seeds(spec, context)
+    return members
+
+
+def _seeds(spec: SandboxSpec, context: OciContext) -> list[dict[str, Any]]:
+    """Where the content of the container's volumes may come from."""
+    mounts, disks = task_mounts(spec.task, spec.images), image_disks(spec.images)
+    seeds = []
+    for volume in sorted({m.volume for m in context.mounts}):
+        sources = [{"root": disks[name].mount_path, "path": path} for name, path in mounts.candidates(volume)]
+        seeds.append({"to": context.volumes[volume], "from": sources})
+    return seeds

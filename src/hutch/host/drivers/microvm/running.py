@@ -23,7 +23,7 @@ from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
 from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log
-from hutch.host.drivers.oci_config import build_process
+from hutch.host.drivers.oci_config import build_further_process
 from hutch.host.kernel.process import process_use
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec
@@ -50,10 +50,11 @@ class RunningVms(Generic[S]):
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
         """Start a container, or start it again after its exit."""
         sandbox = self.sandbox_of(handle)
+        first = container.name not in sandbox.started
         started = sandbox.begin_start(container)
         ok = False
         try:
-            await sandbox.while_alive(_start(sandbox, started), f"start container {container.name}")
+            await sandbox.while_alive(_start(sandbox, started, first), f"start container {container.name}")
             ok = True
         except SandboxGone:
             raise
@@ -80,7 +81,7 @@ class RunningVms(Generic[S]):
             raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
         spec = msgspec.structs.replace(started.container, entry_point=command, command=None)
         context = plan.oci_context(sandbox.spec, spec, started.number)
-        process = build_process(spec, sandbox.spec.images[container], context)
+        process = build_further_process(spec, sandbox.spec.images[container], context)
         request = sandbox.session.request(
             "exec",
             ProbeAnswer,
@@ -131,8 +132,16 @@ class RunningVms(Generic[S]):
         return sandbox
 
 
-async def _start(sandbox: Sandbox, started: Started) -> None:
-    members = plan.start_members(sandbox.spec, started.container, started.number)
+async def hold_namespaces(sandbox: Sandbox) -> None:
+    """Start the container that holds the namespaces which the task's containers share, if they share any."""
+    if plan.needs_pause(sandbox.spec.task):
+        number, sandbox.next_number = sandbox.next_number, sandbox.next_number + 1
+        members = plan.pause_members(number)
+        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
+
+
+async def _start(sandbox: Sandbox, started: Started, first: bool) -> None:
+    members = plan.start_members(sandbox.spec, started.container, started.number, first=first)
     try:
         await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
     except ValueError:
