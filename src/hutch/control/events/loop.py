@@ -21,8 +21,11 @@ from hutch.store.contract import Change, Reader, Store, Tx
 
 log = get_logger(__name__)
 
-GATHER_S = 0.05
-"""Changes come in bursts: those of a burst are written down together."""
+GATHER_S, GATHER_BUSY_S = 0.02, 0.25
+"""Changes come in bursts: those of a burst are written down together. The longer wait is for when there is no end of
+them: each round costs a commit, which the requests would feel."""
+BUSY_NOTES = 16
+"""So many in one round are no single task's."""
 MAX_CHANGES = 2000
 MAX_UNSAVED = 20_000
 """Changes without notes after which the position is saved nevertheless; far less than the feed keeps."""
@@ -40,6 +43,7 @@ class EventLoop:
         self._ids = ids
         self._seen = -1
         self._saved = 0
+        self._busy = False
 
     async def run(self) -> None:
         """For ever."""
@@ -54,7 +58,7 @@ class EventLoop:
                 await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
                 continue
             await self._store.wait_for_change(self._seen, _NOTED)
-            await asyncio.sleep(GATHER_S)
+            await asyncio.sleep(GATHER_BUSY_S if self._busy else GATHER_S)
 
     async def once(self) -> bool:
         """One round; whether there may be more to do at once."""
@@ -75,6 +79,7 @@ class EventLoop:
         if not changes:
             return False
         noted = [c for c in changes if c.note]
+        self._busy = len(noted) >= BUSY_NOTES
         newest = changes[-1].seq
         if noted or newest - self._saved > MAX_UNSAVED:
             await self._write(noted, newest)
