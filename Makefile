@@ -21,15 +21,13 @@ test: setup
 	@tools/setup-tests
 	@mkdir -p build/images && $(PYTHON) examples/web/build.py --out build/images/web.tar
 	@cd guest && $(CARGO_ENV) cargo test --locked --quiet
-	@cd jail && $(CARGO_ENV) cargo test --locked --quiet
 	@HUTCH_REQUIRE_ALL=1 $(PYTHON) -m pytest tests
 
 check: setup
-	@.venv/bin/ruff check src tests tools examples guest/image jail
-	@.venv/bin/ruff format --check src tests tools examples jail
+	@.venv/bin/ruff check src tests tools examples guest/image
+	@.venv/bin/ruff format --check src tests tools examples
 	@.venv/bin/mypy
 	@cd guest && $(CARGO_ENV) cargo fmt --check && $(CARGO_ENV) cargo clippy --locked --quiet --all-targets
-	@cd jail && $(CARGO_ENV) cargo fmt --check && $(CARGO_ENV) cargo clippy --locked --quiet --all-targets
 	@$(PYTHON) tools/generate_docs.py --check
 
 docs: setup

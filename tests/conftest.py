@@ -17,7 +17,7 @@ def _program(*names: str) -> Callable[[], bool]:
 
 _CHECKS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
-    "qemu": _program("qemu-system-x86_64"),
+    "qemu": _program("qemu-system-x86_64", "bwrap", "setpriv"),
     "haproxy": _program("haproxy"),
     "runc": _program("runc", "conmon"),
     "catatonit": _program("catatonit"),

@@ -106,6 +106,7 @@ for path in given["paths"]:
     attempt(f"read {path}", lambda path=path: os.listdir(path) if path.endswith("/") else read(path))  # type: ignore[misc]
 results["root"] = " ".join(sorted(os.listdir("/")))
 results["descriptors"] = " ".join(sorted(os.readlink(f"/proc/self/fd/{n}") for n in given["fds"]))
+results["open"] = " ".join(sorted(os.listdir("/proc/self/fd"), key=int))
 results["processes"] = str(sum(e.isdecimal() for e in os.listdir("/proc")))
 results["mounts"] = str(len(read("/proc/self/mountinfo").splitlines()))
 results["user"] = f"{os.getresuid()} {os.getresgid()} {os.getgroups()}"

@@ -4,19 +4,17 @@ import os
 from pathlib import Path
 
 Check = tuple[str, str, str]
-_LAUNCHERS = (
-    Path(__file__).resolve().parents[3] / "build" / "host" / "hutch-jail",
-    Path("/usr/lib/hutch/hutch-jail"),
-)
+_PROGRAMS = {"bwrap": "bubblewrap", "setpriv": "util-linux"}
+"""What makes a jail, and the Debian packages."""
 _NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
-_CAPABILITIES = {"SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "SYS_ADMIN": 21}
+_CAPABILITIES = {"SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_ADMIN": 12, "SYS_CHROOT": 18, "SYS_ADMIN": 21}
 _CONTROLLERS = ("cpu", "memory", "pids")
 
 
 def jail_checks(root: Path = Path("/")) -> list[Check]:
     """(check, state, detail) rows. States: ok; limited (works, with less around it); missing."""
     return [
-        _launcher(),
+        _programs(root / "usr/bin"),
         _namespaces(root / "proc"),
         _capabilities(root / "proc"),
         _seccomp(root / "proc"),
@@ -24,11 +22,11 @@ def jail_checks(root: Path = Path("/")) -> list[Check]:
     ]
 
 
-def _launcher() -> Check:
-    found = next((p for p in _LAUNCHERS if p.exists()), None)
-    if found is None:
-        return "jail", "missing", "VM monitors start in it: build it with `make setup`"
-    return "jail", "ok", str(found)
+def _programs(directory: Path) -> Check:
+    lacking = [package for program, package in _PROGRAMS.items() if not (directory / program).exists()]
+    if lacking:
+        return "jail", "missing", f"VM monitors start in it: install {', '.join(lacking)}"
+    return "jail", "ok", str(directory / "bwrap")
 
 
 def _namespaces(proc: Path) -> Check:

@@ -16,6 +16,8 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.host.kernel.run import CommandFailed, run
 
+SETPRIV = "/usr/bin/setpriv"
+"""Of util-linux: in each root, to become the program's user in there."""
 _LINKED_DIRECTORIES = ("bin", "sbin", "lib", "lib64")
 
 
@@ -42,13 +44,15 @@ async def prepare_root(
     """The root of `program` (a name on the path) below `place`, made if it is missing.
 
     `extra`: further files, with their libraries if they have any. `devices`, `files` and `directories` get placeholders,
-    which the launcher covers with the node itself or with what is bound there. Raises `RootUnavailable`, `CommandFailed`.
+    which are covered, in each jail, with the node itself or with what is bound there. Raises `RootUnavailable`, `CommandFailed`.
     """
     path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
     if path is None:
         raise RootUnavailable(f"{program} is not installed")
-    content = [Path(path), *extra]
-    for file in (Path(path), *(e for e in extra if ".so" in e.name)):
+    if not os.path.exists(SETPRIV):
+        raise RootUnavailable(f"there is no {SETPRIV}: install util-linux")
+    content = [Path(path), Path(SETPRIV), *extra]
+    for file in (Path(path), Path(SETPRIV), *(e for e in extra if ".so" in e.name)):
         content += await _libraries(file)
     unique = sorted(set(content))
     empty = (*devices, *files)

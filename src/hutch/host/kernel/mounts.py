@@ -1,13 +1,16 @@
-"""Mounts of this mount namespace. All calls are quick and are made from a worker thread."""
+"""Mounts of this mount namespace, and one in another. All calls are quick and are made from a worker thread."""
 
 import ctypes
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 
 _MNT_DETACH = 2
+_MS_RDONLY = 1
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
+_CLONE_FS = 0x200
 MAX_OPTIONS_BYTES = 4095
 """The kernel takes one page of options, the closing zero included."""
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,6 +32,46 @@ def mount_overlay(lower: str, upper: str, work: str, target: str) -> None:
 def mount_tmpfs(target: str, options: str) -> None:
     """A tmpfs without programs, devices and set-uid files. Raises `OSError`."""
     _mount("tmpfs", target, "tmpfs", _MS_NOSUID_NODEV_NOEXEC, options)
+
+
+def mount_own_proc(pid: int) -> None:
+    """A read-only /proc in the mount namespace of a process, which tells of its PID namespace's processes and, where the
+    kernel can do that (Linux 5.8), of nothing else. Raises `OSError`.
+
+    In a thread of its own, which lives there for a moment and ends.
+    """
+    failures: list[OSError] = []
+
+    def visit() -> None:
+        try:
+            _mount_proc_there(pid)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=visit, name="mount-proc")
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _mount_proc_there(pid: int) -> None:
+    fds = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("pid", "mnt")]
+    try:
+        # A thread enters another mount namespace only if it has a root and a working directory of its own.
+        _check(_libc.unshare(_CLONE_FS), "unshare")
+        for fd in fds:
+            _check(_libc.setns(fd, 0), "setns")
+    finally:
+        for fd in fds:
+            os.close(fd)
+    flags = _MS_RDONLY | _MS_NOSUID_NODEV_NOEXEC
+    try:
+        _mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=2")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _mount("proc", "/proc", "proc", flags, "")
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -55,9 +98,13 @@ def unmount(target: str) -> None:
 
 def _mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
     words = [os.fsencode(word) for word in (source, target, kind)]
-    if _libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(options)) != 0:
+    _check(_libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(options)), target)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
         error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), target)
+        raise OSError(error, os.strerror(error), what)
 
 
 def _escape(path: str) -> str:

@@ -5,10 +5,17 @@ A pid alone names a process only until it is reused, so a process is known by it
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import resource
 import signal
+import threading
+from collections.abc import Iterator, Mapping
 
 import msgspec
+
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +150,50 @@ def send_signal(ref: ProcessRef, number: int) -> None:
 
 
 def kill_child(pid: int) -> None:
-    """End a child of ours that is about to end, and reap it. Blocks for as long as the kernel needs."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """End a child of ours and reap it; nothing is done if it is none, or is reaped. Blocks for as long as the kernel
+    needs."""
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def limit_process(pid: int, limits: Mapping[str, int]) -> None:
+    """Set resource limits of another process of our user, soft and hard: {"nofile": 256}. One that the host keeps lower
+    stays as it is. Raises `OSError`."""
+    for name, wanted in limits.items():
+        number = getattr(resource, f"RLIMIT_{name.upper()}")
+        hard = resource.prlimit(pid, number)[1]
+        value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.prlimit(pid, number, (value, value))
+
+
+class _Adopting:
+    """How many threads want orphans; the process has one flag for all of them."""
+
+    lock = threading.Lock()
+    count = 0
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Meanwhile, whose parent ends becomes a child of ours, if we started its parent. Raises `OSError`.
+
+    Not for good: daemons that detach themselves would be ours to reap.
+    """
+    _adopt(1)
+    try:
+        yield
+    finally:
+        _adopt(-1)
+
+
+def _adopt(change: int) -> None:
+    with _Adopting.lock:
+        _Adopting.count += change
+        if _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(_Adopting.count > 0), 0, 0, 0) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), "prctl")
 
 
 async def kill_and_wait(ref: ProcessRef, *, term_timeout_s: float = 0.0) -> None:

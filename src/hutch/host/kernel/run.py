@@ -248,9 +248,10 @@ def spawn_daemon(
     pass_fds: Sequence[int] = (),
     cwd: str | None = None,
     user_id: int | None = None,
+    umask: int = -1,
 ) -> "subprocess.Popen[bytes]":
     """Start a program that outlives us: own session, output appended to a file (mode 0600), nothing else
-    inherited.
+    inherited but, without `umask`, ours.
 
     The caller reaps it while it lives (see `hutch.host.kernel.process`) and makes its pid durable. With
     `user_id` it runs as that user and the group of the same number, without supplementary groups (only root
@@ -271,6 +272,7 @@ def spawn_daemon(
             user=user_id,
             group=user_id,
             extra_groups=None if user_id is None else [],
+            umask=umask,
         )
     except FileNotFoundError:
         raise CommandFailed(argv, 127, b"", f"{argv[0]} is not installed".encode()) from None

@@ -14,7 +14,7 @@ from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
 from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups, whole_disk
-from hutch.host.kernel.jail import JailBind, Jailer, JailFailed, JailSpec, launcher_path
+from hutch.host.kernel.jail import JailBind, Jailer, JailFailed, JailSpec
 from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root, remove_other_roots
 from hutch.host.kernel.process import ProcessRef, wait_gone
 from hutch.host.kernel.run import CommandFailed
@@ -106,9 +106,7 @@ class MonitorJail:
                 cgroups = host_cgroups()
             except CgroupError as error:
                 raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
-            self._made = Jailer(
-                platform_id=self._platform_id, launcher=launcher_path(), users=self._users, cgroups=cgroups
-            )
+            self._made = Jailer(platform_id=self._platform_id, users=self._users, cgroups=cgroups)
         return self._made
 
     async def check(self) -> None:
