@@ -4,7 +4,8 @@ Firecracker itself nothing is in it: what is proven with it is our end of the AP
 
     fake_firecracker.py --dials JSON --binds JSON --id NAME --api-sock PATH ...
 
-What differs: the agent's channel is a virtio port behind a relay that speaks Firecracker's vsock handshake.
+What differs: the agent's channel is a virtio port behind a relay that speaks Firecracker's vsock handshake; a snapshot holds
+the VM's configuration, and restoring one boots it anew, with the disks and the tap that are there then.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -56,11 +58,15 @@ class Jail:
 
     def find(self, place: str, *, writable: bool = False) -> Path:
         """The host's file. Raises `Refused`."""
+        if re.fullmatch(r"/proc/self/fd/\d+", place):
+            return Path(place)
         for source, at, may_write in self._binds:
             if place == at or place.startswith(f"{at}/"):
                 if writable and not may_write:
                     raise Refused(f"{place}: Read-only file system (os error 30)")
                 return Path(source + place[len(at) :])
+        if place.startswith("/disks/") and not writable:
+            return Path("/dev/null")  # the placeholder: an empty file
         raise Refused(f"{place}: No such file or directory (os error 2)")
 
     def listen(self, place: str) -> socket.socket:
@@ -86,9 +92,9 @@ class Guest:
         """Boot, and return QEMU's exit code when it has ended."""
         agent, monitor = _listener(), _listener()
         self._agent_address = agent.getsockname()
-        drives = sorted(
-            self._configured["drives"].values(), key=lambda d: int(d["drive_id"].removeprefix("disk"))
-        )
+        given = self._configured["drives"].values()
+        drives = [d for d in given if self._jail.find(d["path_on_host"]) != Path("/dev/null")]
+        drives.sort(key=lambda d: int(d["drive_id"].removeprefix("disk")))
         files = [self._jail.find(d["path_on_host"]) for d in drives]
         fds = [
             os.open(f, os.O_RDONLY if d["is_read_only"] else os.O_RDWR)
@@ -173,6 +179,7 @@ class FakeFirecracker:
         self._document = ApiDocument()
         self._state = "Not started"
         self._configured: dict[str, Any] = {"drives": {}, "network-interfaces": {}}
+        self._is_restored = False
         self._guest: Guest | None = None
         self._running: asyncio.Task[None] | None = None
         self._relays: set[asyncio.Task[None]] = set()
@@ -223,6 +230,12 @@ class FakeFirecracker:
                 self._configured["vsock"] = body
             case "createSyncAction" if body["action_type"] == "InstanceStart":
                 self._start()
+            case "patchVm":
+                self._state = {"Paused": "Paused", "Resumed": "Running"}[body["state"]]
+            case "createSnapshot":
+                self._save(body)
+            case "loadSnapshot":
+                self._load(body)
             case _:
                 raise Refused(f"{operation} is not emulated")
         return 204, {}
@@ -239,8 +252,43 @@ class FakeFirecracker:
         self._guest = Guest(self._name, self._jail, self._configured)
         self._running = asyncio.create_task(self._run(self._guest, uds, self._jail.listen(uds)))
 
+    def _save(self, body: dict[str, Any]) -> None:
+        if self._state != "Paused":
+            raise Refused("Create snapshot error: the microVM is not paused")
+        memory = self._jail.find(body["mem_file_path"], writable=True)
+        with memory.open("wb") as f:
+            f.write(b"memory of the guest")
+            f.truncate(self._configured["machine-config"]["mem_size_mib"] << 20)
+        state = {"version": self._dials.version, **self._configured}
+        self._jail.find(body["snapshot_path"], writable=True).write_text(json.dumps(state))
+
+    def _load(self, body: dict[str, Any]) -> None:
+        if self._configured != {"drives": {}, "network-interfaces": {}}:
+            raise Refused("Loading a microVM snapshot not allowed after configuring boot-specific resources.")
+        backend = body.get("mem_backend", {})
+        if backend.get("backend_type") != "File" or not body.get("resume_vm"):
+            raise Refused("only a file is emulated, and a VM that runs at once")
+        state = json.loads(self._jail.find(body["snapshot_path"]).read_text())
+        if state.pop("version") != self._dials.version:
+            raise Refused("Load snapshot error: Invalid snapshot version")
+        size = os.stat(backend["backend_path"]).st_size
+        if size != state["machine-config"]["mem_size_mib"] << 20:
+            raise Refused(f"Load snapshot error: the memory file has {size} bytes")
+        with Path(backend["backend_path"]).open("rb") as f:
+            if not f.read(32).startswith(b"memory of the guest"):
+                raise Refused("the memory is not what was saved")
+        for override in body.get("network_overrides", []):
+            if override["iface_id"] not in state["network-interfaces"]:
+                raise Refused(f"Unknown Network Device: {override['iface_id']}")
+            state["network-interfaces"][override["iface_id"]]["host_dev_name"] = override["host_dev_name"]
+        for each in state["network-interfaces"].values():
+            os.stat(f"/sys/class/net/{each['host_dev_name']}/tun_flags")
+        self._configured = state
+        self._is_restored = True
+        self._start()
+
     async def _run(self, guest: Guest, uds: str, listener: socket.socket) -> None:
-        calling = asyncio.create_task(self._call_host(guest, uds))
+        calling = asyncio.create_task(asyncio.sleep(0) if self._is_restored else self._call_host(guest, uds))
         async with await asyncio.start_unix_server(self._vsock, sock=listener):
             code = await guest.run()
         calling.cancel()
@@ -259,6 +307,8 @@ class FakeFirecracker:
     async def _vsock(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         guest = self._guest
         command = await reader.readline()
+        if guest is not None and self._is_restored:
+            await guest.is_up.wait()
         if guest is None or not guest.is_up.is_set() or command != b"CONNECT 1024\n":
             writer.close()
             return

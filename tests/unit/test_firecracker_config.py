@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,9 @@ from hutch.host.drivers.firecracker.config import (
     boot_requests,
     disk_serial,
     kernel_arguments,
+    load_requests,
+    machine_traits,
+    save_requests,
 )
 from hutch.host.drivers.firecracker.program import arguments, monitor_program, parse_version
 
@@ -24,7 +28,7 @@ CONFIGS = st.builds(
     VmConfig,
     vcpus=st.integers(1, MAX_VCPUS),
     memory_mib=st.integers(128, 1 << 20),
-    disks=st.lists(st.booleans(), max_size=MAX_DISKS).map(tuple),
+    disks=st.integers(0, MAX_DISKS),
     tap=st.sampled_from(["", "h1234t5678"]),
 )
 
@@ -34,8 +38,28 @@ def test_every_request_is_what_the_document_allows(config: VmConfig) -> None:
     requests = boot_requests(config)
     operations = [DOCUMENT.check(r.method, r.path, r.body, booted=False) for r in requests]
     assert operations[-1] == "createSyncAction", "nothing comes after the start"
-    assert operations.count("putGuestDriveByID") == len(config.disks)
+    assert operations.count("putGuestDriveByID") == config.disks
     assert operations.count("putGuestNetworkInterfaceByID") == (1 if config.tap else 0)
+
+
+@given(config=CONFIGS)
+def test_saving_and_restoring_too(config: VmConfig) -> None:
+    saving = [DOCUMENT.check(r.method, r.path, r.body, booted=True) for r in save_requests()]
+    assert saving == ["patchVm", "createSnapshot"]
+    (load,) = load_requests(config, memory="/proc/self/fd/5", state="/proc/self/fd/6")
+    assert DOCUMENT.check(load.method, load.path, load.body, booted=False) == "loadSnapshot"
+    assert load.body["mem_backend"] == {"backend_type": "File", "backend_path": "/proc/self/fd/5"}
+    assert [o["host_dev_name"] for o in load.body.get("network_overrides", [])] == (
+        [config.tap] if config.tap else []
+    )
+
+
+@given(config=CONFIGS, tap=st.sampled_from(["a", "b"]))
+def test_a_template_fits_any_tap_but_not_none(config: VmConfig, tap: str) -> None:
+    same = msgspec.structs.replace(config, tap=tap if config.tap else "")
+    assert machine_traits(same) == machine_traits(config)
+    other = msgspec.structs.replace(config, tap="" if config.tap else tap)
+    assert machine_traits(other) != machine_traits(config)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +91,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DriverError, match="32 vCPUs"):
         boot_requests(VmConfig(vcpus=33, memory_mib=128))
     with pytest.raises(DriverError, match="14 different images"):
-        boot_requests(VmConfig(vcpus=1, memory_mib=128, disks=(True,) * 16))
+        boot_requests(VmConfig(vcpus=1, memory_mib=128, disks=16))
 
 
 @pytest.mark.parametrize(

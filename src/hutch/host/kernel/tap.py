@@ -10,6 +10,7 @@ from pyroute2 import IPRoute, NetlinkError
 from hutch.host.kernel.links import delete_link
 
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
 _TUNSETOWNER = 0x400454CC
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
@@ -74,3 +75,24 @@ def own_tap(name: str, user_id: int) -> None:
         fcntl.ioctl(fd, _TUNSETOWNER, user_id)
     finally:
         os.close(fd)
+
+
+def make_tap(name: str, user_id: int) -> None:
+    """A new tap that leads nowhere and stays until `remove_tap`, for this user. Raises `OSError`."""
+    fd = open_placeholder_tap(name)
+    try:
+        fcntl.ioctl(fd, _TUNSETOWNER, user_id)
+        fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+    finally:
+        os.close(fd)
+
+
+def remove_tap(name: str) -> None:
+    """Remove a tap that `make_tap` made. Idempotent. Raises `OSError`."""
+    if not os.path.exists(f"/sys/class/net/{name}"):
+        return
+    with IPRoute() as ip:
+        try:
+            delete_link(ip, name)
+        except NetlinkError as error:
+            raise OSError(error.code, f"the link {name} can't be removed") from None

@@ -15,6 +15,9 @@ MAX_DISKS = 15
 """There are 19 interrupts for devices; channel, randomness and network take three, one stays free."""
 GUEST_CID = 3
 """The first number that a guest may have. Each monitor has its own sockets, so that all guests can have the same."""
+DISK_SLOTS = (4, MAX_DISKS)
+"""VMs have one of these numbers of disks, whatever the task has: what is not used is an empty file, never looked at. So a
+template fits any task."""
 SERIAL_BYTES = 20
 BOOT_TIMEOUT_S = 60.0
 SNAPSHOT_TIMEOUT_S = 120.0
@@ -31,11 +34,11 @@ STATE = f"{SNAPSHOT}/state"
 
 
 class VmConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM. `disks`: for each, whether it is read-only."""
+    """A VM. `disks`: how many; only the first can be written to."""
 
     vcpus: int
     memory_mib: int
-    disks: tuple[bool, ...] = ()
+    disks: int = 0
     tap: str = ""
     """The host's name of the network interface; "": the VM has none."""
 
@@ -53,7 +56,7 @@ def check_config(config: VmConfig) -> None:
             f"Firecracker's VMs have {MAX_VCPUS} vCPUs at most, the task needs {config.vcpus}",
             fix="ask for less CPU, or put microvm before firecracker in --drivers",
         )
-    if len(config.disks) > MAX_DISKS:
+    if config.disks > MAX_DISKS:
         raise DriverError("TooManyImages", f"a VM has room for {MAX_DISKS - 1} different images")
 
 
@@ -73,7 +76,7 @@ def boot_requests(config: VmConfig) -> tuple[Request, ...]:
     return (
         _put("/machine-config", machine),
         _put("/boot-source", boot),
-        *(_disk(i, read_only) for i, read_only in enumerate(config.disks)),
+        *(_disk(i, read_only=i > 0) for i in range(config.disks)),
         *network,
         _put("/entropy", {}),
         _put("/vsock", {"guest_cid": GUEST_CID, "uds_path": AGENT_SOCKET}),
@@ -81,11 +84,48 @@ def boot_requests(config: VmConfig) -> tuple[Request, ...]:
     )
 
 
+def disk_slots(disks: int) -> int:
+    """How many disks a VM has that needs so many. Raises `DriverError` for more than there is room for."""
+    for slots in DISK_SLOTS:
+        if disks <= slots:
+            return slots
+    raise DriverError("TooManyImages", f"a VM has room for {MAX_DISKS - 1} different images")
+
+
+def machine_traits(config: VmConfig) -> str:
+    """All that a saved state of a VM depends on, as text: a VM with the same can be restored from it."""
+    placeholder = msgspec.structs.replace(config, tap="placeholder" if config.tap else "")
+    return msgspec.json.encode(boot_requests(placeholder)).decode()
+
+
+def save_requests() -> tuple[Request, ...]:
+    """Stop a VM for good, and write it to `MEMORY` and `STATE`."""
+    files = {"snapshot_type": "Full", "snapshot_path": STATE, "mem_file_path": MEMORY}
+    return (
+        Request(method="PATCH", path="/vm", body={"state": "Paused"}),
+        _put("/snapshot/create", files, SNAPSHOT_TIMEOUT_S),
+    )
+
+
+def load_requests(config: VmConfig, *, memory: str, state: str) -> tuple[Request, ...]:
+    """From a fresh process to a VM that runs from where the saved one stood still. `memory` and `state` are files; the
+    disks are those that are at their places now. Raises `DriverError`."""
+    check_config(config)
+    body: dict[str, Any] = {
+        "snapshot_path": state,
+        "mem_backend": {"backend_type": "File", "backend_path": memory},
+        "resume_vm": True,
+    }
+    if config.tap:
+        body["network_overrides"] = [{"iface_id": "net", "host_dev_name": config.tap}]
+    return (_put("/snapshot/load", body, SNAPSHOT_TIMEOUT_S),)
+
+
 def _put(path: str, body: dict[str, Any], timeout_s: float = 10.0) -> Request:
     return Request(method="PUT", path=path, body=body, timeout_s=timeout_s)
 
 
-def _disk(index: int, read_only: bool) -> Request:
+def _disk(index: int, *, read_only: bool) -> Request:
     name = f"disk{index}"
     # Flushes are not carried out: a scratch disk lives no longer than its VM.
     return _put(

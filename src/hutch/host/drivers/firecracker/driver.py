@@ -62,10 +62,11 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
         jail: MonitorJail | None = None,
         obstacle: Callable[[str], str] = kvm_obstacle,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
+        use_templates: bool = True,
     ) -> None:
         """`program`: Firecracker's name on the path, or its path; `state_dir` is the driver's own (made when needed).
-        `jail` and `obstacle` (why KVM can't be used, given /proc/cpuinfo) are what tests put in the place of the
-        host's."""
+        Without `use_templates` every VM boots. `jail` and `obstacle` (why KVM can't be used, given /proc/cpuinfo) are what
+        tests put in the place of the host's."""
         super().__init__(clock)
         self._platform_id = platform_id
         self._jail = jail or MonitorJail(
@@ -83,6 +84,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
             jail=self._jail,
             kvm_obstacle=obstacle,
             boot_timeout_s=boot_timeout_s,
+            use_templates=use_templates,
         )
 
     async def fingerprint(self) -> DriverFactMsg:
@@ -90,6 +92,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
         try:
             await self._jail.check()
             ground = await self._launcher.ground()
+            await self._launcher.clean(ground)
         except DriverError as error:
             reason = f"{error.message}; {error.fix}" if error.fix else error.message
             return DriverFactMsg(
@@ -173,6 +176,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
 
     async def close(self) -> None:
         """Let go of all VMs without touching them."""
+        await self._launcher.close()
         sandboxes, self._sandboxes = self._sandboxes, {}
         for sandbox in sandboxes.values():
             await sandbox.release()

@@ -1,29 +1,53 @@
 """How a task's Firecracker VM comes to be: its process is started, and told by its API what to be."""
 
 import asyncio
+import contextlib
+import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 
 import msgspec
 
 from hutch.base.clock import Clock
+from hutch.base.log import get_logger
+from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.firecracker.api import FirecrackerApi
-from hutch.host.drivers.firecracker.config import VmConfig, boot_requests, check_config, disk_serial
+from hutch.host.drivers.firecracker.config import (
+    MEMORY,
+    STATE,
+    VmConfig,
+    boot_requests,
+    check_config,
+    disk_serial,
+    disk_slots,
+    load_requests,
+    machine_traits,
+)
 from hutch.host.drivers.firecracker.program import Firecracker, find_firecracker
 from hutch.host.drivers.firecracker.sandbox import BringUp, FirecrackerSandbox
 from hutch.host.drivers.firecracker.vm import FirecrackerFiles, FirecrackerRequest, kernel_file, launch
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import Phases, no_task, scratch_disk
+from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES
+from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
 from hutch.host.drivers.microvm.vm import GuestImage, load_guest_image, remove_vm, vm_name
 from hutch.host.guestlink.vsock import AGENT_PORT, GuestCall
+from hutch.host.kernel.sealed import copy_sparse
+from hutch.host.kernel.tap import make_tap, remove_tap
 
+log = get_logger(__name__)
 BOOT_TIMEOUT_S = 60.0
+RESTORE_TIMEOUT_S = 30.0
+TEMPLATE_NAME = "fctemplate"
+TAP_TRAIT = '"host_dev_name"'
+MAX_STATE_BYTES = 16 * MIB
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +56,13 @@ class Ground(msgspec.Struct, frozen=True, kw_only=True):
     image: GuestImage
     firecracker: Firecracker
     verdict: Verdict
+    cpu: str
+
+    @property
+    def origin(self) -> str:
+        """A word for all of it: templates of another one are of no use."""
+        parts = (os.uname().release, self.image.key, self.firecracker.version_text, self.cpu)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class FirecrackerLauncher:
@@ -48,6 +79,7 @@ class FirecrackerLauncher:
         jail: MonitorJail,
         kvm_obstacle: Callable[[str], str],
         boot_timeout_s: float,
+        use_templates: bool,
     ) -> None:
         """See `FirecrackerDriver`."""
         self._platform_id = platform_id
@@ -57,6 +89,11 @@ class FirecrackerLauncher:
         self._clock = clock
         self._jail = jail
         self._boot_timeout_s = boot_timeout_s
+        self._use_templates = use_templates
+        self._directory = state_dir / "templates"
+        self._templates = TemplateStore(self._directory, self._make_template, clock)
+        self._cleaned = asyncio.Lock()
+        self._is_clean = False
         self._choice = AcceleratorChoice(
             "kvm", state_dir / "accelerator.json", self._boot_probe_guest, kvm_obstacle
         )
@@ -68,35 +105,153 @@ class FirecrackerLauncher:
         await asyncio.to_thread(kernel_file, image)
         key = f"{os.uname().release} firecracker {firecracker.version_text} {image.key}"
         _, verdict = await self._choice.choose(key)
-        return Ground(image=image, firecracker=firecracker, verdict=verdict)
+        cpu = await asyncio.to_thread(host_cpu)
+        return Ground(image=image, firecracker=firecracker, verdict=verdict, cpu=cpu)
+
+    async def clean(self, ground: Ground) -> None:
+        """Remove, once, what earlier agents left: half-made templates, and those that are of no more use."""
+        async with self._cleaned:
+            if not self._is_clean:
+                await self._remove_making()
+                await asyncio.to_thread(self._templates.clean, ground.origin)
+                self._is_clean = True
 
     async def launch(self, spec: SandboxSpec) -> tuple[FirecrackerSandbox, Ground, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
         the caller's to remove (`remove_vm`)."""
         phases = Phases(self._clock)
         ground = await self.ground()
-        booting = self._boot(spec, ground.image, self._boot_timeout_s)
-        return await phases.measure("cold boot", booting, "Firecracker"), ground, phases
-
-    async def _boot(self, spec: SandboxSpec, image: GuestImage, limit_s: float) -> FirecrackerSandbox:
-        files, request = FirecrackerFiles(spec.directory), self._request(spec)
+        await self.clean(ground)
+        request = self._request(spec)
         check_config(request.config)
+        key = _template_key(request.config, ground)
+        template, refusal = await self._template(key, request.config, ground, phases)
+        if template is not None:
+            try:
+                restoring = self._restore(spec, request, ground.image, template)
+                return await phases.measure("restore", restoring), ground, phases
+            except DriverError as error:
+                refusal = f"not restored: {error.message}"[:500]
+                log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
+                self._templates.reject(template, refusal)
+                await remove_vm(request.name, FirecrackerFiles(spec.directory), self._jail)
+        booting = self._boot(spec, request, ground.image, self._boot_timeout_s)
+        return await phases.measure("cold boot", booting, refusal), ground, phases
+
+    async def _template(
+        self, key: TemplateKey, config: VmConfig, ground: Ground, phases: Phases
+    ) -> tuple[Template | None, str]:
+        """The template for a VM, or why there is none."""
+        if not self._use_templates:
+            return None, "templates are switched off"
+        if config.tap and not ground.firecracker.restores_with_other_taps:
+            return None, f"Firecracker {ground.firecracker.version_text} can't restore a VM with another tap"
+        if (template := self._templates.loaded(key)) is not None:
+            return template, ""
+        try:
+            return await phases.measure("template", self._templates.get(key)), ""
+        except TemplateUnavailable as error:
+            return None, error.message
+
+    async def _boot(
+        self, spec: SandboxSpec, request: FirecrackerRequest, image: GuestImage, limit_s: float
+    ) -> FirecrackerSandbox:
+        files = FirecrackerFiles(spec.directory)
         async with scratch_disk(files, plan.scratch_bytes(spec.task)):
             files.run.mkdir(mode=0o700)
             call = GuestCall(files.agent_socket, AGENT_PORT)
             try:
-                ref = await launch(request, files, image, self._jail)
-                sandbox = FirecrackerSandbox(
-                    spec, files, ref, self._clock, bring_up=_booting(request.config, call)
-                )
-                try:
-                    await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
-                except BaseException:
-                    await sandbox.release()
-                    raise
+                return await self._start(spec, request, image, _booting(request.config, call), limit_s)
             finally:
                 call.close()
+
+    async def _restore(
+        self, spec: SandboxSpec, request: FirecrackerRequest, image: GuestImage, template: Template
+    ) -> FirecrackerSandbox:
+        files = FirecrackerFiles(spec.directory)
+        state_fd = template.open_state()
+        try:
+            request = msgspec.structs.replace(request, pass_fds=(template.memory_fd, state_fd))
+            requests = load_requests(
+                request.config,
+                memory=f"/proc/self/fd/{template.memory_fd}",
+                state=f"/proc/self/fd/{state_fd}",
+            )
+            async with scratch_disk(files, plan.scratch_bytes(spec.task)):
+                files.run.mkdir(mode=0o700)
+                return await self._start(
+                    spec, request, image, lambda api: api.send_all(requests), RESTORE_TIMEOUT_S
+                )
+        finally:
+            os.close(state_fd)
+
+    async def _start(
+        self,
+        spec: SandboxSpec,
+        request: FirecrackerRequest,
+        image: GuestImage,
+        bring_up: BringUp,
+        limit_s: float,
+    ) -> FirecrackerSandbox:
+        """Start the process, make a VM in it, and greet its guest."""
+        files = FirecrackerFiles(spec.directory)
+        ref = await launch(request, files, image, self._jail)
+        sandbox = FirecrackerSandbox(spec, files, ref, self._clock, bring_up=bring_up)
+        try:
+            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
+        except BaseException:
+            await sandbox.release()
+            raise
         return sandbox
+
+    async def _make_template(self, key: TemplateKey, memory_fd: int) -> bytes:
+        """Boot a VM without a task up to its greeting, write it to the disk, end it; its memory goes to a file, its state
+        is the answer. Raises `DriverError`."""
+        ground = await self.ground()
+        files, name = self._making, vm_name(self._platform_id, TEMPLATE_NAME)
+        spec = no_task(TEMPLATE_NAME, str(files.root))
+        snapshot = files.root / "snapshot"
+        tap = self._template_tap if TAP_TRAIT in key.machine else ""
+        sandbox: FirecrackerSandbox | None = None
+        try:
+            await self._remove_making()
+            snapshot.mkdir(mode=0o700, parents=True)
+            if tap:
+                await asyncio.to_thread(make_tap, tap, self._jail.user_of(name))
+            config = VmConfig(vcpus=key.vcpus, memory_mib=key.memory_mib, disks=key.disk_slots, tap=tap)
+            request = FirecrackerRequest(
+                name=name,
+                program=self._program,
+                config=config,
+                cpu_units=key.vcpus * 1024,
+                disks=(str(files.scratch),),
+                snapshot_directory=str(snapshot),
+            )
+            sandbox = await self._boot(spec, request, ground.image, self._boot_timeout_s)
+            await sandbox.save()
+            return await asyncio.to_thread(_take_snapshot, snapshot, memory_fd)
+        finally:
+            if sandbox is not None:
+                await sandbox.release()
+            await self._remove_making()
+
+    @property
+    def _making(self) -> FirecrackerFiles:
+        return FirecrackerFiles(self._directory / ".making")
+
+    @property
+    def _template_tap(self) -> str:
+        return f"h{self._platform_id[:4]}fctemplate"[:15]
+
+    async def _remove_making(self) -> None:
+        files = self._making
+        await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), files, self._jail)
+        await asyncio.to_thread(remove_tap, self._template_tap)
+        await asyncio.to_thread(shutil.rmtree, files.root, True)
+
+    async def close(self) -> None:
+        """End what is being made for later; VMs of tasks are not touched."""
+        await self._templates.close()
 
     def _request(self, spec: SandboxSpec) -> FirecrackerRequest:
         task = spec.task
@@ -104,7 +259,7 @@ class FirecrackerLauncher:
         config = VmConfig(
             vcpus=vm_vcpus(task.cpu_units),
             memory_mib=vm_memory_mib(task.memory_mib),
-            disks=tuple(read_only for _, _, read_only in disks),
+            disks=len(disks),
             tap=spec.attachment.tap,
         )
         return FirecrackerRequest(
@@ -112,7 +267,7 @@ class FirecrackerLauncher:
             program=self._program,
             config=config,
             cpu_units=task.cpu_units,
-            disks=tuple(path for _, path, _ in disks),
+            disks=tuple(path for _, path in disks),
         )
 
     async def _boot_probe_guest(self, _: str, limit_s: float) -> float:
@@ -126,7 +281,7 @@ class FirecrackerLauncher:
         try:
             await remove_vm(name, files, self._jail)
             files.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sandbox = await self._boot(spec, image, limit_s)
+            sandbox = await self._boot(spec, self._request(spec), image, limit_s)
             return self._clock.monotonic() - begun
         finally:
             if sandbox is not None:
@@ -142,18 +297,55 @@ def _booting(config: VmConfig, call: GuestCall) -> BringUp:
     return bring_up
 
 
-def disk_files(spec: SandboxSpec) -> list[tuple[str, str, bool]]:
-    """A task's disks in their order: (serial in `plan`, file, read-only). Raises `DriverError`."""
+def _template_key(config: VmConfig, ground: Ground) -> TemplateKey:
+    slots = disk_slots(config.disks)
+    return TemplateKey(
+        origin=ground.origin,
+        machine=machine_traits(msgspec.structs.replace(config, disks=slots)),
+        accelerator="kvm",
+        vcpus=config.vcpus,
+        memory_mib=config.memory_mib,
+        disk_slots=slots,
+    )
+
+
+def _take_snapshot(directory: Path, memory_fd: int) -> bytes:
+    """Copy the memory that Firecracker wrote, without its zeros; its state. Both came from a process that its guest could
+    have taken over: only plain files of a sane size are read. Raises `DriverError`."""
+    try:
+        with contextlib.ExitStack() as stack:
+            fds = []
+            for place in (MEMORY, STATE):
+                fd = os.open(directory / Path(place).name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                fds.append(fd)
+            memory, state = (os.fstat(fd) for fd in fds)
+            expected = os.fstat(memory_fd).st_size
+            if not (S_ISREG(memory.st_mode) and S_ISREG(state.st_mode)) or state.st_size > MAX_STATE_BYTES:
+                raise DriverError("VmNotSaved", "Firecracker's snapshot is not what it should be")
+            if memory.st_size != expected:
+                raise DriverError(
+                    "VmNotSaved",
+                    f"the memory has {memory.st_size} bytes in Firecracker's snapshot, not {expected}",
+                )
+            copy_sparse(fds[0], memory_fd)
+            return os.pread(fds[1], MAX_STATE_BYTES, 0)
+    except OSError as error:
+        raise DriverError("VmNotSaved", f"Firecracker's snapshot can't be read: {error}") from None
+
+
+def disk_files(spec: SandboxSpec) -> list[tuple[str, str]]:
+    """A task's disks in their order: (serial in `plan`, file), the writable one first. Raises `DriverError`."""
     images = {d.serial: d.erofs_path for d in plan.image_disks(spec.images).values()}
-    scratch = (plan.SCRATCH_SERIAL, str(FirecrackerFiles(spec.directory).scratch), False)
+    scratch = (plan.SCRATCH_SERIAL, str(FirecrackerFiles(spec.directory).scratch))
     by_number = sorted(images.items(), key=lambda item: int(item[0].removeprefix("disk")))
-    return [scratch, *((serial, path, True) for serial, path in by_number)]
+    return [scratch, *by_number]
 
 
 def disk_mounts(spec: SandboxSpec) -> list[dict[str, object]]:
     """`mounts` of the `disks` request, with the serials that Firecracker gives the files. Blocks. Raises `DriverError`."""
     serials = {}
-    for name, path, _ in disk_files(spec):
+    for name, path in disk_files(spec):
         try:
             status = os.stat(path)
         except OSError as error:

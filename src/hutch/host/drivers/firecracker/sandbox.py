@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 from hutch.base.clock import Clock
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.firecracker.api import FirecrackerApi, FirecrackerError
+from hutch.host.drivers.firecracker.config import save_requests
 from hutch.host.drivers.firecracker.vm import FirecrackerFiles
 from hutch.host.drivers.microvm.ending import Traces
 from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
 from hutch.host.drivers.microvm.sandbox import EXPLAIN_TIMEOUT_S, Restoration, Sandbox
 from hutch.host.drivers.microvm.vm import tail, write_console
-from hutch.host.guestlink.session import GuestSession
+from hutch.host.guestlink.session import GuestGone, GuestSession
 from hutch.host.guestlink.vsock import AGENT_PORT, connect_vsock
 from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef
@@ -50,6 +51,16 @@ class FirecrackerSandbox(Sandbox):
     ) -> HelloAnswer:
         if self._bring_up is not None:
             await self._make_vm(self._bring_up, hello_timeout_s)
+        try:
+            return await self._greet(entropy, hello_timeout_s)
+        except GuestGone:
+            # A VM that was just restored resets all its connections, and this one may have been too early.
+            if self._session is None or self.ended is not None:
+                raise
+            await self._session.close()
+            return await self._greet(entropy, hello_timeout_s)
+
+    async def _greet(self, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
         streams = await connect_vsock(self.files.agent_socket, AGENT_PORT, timeout_s=CONNECT_TIMEOUT_S)
         self._session = GuestSession.over(
             streams, logs=self._logs, on_exit=self._exited, first_id=int(self._clock.now() * 1000) * 1000
@@ -71,6 +82,15 @@ class FirecrackerSandbox(Sandbox):
                 async with asyncio.timeout(EXPLAIN_TIMEOUT_S if _is_hang_up(error) else 0):
                     await self._over.wait()
             raise self.gone() if self.ended else DriverError("VmMonitorFailed", str(error)) from None
+
+    async def save(self) -> None:
+        """Stop the VM for good, and write it to the directory that it was given for that. Raises `DriverError`."""
+        # What the guest had to say to this session it has said; the next one begins anew.
+        await self.session.close()
+        try:
+            await self.while_alive(self.api.send_all(save_requests()), "save its state")
+        except FirecrackerError as error:
+            raise DriverError("VmNotSaved", error.message) from None
 
     async def save_console(self) -> None:
         """Write the end of the guest's console to `console.log`."""

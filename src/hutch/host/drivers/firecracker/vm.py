@@ -12,8 +12,17 @@ from pathlib import Path
 
 import msgspec
 
+from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
-from hutch.host.drivers.firecracker.config import API_SOCKET, INITRD, KERNEL, RUN, VmConfig, disk_place
+from hutch.host.drivers.firecracker.config import (
+    API_SOCKET,
+    INITRD,
+    KERNEL,
+    RUN,
+    SNAPSHOT,
+    VmConfig,
+    disk_place,
+)
 from hutch.host.drivers.firecracker.program import arguments
 from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
 from hutch.host.drivers.microvm.vm import MAX_QEMU_LOG_BYTES, GuestImage, VmFiles, tail
@@ -35,13 +44,16 @@ class FirecrackerFiles(VmFiles):
 
 
 class FirecrackerRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A process to be started for a VM. `disks`: the files, in the order of the VM's."""
+    """A process to be started for a VM. `disks`: the files, in the order of the VM's; those that have none are empty."""
 
     name: str
     program: str
     config: VmConfig
     cpu_units: int
     disks: tuple[str, ...] = ()
+    snapshot_directory: str = ""
+    """Where it can write its memory and state to."""
+    pass_fds: tuple[int, ...] = ()
 
 
 def kernel_file(image: GuestImage) -> Path:
@@ -72,6 +84,8 @@ def _launch(
         if request.config.tap:
             own_tap(request.config.tap, jail.user_of(request.name))
         largest = max([MAX_QEMU_LOG_BYTES, *(os.stat(p).st_size for p in request.disks)])
+        if request.snapshot_directory:
+            largest = max(largest, request.config.memory_mib * MIB)
     except OSError as error:
         raise DriverError(
             "VmFilesUnavailable", f"can't open what the VM needs: {error.filename or ''} {error.strerror}"
@@ -81,7 +95,7 @@ def _launch(
             JailRequest(
                 name=request.name,
                 argv=arguments(request.program, request.name),
-                pass_fds=(),
+                pass_fds=request.pass_fds,
                 output_path=str(files.qemu_log),
                 accelerator="kvm",
                 vcpus=request.config.vcpus,
@@ -101,12 +115,18 @@ def _launch(
 
 def _binds(request: FirecrackerRequest, files: FirecrackerFiles, image: GuestImage) -> Sequence[JailBind]:
     disks = (
-        JailBind(source=path, place=disk_place(index), writable=not read_only)
-        for index, (path, read_only) in enumerate(zip(request.disks, request.config.disks, strict=True))
+        JailBind(source=path, place=disk_place(index), writable=index == 0)
+        for index, path in enumerate(request.disks)
+    )
+    snapshot = (
+        (JailBind(source=request.snapshot_directory, place=SNAPSHOT, writable=True),)
+        if request.snapshot_directory
+        else ()
     )
     return (
         JailBind(source=str(kernel_file(image)), place=KERNEL),
         JailBind(source=str(image.initrd), place=INITRD),
         JailBind(source=str(files.run), place=RUN, writable=True),
         *disks,
+        *snapshot,
     )

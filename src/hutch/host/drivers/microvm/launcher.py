@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
 from hutch.host.drivers.microvm.image import Machine, Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import Phases, no_task, scratch_disk
+from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import (
     WARM_TCG_BUFFER_MIB,
     Memory,
@@ -54,7 +53,6 @@ log = get_logger(__name__)
 BOOT_TIMEOUT_S = 120.0
 RESTORE_TIMEOUT_S = 30.0
 TEMPLATE_NAME = "template"
-_CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
 
 
 class Ground(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +107,7 @@ class Launcher:
         version = await qemu_version()
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
         accelerator, verdict = await self._choice.choose(f"{os.uname().release} {version} {image.key}")
-        cpu = await asyncio.to_thread(_cpu)
+        cpu = await asyncio.to_thread(host_cpu)
         return Ground(image=image, qemu_version=version, accelerator=accelerator, verdict=verdict, cpu=cpu)
 
     async def clean(self, ground: Ground) -> None:
@@ -498,8 +496,3 @@ def _plain_spec(request: VmRequest) -> VmSpec:
         qmp_fd=0,
         disk_slots=request.disk_slots,
     )
-
-
-def _cpu() -> str:
-    """What the host's CPU is: a saved state is of no use on another."""
-    return "\n".join(dict.fromkeys(_CPU.findall(Path("/proc/cpuinfo").read_text())))

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import TypeVar
 
 from hutch.base.clock import Clock
@@ -14,6 +16,7 @@ from hutch.wire.fleet import TaskSpec
 
 T = TypeVar("T")
 EMPTY_TASK_MEMORY_MIB = 64
+_CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
 
 
 class Phases:
@@ -75,3 +78,8 @@ def no_task(name: str, directory: str) -> SandboxSpec:
         containers=(),
     )
     return SandboxSpec(task=task, directory=directory, images={}, attachment=Attachment())
+
+
+def host_cpu() -> str:
+    """What the host's CPU is: a saved state is of no use on another."""
+    return "\n".join(dict.fromkeys(_CPU.findall(Path("/proc/cpuinfo").read_text())))
