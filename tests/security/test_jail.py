@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -243,14 +244,26 @@ async def test_a_capped_task_gets_its_share_and_no_more(prison: Prison, tmp_path
 
 
 async def test_what_is_bound_is_all_it_sees_of_the_host(prison: Prison, tmp_path: Path) -> None:
-    """As Firecracker's jail has it: a directory of its own, files to read, the host's network without sockets for it."""
+    """As Firecracker's jail has it: a directory of its own, files to read, the host's network without sockets for it; and a
+    device for the members of a group, as /dev/kvm is."""
+    device = Path(f"/dev/hutch-{prison.platform_id}")
+    os.mknod(device, stat.S_IFCHR, os.makedev(1, 3))
+    try:
+        os.chown(device, 0, 4242)
+        device.chmod(0o660)
+        await _what_is_bound(prison, tmp_path, str(device))
+    finally:
+        device.unlink()
+
+
+async def _what_is_bound(prison: Prison, tmp_path: Path, device: str) -> None:
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "given").write_text("content")
     base = await prepare_root(
         tmp_path / "root",
         PYTHON.name,
         extra=sorted(LIBRARY.glob("lib-dynload/_ctypes.*.so")),
-        devices=("/dev/urandom",),
+        devices=("/dev/urandom", device),
         files=("/disks/disk0",),
         directories=("/run",),
     )
@@ -258,7 +271,7 @@ async def test_what_is_bound_is_all_it_sees_of_the_host(prison: Prison, tmp_path
     ignored = shutil.ignore_patterns("lib-dynload")
     shutil.copytree(library, base.directory / str(LIBRARY)[1:], dirs_exist_ok=True, ignore=ignored)
     code = """
-import json, os, socket
+import json, os, socket, sys
 def outcome(work):
     try:
         work()
@@ -274,16 +287,18 @@ print(json.dumps({
     "internet": outcome(lambda: socket.socket(socket.AF_INET)),
     "links": sorted(os.listdir("/proc/self/ns")) and os.readlink("/proc/self/ns/net"),
     "root": sorted(os.listdir("/")),
+    "groups": os.getgroups(),
+    "device": outcome(lambda: open(sys.argv[1], "wb").write(b"x")),
 }))
 """
     name = f"hutch-{prison.platform_id}-b"
     spec = JailSpec(
         name=name,
-        arguments=["-IBc", code, name],
+        arguments=["-IBc", code, device, name],
         pass_fds=(),
         output_path=str(prison.directory / "b.out"),
         root=base,
-        devices=("/dev/urandom",),
+        devices=("/dev/urandom", device),
         binds=(
             JailBind(source=str(tmp_path / "own"), place="/run", writable=True),
             JailBind(source=str(tmp_path / "given"), place="/disks/disk0"),
@@ -303,6 +318,7 @@ print(json.dumps({
     told = json.loads(prison.output("b"))
     assert told["given"] == "content" and told["bind"] == "done"
     assert (tmp_path / "own" / "api.sock").is_socket()
+    assert (told["device"], told["groups"]) == ("done", [4242])
     assert told["write given"] == told["write root"] == os.strerror(30)
     assert told["internet"] == os.strerror(97)
     assert told["links"] == os.readlink("/proc/self/ns/net")

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import os
+import resource
 import secrets
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from hutch.host.kernel.process import (
     find_processes,
     is_alive,
     kill_and_wait,
+    limit_process,
     process_ref,
     wait_gone,
 )
@@ -85,6 +87,17 @@ async def test_many_at_once_are_all_our_own_children(tmp_path: Path) -> None:
     flag = ctypes.c_int(1)
     assert ctypes.CDLL(None).prctl(37, ctypes.byref(flag), 0, 0, 0) == 0
     assert flag.value == 0, "who else detaches itself is not ours to reap"
+
+
+def test_limits_are_set_from_outside_and_never_raised(tmp_path: Path) -> None:
+    held = held_child(OPTIONS, ["/bin/true"], output_path=str(tmp_path / "out"), pass_fds=())
+    with pytest.raises(ZeroDivisionError), held as child:
+        child.adopt()
+        limit_process(child.pid, {"nofile": 256, "fsize": 1 << 20})
+        limit_process(child.pid, {"nofile": 1 << 20})
+        assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE) == (256, 256)
+        assert resource.prlimit(child.pid, resource.RLIMIT_FSIZE) == (1 << 20, 1 << 20)
+        child.pid // 0
 
 
 def test_a_failure_within_leaves_no_child(tmp_path: Path) -> None:
