@@ -3,6 +3,8 @@
 api      calls per second of hutch (fake driver) and of moto_server, same client, 8 processes
 restore  the same with a static server: restored from a template, from the warm pool, and what it costs in memory
 launch   RunTask to the first HTTP 200 for FARGATE, beside a bare QEMU boot of the same kernel to its agent
+suspend  what suspend, resume and fork take of microVMs that serve HTTP, and what is on the disk
+density  many tasks asked for at once, and what an idle one costs the host's memory
 container  RunTask to RUNNING for EC2, beside a bare `runc run` of the same bundle and `podman run` of the same image
 idle     start to ready, and the resident memory of the idle control plane
 """
@@ -27,7 +29,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.density import bench_density  # noqa: E402
 from tests.bench.restore import bench_restore  # noqa: E402
+from tests.bench.suspend import bench_suspend  # noqa: E402
 from tests.support.platform import BIN, Platform, free_port  # noqa: E402
 
 from hutch.client.client import HutchClient  # noqa: E402
@@ -366,13 +370,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--only", choices=("api", "launch", "restore", "container", "idle"))
+    parser.add_argument(
+        "--only", choices=("api", "launch", "restore", "suspend", "density", "container", "idle")
+    )
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path], None]] = {
         "idle": bench_idle,
         "api": bench_api,
         "launch": lambda d: bench_launch(d, arguments.runs),
         "restore": lambda d: bench_restore(d, arguments.runs, row),
+        "suspend": lambda d: bench_suspend(d / "suspend", row, arguments.runs),
+        "density": lambda d: bench_density(d / "density", row),
         "container": lambda d: bench_container(d, 3 * arguments.runs),
     }
     for name, part in parts.items():
