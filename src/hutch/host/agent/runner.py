@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-import msgspec
 from msgspec.structs import replace
 
 from hutch.base.errors import HutchError, StorageFull
