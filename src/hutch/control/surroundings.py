@@ -28,13 +28,15 @@ class TaskAddresses(msgspec.Struct, frozen=True, kw_only=True):
     def add(self, spec: TaskSpec, task: Task, subnet: Subnet | None) -> TaskSpec:
         """The task with all that it may know and ask for; where it has no interface nobody could tell who asks, so
         there is no metadata for it."""
-        containers = tuple(self._container(spec, c) for c in spec.containers)
+        # A copy's containers ask by what they know from the first one; who asks is told by the address.
+        owner = task.fork_of or task.task_id
+        containers = tuple(self._container(spec, c, owner) for c in spec.containers)
         return replace(spec, containers=containers, surroundings=_surroundings(task, subnet))
 
-    def _container(self, spec: TaskSpec, container: ContainerSpec) -> ContainerSpec:
+    def _container(self, spec: TaskSpec, container: ContainerSpec, owner: str) -> ContainerSpec:
         ours, metadata_id = {}, ""
         if spec.interface is not None:
-            metadata_id = self._metadata_id(spec.task_id, container.name)
+            metadata_id = self._metadata_id(owner, container.name)
             base = f"http://{TASK_ENDPOINT[0]}"
             ours = {name: f"{base}/{version}/{metadata_id}" for name, version in METADATA_VERSIONS.items()}
         if api := self._api(spec):
