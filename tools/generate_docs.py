@@ -16,6 +16,7 @@ from hutch.apps.events import EventParts
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
+from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
@@ -40,11 +41,12 @@ def coverage() -> str:
     authorizer = Authorizer(store, clock, account_id=where["account_id"])
     sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=where["account_id"])
     log_ops = LogOps(LogStore(":memory:"), clock)
+    sessions = ExecSessions(store, clock, ids, NoHosts())
     services = [
-        ecs.service(store, clock, ids, tasks, paging, **where, strict_aws=False),
+        ecs.service(store, clock, ids, tasks, paging, sessions, **where, strict_aws=False),
         logs.service(log_ops, paging, clock, ids, **where),
         secretsmanager.service(SecretOps(store, vault, clock, ids, **where), paging),
-        ssm.service(ParameterOps(store, vault, clock, **where), paging),
+        ssm.service(ParameterOps(store, vault, clock, **where), paging, sessions),
         iam.service(store, clock, ids, vault, paging, account_id=where["account_id"]),
         sts.service(sts_ops),
         ec2.service(store, paging, **where),

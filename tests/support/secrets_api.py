@@ -11,6 +11,7 @@ from hutch.api.aws.ssm import service as ssm
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
+from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.secrets import SecretOps
 from hutch.control.vault import open_vault
@@ -44,7 +45,7 @@ class SecretsServer:
         paging = Paging("00" * 32)
         services = [
             secretsmanager.service(self.secrets, paging),
-            ssm.service(self.parameters, paging),
+            ssm.service(self.parameters, paging, ExecSessions(store, self.clock, ids, NoHosts())),
         ]
         self.api = ApiServer(services, directory, store=store)
 

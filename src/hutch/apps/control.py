@@ -27,6 +27,8 @@ from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
+from hutch.api.native_exec import NativeExec
+from hutch.api.sessions.app import MAX_MESSAGE_BYTES, SessionSockets
 from hutch.apps.events import EventParts
 from hutch.apps.paths import Paths, reachable_address
 from hutch.apps.supervised import watch_supervisor
@@ -38,6 +40,7 @@ from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
+from hutch.control.exec_sessions import ExecSessions
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
@@ -175,6 +178,8 @@ async def _compose(
     )
     suspending = SuspendOps(store, clock, ids, tasks, fleet, limits=limits)
     paging = Paging(platform.identity.token_key)
+    sessions = ExecSessions(store, clock, ids, fleet)
+    execs = NativeExec(tasks, sessions, authorizer, region=region, account_id=account_id)
     events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     app = Gateway(
         services=[
@@ -184,13 +189,14 @@ async def _compose(
                 ids,
                 tasks,
                 paging,
+                sessions,
                 region=region,
                 account_id=account_id,
                 strict_aws=settings.strict_aws,
             ),
             logs_api.service(logs, paging, clock, ids, region=region, account_id=account_id),
             secretsmanager.service(secrets, paging),
-            ssm.service(parameters, paging),
+            ssm.service(parameters, paging, sessions),
             iam.service(store, clock, ids, vault, paging, account_id=account_id),
             sts.service(sts_ops),
             ec2.service(store, paging, region=region, account_id=account_id),
@@ -205,8 +211,10 @@ async def _compose(
         native_routes=(
             *NativeApi(tasks, suspending, ImageOps(store, fleet), fleet).routes(),
             *events.routes(),
+            *execs.routes(),
         ),
         upload_directory=paths.uploads,
+        websockets=SessionSockets(sessions, clock, ids),
     )
     retention = RetentionLoop(
         store, logs, clock, ids, stopped_task_retention_s=settings.stopped_task_retention_s
@@ -241,6 +249,9 @@ async def _serve(
         access_log=False,
         lifespan="off",
         http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
         server_header=False,
         timeout_graceful_shutdown=3,
         backlog=1024,

@@ -4,6 +4,7 @@ import typer
 
 from hutch import __version__
 from hutch.cli import events, images, platform, suspending, tasks
+from hutch.cli import exec as exec_
 
 app = typer.Typer(
     help="A serverless container platform that you own: bring an image, walk away with an endpoint.",
@@ -22,6 +23,7 @@ app.command()(platform.doctor)
 app.command()(tasks.run)
 app.command()(tasks.ps)
 app.command()(tasks.logs)
+app.command(name="exec")(exec_.exec_command)
 app.command()(tasks.stop)
 app.command()(tasks.why)
 app.command()(suspending.suspend)

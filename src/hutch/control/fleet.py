@@ -19,6 +19,7 @@ from hutch.base.clock import Clock
 from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
+from hutch.control.host_streams import HostStream, StreamDesk
 from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets, stop_unlaunched
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
@@ -26,6 +27,7 @@ from hutch.control.ops.placing import settle_suspension, store_stopped
 from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.surroundings import TaskAddresses
 from hutch.control.taskspec import task_spec, with_credentials
+from hutch.model.exec import ExecSpec
 from hutch.model.record import Cause
 from hutch.model.task import STOPPED, CauseLink, Phase, Task
 from hutch.rules import lifecycle
@@ -67,6 +69,7 @@ class Fleet:
         self._sessions: dict[str, HostSession] = {}
         self._server: asyncio.Server | None = None
         self._arrived = asyncio.Event()
+        self._streams = StreamDesk()
 
     async def listen(self, socket_path: str) -> None:
         """Serve host agents on a unix socket (mode 0600: only our own uid can connect)."""
@@ -85,6 +88,7 @@ class Fleet:
             self._server.close()
         for session in list(self._sessions.values()):
             session.close()
+        self._streams.close()
         if self._server:
             await self._server.wait_closed()
 
@@ -104,6 +108,22 @@ class Fleet:
         if session is None:
             raise Unavailable(f"host {host_id or '(any)'} is not connected; `hutch doctor` says why")
         return await session.request(verb, arguments)
+
+    async def open_stream(self, host_id: str, task_id: str, container: str, spec: ExecSpec) -> HostStream:
+        """Have a host run a process in a container of a task; its streams. Raises what the host answers, or
+        `Unavailable`."""
+        stream_id = self._context.ids.hex(64)
+        expected = self._streams.expect(host_id, stream_id)
+        taken = False
+        try:
+            request = {"stream_id": stream_id, "task_id": task_id, "container": container}
+            await self.request(host_id, "task.exec", request | {"spec": msgspec.to_builtins(spec)})
+            stream = await self._streams.wait(stream_id, expected)
+            taken = True
+            return stream
+        finally:
+            if not taken:
+                self._streams.forget(stream_id)
 
     async def dispatch_changes(self) -> None:
         """For ever: tell hosts about task records that changed."""
@@ -131,6 +151,9 @@ class Fleet:
         session: HostSession | None = None
         try:
             hello = await asyncio.wait_for(read_message(reader, wire.FromHost), 10)
+            if isinstance(hello, wire.StreamHello):
+                await self._streams.attach(hello, reader, writer)
+                return
             if not isinstance(hello, wire.Hello) or hello.protocol != wire.PROTOCOL_VERSION:
                 log.warning("host refused", reason="no hello of protocol version 1")
                 return

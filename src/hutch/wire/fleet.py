@@ -326,6 +326,16 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     local_images: tuple[ImageFact, ...] = ()
 
 
+class StreamHello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stream"):
+    """First message of a connection that carries one process's streams: what `task.exec` asked for. The frames of
+    `hutch.wire.streams` follow."""
+
+    host_id: str
+    token: str = ""
+    stream_id: str
+    """As in the request; nobody else knows it."""
+
+
 class Refreshed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="refreshed"):
     """What the host can do has changed since it said hello."""
 
@@ -442,7 +452,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
     Verbs: `image.import` {path, name}, `image.remove` {name}, `task.stats` {task_id}, `task.logs` {task_id,
     container, tail}, `task.suspend` {task_id}, `task.resume` {task_id}, `task.snapshot` {task_id, snapshot_id, uses}: a
-    copy for so many tasks, `snapshot.remove` {snapshot_id}.
+    copy for so many tasks, `snapshot.remove` {snapshot_id},
+    `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a
+    connection with `StreamHello`).
     """
 
     request_id: str
@@ -450,5 +462,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     arguments: dict[str, Any] = {}
 
 
-FromHost = Hello | Refreshed | Report | LogBatch | Reply | CredentialsWanted
+FromHost = Hello | StreamHello | Refreshed | Report | LogBatch | Reply | CredentialsWanted
 ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request | CredentialsGiven

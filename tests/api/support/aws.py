@@ -24,6 +24,7 @@ from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop
+from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.parameters import ParameterOps
@@ -52,9 +53,18 @@ class AwsServer:
         paging = Paging("00" * 32)
         log_ops = LogOps(self.log_store, clock)
         self.events = EventParts(self.store, tasks, log_ops, clock, ids, region=REGION, account_id=ACCOUNT_ID)
+        self.sessions = ExecSessions(self.store, clock, ids, NoHosts())
         self.services: list[Service] = [
             ecs.service(
-                self.store, clock, ids, tasks, paging, region=REGION, account_id=ACCOUNT_ID, strict_aws=False
+                self.store,
+                clock,
+                ids,
+                tasks,
+                paging,
+                self.sessions,
+                region=REGION,
+                account_id=ACCOUNT_ID,
+                strict_aws=False,
             ),
             logs_api.service(log_ops, paging, clock, ids, region=REGION, account_id=ACCOUNT_ID),
             ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
@@ -84,7 +94,7 @@ class AwsServer:
         place = {"region": REGION, "account_id": ACCOUNT_ID}
         return [
             secretsmanager.service(SecretOps(self.store, vault, clock, ids, **place), paging),
-            ssm.service(ParameterOps(self.store, vault, clock, **place), paging),
+            ssm.service(ParameterOps(self.store, vault, clock, **place), paging, self.sessions),
         ]
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -18,6 +18,7 @@ from hutch.api.gateway.dispatch import Call, HttpRequest, ServedService
 from hutch.api.gateway.eventstream import encode_error, encode_event
 from hutch.api.gateway.faults import Fault, Response
 from hutch.api.gateway.http import (
+    App,
     Disconnected,
     Receive,
     Scope,
@@ -89,10 +90,12 @@ class Gateway:
         account_id: str,
         native_routes: tuple[NativeRoute, ...] = (),
         upload_directory: Path | None = None,
+        websockets: App | None = None,
         strict: bool = False,
     ) -> None:
         self._directory = Directory(services, strict=strict)
         self._identity = identity
+        self._websockets = websockets
         self._ids = ids
         self._clock = clock
         self._region = region
@@ -102,7 +105,10 @@ class Gateway:
         self._health = msgspec.json.encode({"status": "ok", "version": __version__})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one HTTP request."""
+        """Serve one HTTP request, or one WebSocket."""
+        if scope["type"] == "websocket" and self._websockets is not None:
+            await self._websockets(scope, receive, send)
+            return
         if scope["type"] != "http":
             raise RuntimeError(f"unexpected ASGI scope {scope['type']}")
         request_id = self._ids.uuid()
@@ -147,6 +153,7 @@ class Gateway:
                 region=self._region,
                 account_id=self._account_id,
                 source_address=_address(scope),
+                endpoint=f"{scope['scheme']}://{headers.get('host', '')}",
             )
             if not principal.caller.is_root:
                 self._access.check(
@@ -311,13 +318,14 @@ def build_app(
     native_routes: tuple[NativeRoute, ...] = (),
     *,
     upload_directory: Path | None = None,
+    websockets: App | None = None,
     strict: bool = False,
 ) -> Gateway:
     """The ASGI application that serves these services.
 
     `upload_directory`: where bodies of routes that take a file are kept while their handlers run (default:
-    the system's temporary directory). `strict`: load every model at start, and treat an answer that the
-    service model does not describe as an internal error; for tests.
+    the system's temporary directory). `websockets`: what serves WebSockets. `strict`: load every model at start,
+    and treat an answer that the service model does not describe as an internal error; for tests.
     """
     return Gateway(
         services=services,
@@ -329,5 +337,6 @@ def build_app(
         account_id=account_id,
         native_routes=native_routes,
         upload_directory=upload_directory,
+        websockets=websockets,
         strict=strict,
     )

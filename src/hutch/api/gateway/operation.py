@@ -42,6 +42,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     source_address: str = ""
     """Where the client's connection comes from."""
+    endpoint: str = ""
+    """Where the client reached us (`http://127.0.0.1:4566`), as its Host header says."""
 
 
 class EventStream(msgspec.Struct, frozen=True, kw_only=True):

@@ -124,8 +124,6 @@ def check_request(request: LaunchRequest, routes: Sequence[Route], definition: T
         raise Invalid(f"count must be between 1 and {MAX_COUNT}.")
     if definition.status != "ACTIVE":
         raise Invalid("TaskDefinition is inactive", code="ClientException")
-    if request.enable_execute_command:
-        raise NotServed("hutch does not serve ECS Exec yet: run the task without enableExecuteCommand.")
     if len(request.started_by) > 128:
         raise Invalid("startedBy can have at most 128 characters.")
     if len(msgspec.json.encode(request.overrides)) > MAX_OVERRIDES_CHARACTERS:
@@ -222,6 +220,7 @@ def new_task(
         overrides=request.overrides,
         group=request.group or f"family:{definition.family}",
         started_by=request.started_by,
+        enable_execute_command=request.enable_execute_command,
         tags=tags,
         max_runtime_s=max_runtime_s(tags),
         network_mode=document.get("networkMode", "bridge"),

@@ -27,17 +27,19 @@ from hutch.host.agent.context import Ingress, RunnerContext
 from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
+from hutch.host.agent.execs import TaskExecs
 from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.runner import TaskRunner
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
 from hutch.host.agent.tasklogs import prune_logs, read_tail
-from hutch.host.drivers.contract import Driver, HostFault
+from hutch.host.drivers.contract import Driver, ExecStream, HostFault
 from hutch.host.images.archives import write_atomically
 from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
+from hutch.model.exec import ExecSpec
 from hutch.model.task import CauseLink
 from hutch.rules.awslogs import parse_options
 from hutch.wire import fleet as wire
@@ -115,6 +117,7 @@ class HostAgent:
         )
         self._credentials = RoleCredentials(context.clock, self._want_credentials)
         self._endpoint = TaskEndpoint(self._task_at, self._credentials, context.clock)
+        self._execs = TaskExecs(context.host_id, context.control_socket, self._exec)
 
     async def start(self) -> None:
         """Look at what the host can do, and take over the tasks that are on disk."""
@@ -217,6 +220,7 @@ class HostAgent:
     async def shut_down(self, *, keep_tasks: bool) -> None:
         """Let the tasks go on without us; or stop them all in order and remove what we made on the host."""
         self._closing = True
+        await self._execs.close()
         if keep_tasks:
             for task in self._running.values():
                 task.cancel()
@@ -567,7 +571,15 @@ class HostAgent:
         except (HutchError, OSError) as error:
             self._send(wire.Reply(request_id=request.request_id, error_kind="Failed", error=str(error)))
 
+    async def _exec(self, task_id: str, container: str, spec: ExecSpec) -> ExecStream:
+        runner = self._runners.get(task_id)
+        if runner is None or task_id not in self._running or self._closing:
+            raise HostFault("NotFound", f"task {task_id} does not run on this host")
+        return await runner.exec(container, spec)
+
     async def _serve_request(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if verb == "task.exec":
+            return await self._execs.open(arguments)
         if verb == "image.import":
             fact = await self._context.images.import_archive(arguments["path"], arguments.get("name") or None)
             built: dict[str, Any] = msgspec.to_builtins(fact)

@@ -27,6 +27,7 @@ from hutch.host.drivers.contract import (
     Attachment,
     ContainerExited,
     Driver,
+    ExecStream,
     Handle,
     HostFault,
     ObservedContainer,
@@ -35,9 +36,11 @@ from hutch.host.drivers.contract import (
     SandboxGone,
     SandboxSpec,
     SandboxStats,
+    SupportsExec,
     SupportsFork,
     SupportsSuspend,
 )
+from hutch.model.exec import ExecSpec
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
 from hutch.rules.containers import stop_signal
@@ -187,6 +190,14 @@ class TaskRunner:
     async def snapshot(self, directory: Path) -> None:
         """Copy the running task into a new directory, for forks. Raises `HostFault`."""
         await self._one_at_a_time(self._snapshot(directory))
+
+    async def exec(self, container: str, spec: ExecSpec) -> ExecStream:
+        """Run a further process in a container. Raises `HostFault`."""
+        if not isinstance(self._driver, SupportsExec):
+            raise HostFault("NotServed", f"task {self.spec.task_id} runs on a driver that has no exec")
+        if self._file.handle is None:
+            raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
+        return await self._driver.exec(self._file.handle, container, spec)
 
     async def forget(self, kept_logs: Path) -> None:
         """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""

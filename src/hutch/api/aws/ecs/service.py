@@ -3,6 +3,7 @@
 from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.ecs.clusters import AccountHandlers, ClusterHandlers
 from hutch.api.aws.ecs.common import Arns
+from hutch.api.aws.ecs.exec import ExecHandlers
 from hutch.api.aws.ecs.instances import InstanceHandlers
 from hutch.api.aws.ecs.task_shapes import TaskShapes
 from hutch.api.aws.ecs.taskdefs import TaskDefinitionHandlers
@@ -12,6 +13,7 @@ from hutch.api.gateway.paging import Paging
 from hutch.base.clock import Clock
 from hutch.base.errors import Conflict, HutchError, NotServed, Unavailable
 from hutch.base.ids import IdSource
+from hutch.control.exec_sessions import ExecSessions
 from hutch.control.ops.clusters import AccountSettingOps, ClusterOps
 from hutch.control.ops.instances import InstanceOps
 from hutch.control.ops.tagging import TagOps
@@ -26,6 +28,7 @@ def service(
     ids: IdSource,
     tasks: TaskOps,
     paging: Paging,
+    sessions: ExecSessions,
     *,
     region: str,
     account_id: str,
@@ -42,6 +45,7 @@ def service(
                 TaskDefinitionOps(store, clock, strict_aws=strict_aws), arns, paging
             ).operations(),
             *TaskHandlers(tasks, TaskShapes(region, account_id), paging).operations(),
+            *ExecHandlers(sessions, arns).operations(),
             *InstanceHandlers(InstanceOps(store, clock, ids), arns, paging).operations(),
             *AccountHandlers(AccountSettingOps(store), tags).operations(),
         ),

@@ -121,6 +121,8 @@ class TaskShapes:
             ],
             "networkInterfaces": [],
         }
+        if task.enable_execute_command:
+            shape["managedAgents"] = [_exec_agent(container)]
         if task.network and task.network_mode == "awsvpc":
             shape["networkInterfaces"] = [
                 {
@@ -129,6 +131,16 @@ class TaskShapes:
                 }
             ]
         return {k: v for k, v in shape.items() if v is not None}
+
+
+def _exec_agent(container: Container) -> dict[str, Any]:
+    """ECS Exec needs nothing inside the container here: it can be used for as long as the container runs."""
+    shape: dict[str, Any] = {"name": "ExecuteCommandAgent", "lastStatus": container.last_status}
+    if container.last_status not in ("RUNNING", "STOPPED"):
+        shape["lastStatus"] = "PENDING"
+    if container.started_at is not None:
+        shape["lastStartedAt"] = container.started_at
+    return shape
 
 
 def _eni(network: NetworkInterface) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
+from hutch.api.gateway.access import on
 from hutch.api.gateway.operation import Access, AccessRule, Request
 from hutch.rules.parameters import parameter_arn, parse_selection
 
 _BY_NAME = "PutParameter GetParameter DeleteParameter GetParameterHistory LabelParameterVersion UnlabelParameterVersion"
 _BY_NAMES = "GetParameters DeleteParameters"
 _BY_RESOURCE = "AddTagsToResource RemoveTagsFromResource ListTagsForResource"
+
+SESSION_RULES: Mapping[str, AccessRule] = dict.fromkeys(
+    ("ResumeSession", "TerminateSession"), on("session/{SessionId}")
+)
 
 
 class ParameterAccess:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from hutch.api.aws.ssm.access import ParameterAccess
+from hutch.api.aws.ssm.access import SESSION_RULES, ParameterAccess
+from hutch.api.aws.ssm.sessions import SessionHandlers
 from hutch.api.aws.ssm.shapes import filters_of, history_shape, metadata_shape, parameter_shape
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import AccessDenied, AlreadyExists, HutchError, Invalid, NotFound, Unavailable
+from hutch.control.exec_sessions import ExecSessions
 from hutch.control.ops.parameters import NewParameter, ParameterOps
 from hutch.model.record import Cause
 from hutch.model.secret import Parameter, ParameterVersion
@@ -228,11 +230,11 @@ def _tags(given: dict[str, Any]) -> dict[str, str]:
     return tags_from_list({"key": t.get("Key"), "value": t.get("Value")} for t in given.get("Tags", ()))
 
 
-def service(ops: ParameterOps, paging: Paging) -> Service:
+def service(ops: ParameterOps, paging: Paging, sessions: ExecSessions) -> Service:
     """Systems Manager, on these use cases."""
     return Service(
         name="ssm",
-        operations=ParameterHandlers(ops, paging).operations(),
+        operations=(*ParameterHandlers(ops, paging).operations(), *SessionHandlers(sessions).operations()),
         faults=(
             (NotFound, "ParameterNotFound"),
             (AlreadyExists, "ParameterAlreadyExists"),
@@ -240,5 +242,5 @@ def service(ops: ParameterOps, paging: Paging) -> Service:
             (Unavailable, "InternalServerError"),
             (HutchError, "ValidationException"),
         ),
-        access=ParameterAccess(ops.arn_prefix).rules(),
+        access={**ParameterAccess(ops.arn_prefix).rules(), **SESSION_RULES},
     )
