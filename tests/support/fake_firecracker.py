@@ -332,12 +332,11 @@ class FakeFirecracker:
             await asyncio.Event().wait()
         status, document = self.answer(method, request.url, request.body)
         body = json.dumps(document).encode() if document else b""
-        reason = {200: "OK", 204: "No Content", 400: "Bad Request"}[status]
-        writer.write(
-            f"HTTP/1.1 {status} {reason}\r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        # Its status line has no reason, and an answer without a body no length.
+        head = f"HTTP/1.1 {status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+        if body:
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        writer.write(f"{head}\r\n".encode() + body)
         await reader.read()
         writer.close()
 

@@ -18,11 +18,11 @@ def host(tmp_path: Path) -> Path:
 
 
 def states(host: Path, program: str = "/bin/true") -> dict[str, tuple[str, str]]:
-    return {c: (s, d) for c, s, d in firecracker_checks("firecracker, container", program, host)}
+    return {c: (s, d) for c, s, d in firecracker_checks("firecracker, container", program, "/usr/bin", host)}
 
 
 def test_nobody_asked_for_it(host: Path) -> None:
-    ((_, state, detail),) = firecracker_checks("microvm,container", "firecracker", host)
+    ((_, state, detail),) = firecracker_checks("microvm,container", "firecracker", "/usr/bin", host)
     assert state == "off" and "--drivers" in detail
 
 

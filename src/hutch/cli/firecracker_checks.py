@@ -1,7 +1,6 @@
 """What `hutch doctor` says about the Firecracker driver: what this host lacks for it, by looking only. Which version there is,
 and whether a guest boots, the host agent finds out by trying; it says so when it offers its drivers."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,16 +11,15 @@ GET = (
 )
 
 
-def firecracker_checks(drivers: str, program: str, root: Path = Path("/")) -> list[Check]:
-    """(check, state, detail) rows. States: ok; off (nobody asked for it); missing."""
+def firecracker_checks(drivers: str, program: str, search: str, root: Path = Path("/")) -> list[Check]:
+    """(check, state, detail) rows; `search` is a PATH. States: ok; off (nobody asked for it); missing."""
     if "firecracker" not in [d.strip() for d in drivers.split(",")]:
         return [("firecracker", "off", "a second driver for hosts with KVM: --drivers firecracker,container")]
-    return [_program(program), _kvm(root), _open_to_all(root, "dev/net/tun"), _vmlinux(root)]
+    return [_program(program, search), _kvm(root), _open_to_all(root, "dev/net/tun"), _vmlinux(root)]
 
 
-def _program(program: str) -> Check:
-    path = os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin:/sbin"
-    where = shutil.which(program, path=path)
+def _program(program: str, search: str) -> Check:
+    where = shutil.which(program, path=search)
     return ("firecracker", "ok", where) if where else ("firecracker", "missing", GET)
 
 

@@ -171,7 +171,7 @@ def doctor(data_dir: DataDir = None, json_output: AsJson = False) -> None:
     """Say what this host lacks. Exit code 1 if something that is needed is missing."""
     with reporting_errors():
         settings = load_settings({"data_dir": data_dir})
-    firecracker = firecracker_checks(settings.drivers, settings.firecracker_program)
+    firecracker = firecracker_checks(settings.drivers, settings.firecracker_program, _search_path())
     checks = [*_host_checks(), *firecracker, *_space_checks(Path(settings.data_dir))]
     if json_output:
         print_json([{"check": c, "state": s, "detail": d} for c, s, d in checks])
@@ -181,8 +181,13 @@ def doctor(data_dir: DataDir = None, json_output: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+def _search_path() -> str:
+    """Where programs are looked for."""
+    return os.environ.get("PATH", "") + ":/usr/local/bin:/usr/sbin:/sbin"
+
+
 def _host_checks() -> list[tuple[str, str, str]]:
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    path = _search_path()
     found = [("root", "ok", "") if os.geteuid() == 0 else ("root", "missing", "run hutch as root")]
     for program, package, purpose in _PROGRAMS:
         where = shutil.which(program, path=path)
