@@ -21,6 +21,7 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "haproxy": _program("haproxy"),
     "runc": _program("runc", "conmon"),
     "catatonit": _program("catatonit"),
+    "xfs": _program("mkfs.xfs"),
     "runsc": _program("runsc"),
     "skopeo": _program("skopeo", "umoci", "mkfs.erofs"),
     "nft": _program("nft", "ip"),

@@ -17,7 +17,7 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
-from hutch.wire.fleet import ContainerSpec, DeviceSpec, TaskSpec, VolumeSpec
+from hutch.wire.fleet import ContainerSpec, DeviceSpec, DiskSpec, TaskSpec, VolumeSpec
 
 GOLDEN = """qemu-system-x86_64
 -name hutch-p-t
@@ -173,9 +173,32 @@ def sandbox(**changes: object) -> SandboxSpec:
 
 
 def test_containers_with_the_same_image_share_a_disk() -> None:
-    disks = plan.image_disks(sandbox().images)
+    disks = plan.image_disks(sandbox())
     assert disks["a"] == disks["c"] != disks["b"]
     assert [m["serial"] for m in plan.disk_mounts(sandbox())] == ["disk1", "disk2", "disk0"]
+
+
+def test_disks_that_can_be_written_to_come_first() -> None:
+    volumes = (
+        VolumeSpec(name="plain"),
+        VolumeSpec(name="own", disk=DiskSpec(disk_id="vol-1", size_gib=1, filesystem="ext3")),
+        VolumeSpec(name="shared", shared_name="s"),
+    )
+    spec = sandbox(volumes=volumes)
+    found = {m["serial"]: (m["path"], m["fs"], m["read_only"]) for m in plan.disk_mounts(spec)}
+    assert found == {
+        "disk0": ("/disk/scratch", "ext4", False),
+        "disk1": ("/disk/volume0", "ext4", False),
+        "disk2": ("/disk/volume1", "ext4", False),
+        "disk3": ("/disk/image0", "erofs", True),
+        "disk4": ("/disk/image1", "erofs", True),
+    }
+    places = plan.oci_context(spec, spec.task.containers[0], 1).volumes
+    assert places == {
+        "plain": "/disk/scratch/volumes/plain",
+        "own": "/disk/volume0",
+        "shared": "/disk/volume1/data",
+    }
 
 
 @pytest.mark.parametrize(

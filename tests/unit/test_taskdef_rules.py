@@ -40,6 +40,10 @@ def log(**options: str | None) -> dict[str, Any]:
     }
 
 
+def docker(**volume: Any) -> dict[str, Any]:
+    return definition(volumes=[{"name": "v", "dockerVolumeConfiguration": volume}])
+
+
 def linux(**parameters: Any) -> dict[str, Any]:
     return definition({"linuxParameters": parameters})
 
@@ -91,6 +95,26 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         definition({"mountPoints": [{"sourceVolume": "v", "containerPath": "v"}]}, volumes=[{"name": "v"}]),
         "containerPath must be an absolute path",
     ),
+    (
+        "mount twice",
+        definition({"mountPoints": [{"sourceVolume": "v", "containerPath": "/v"}] * 2}, volumes=[{"name": "v"}]),
+        "mounts two volumes at /v",
+    ),
+    (
+        "volume of two kinds",
+        definition(volumes=[{"name": "v", "configuredAtLaunch": True, "dockerVolumeConfiguration": {"scope": "task"}}]),
+        "can be only one of",
+    ),
+    (
+        "two at launch",
+        definition(volumes=[{"name": n, "configuredAtLaunch": True} for n in "vw"]),
+        "Only one volume of a task definition can be configured at launch",
+    ),
+    ("volume driver", docker(driver="rexray/ebs"), "only the volume driver local"),
+    ("volume options", docker(driverOpts={"type": "nfs"}), "takes no driverOpts"),
+    ("volume scope", docker(scope="world"), "scope must be task or shared"),
+    ("not made", docker(scope="shared"), "set autoprovision to true"),
+    ("made for nothing", docker(autoprovision=True), "autoprovision is for volumes of scope shared"),
     ("pid mode", definition(pidMode="all"), "pidMode 'all' is not one of host, task"),
     ("ipc mode", definition(ipcMode="x"), "ipcMode 'x' is not one of host, task, none"),
     ("pid of the host", definition(pidMode="host"), "support only pidMode task"),

@@ -8,10 +8,12 @@ from hutch.model.network import Subnet
 from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.taskdef.linux import device_access, no_new_privileges
+from hutch.rules.taskdef.volumes import shared_name
 from hutch.wire.fleet import (
     ContainerSpec,
     DependencySpec,
     DeviceSpec,
+    DiskSpec,
     HealthCheckSpec,
     InterfaceSpec,
     LogSpec,
@@ -51,10 +53,7 @@ def task_spec(
         architecture=_ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
         interface=_interface(task, subnet),
         containers=tuple(_container_spec(task, c, document, region, arn) for c in task.containers),
-        volumes=tuple(
-            VolumeSpec(name=v["name"], source_path=v.get("host", {}).get("sourcePath", ""))
-            for v in document.get("volumes", [])
-        ),
+        volumes=tuple(_volume(task, v) for v in document.get("volumes", [])),
         publish=tuple(
             PublishSpec(name=e.name, host_port=e.host_port, container_port=e.container_port)
             for e in task.endpoints
@@ -68,6 +67,24 @@ def task_spec(
 def _task_memory(task: Task, document: dict[str, Any]) -> str:
     """The memory that was asked for at task level; "" if only its containers say what they need."""
     return str(task.overrides.get("memory") or document.get("memory") or "")
+
+
+def _volume(task: Task, volume: dict[str, Any]) -> VolumeSpec:
+    made = next((v for v in task.volumes if v.name == volume["name"]), None)
+    disk = None
+    if made is not None:
+        disk = DiskSpec(
+            disk_id=made.volume_id,
+            size_gib=made.size_gib,
+            filesystem=made.filesystem,
+            keep=not made.delete_on_termination,
+        )
+    return VolumeSpec(
+        name=volume["name"],
+        source_path=volume.get("host", {}).get("sourcePath", ""),
+        disk=disk,
+        shared_name=shared_name(volume),
+    )
 
 
 def _interface(task: Task, subnet: Subnet | None) -> InterfaceSpec | None:

@@ -90,6 +90,18 @@ class NetworkInterface(_Value, frozen=True, kw_only=True, omit_defaults=True):
     status: str = "PRECREATED"
 
 
+class ManagedVolume(_Value, frozen=True, kw_only=True, omit_defaults=True):
+    """A disk that was made for the task at its launch; `name` is the volume's in the task definition."""
+
+    attachment_id: str
+    volume_id: str
+    name: str
+    size_gib: int
+    filesystem: str
+    role_arn: str = ""
+    delete_on_termination: bool = True
+
+
 class Endpoint(_Value, frozen=True, kw_only=True, omit_defaults=True):
     """A container port published on the host's ingress address: `http://<name>.localhost:<host_port>/`."""
 
@@ -139,6 +151,8 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """(host port or 0 for any, container port) pairs to publish on the host's ingress address."""
     endpoint_name: str = ""
     endpoints: tuple[Endpoint, ...] = ()
+    volumes: tuple[ManagedVolume, ...] = ()
+    """Those that the task definition leaves to the launch."""
     containers: tuple[Container, ...] = ()
     health_status: str = "UNKNOWN"
     connectivity: str = ""

@@ -14,12 +14,13 @@ from hutch.base.clock import Clock
 from hutch.base.errors import Invalid, NotServed
 from hutch.base.ids import IdSource
 from hutch.model.cluster import Cluster
-from hutch.model.task import LAUNCH_TYPES, Container, Task
+from hutch.model.task import LAUNCH_TYPES, Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.deadline import max_runtime_s
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
+from hutch.rules.taskdef.volumes import managed_volumes
 
 MAX_COUNT = 10
 MAX_OVERRIDES_CHARACTERS = 8192
@@ -49,6 +50,7 @@ class LaunchRequest(msgspec.Struct, frozen=True, kw_only=True):
     placement_constraints: tuple[dict[str, str], ...] = ()
     placement_strategy: tuple[dict[str, str], ...] = ()
     client_token: str = ""
+    volume_configurations: tuple[dict[str, Any], ...] = ()
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +135,7 @@ def check_request(request: LaunchRequest, routes: Sequence[Route], definition: T
     for route in routes[:1]:
         _check_route(request, route, definition)
     _check_overrides(request.overrides, definition)
+    managed_volumes(definition.document, request.volume_configurations)
 
 
 def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinition) -> None:
@@ -231,8 +234,24 @@ def new_task(
         placement_strategy=request.placement_strategy,
         publish=published_ports(request, route, document),
         endpoint_name=_endpoint_name(request.tags.get(ENDPOINT_TAG, ""), definition.family, task_id),
+        volumes=_volumes(request, document, ids),
         containers=containers,
         created_at=clock.now(),
+    )
+
+
+def _volumes(request: LaunchRequest, document: Mapping[str, Any], ids: IdSource) -> tuple[ManagedVolume, ...]:
+    return tuple(
+        ManagedVolume(
+            attachment_id=ids.uuid(),
+            volume_id=f"vol-{ids.hex(17)}",
+            name=v.name,
+            size_gib=v.size_gib,
+            filesystem=v.filesystem,
+            role_arn=v.role_arn,
+            delete_on_termination=v.delete_on_termination,
+        )
+        for v in managed_volumes(document, request.volume_configurations)
     )
 
 

@@ -41,6 +41,8 @@ def fargate_refusals(document: dict[str, Any]) -> tuple[list[Problem], list[Prob
     for volume in document.get("volumes", []):
         if volume.get("host", {}).get("sourcePath"):
             hard.append("Fargate compatible task definitions do not support sourcePath")
+        if "dockerVolumeConfiguration" in volume:
+            soft.append("Fargate compatible task definitions do not support dockerVolumeConfiguration")
     size = document.get("ephemeralStorage", {}).get("sizeInGiB")
     if size is not None and size < 21:
         soft.append("EphemeralStorage size should be at least 21")

@@ -11,10 +11,10 @@ from hutch.rules.taskdef.containers import check_containers, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
 from hutch.rules.taskdef.linux import check_task_namespaces
 from hutch.rules.taskdef.refusals import Problem, refuse
+from hutch.rules.taskdef.volumes import check_volumes
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 _FAMILY = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_VOLUME_NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _MODES = ("bridge", "host", "awsvpc", "none")
 
 
@@ -44,7 +44,7 @@ def register(given: dict[str, Any], *, strict_aws: bool) -> Registration:
     document.setdefault("placementConstraints", [])
     wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
     _network_mode(document, wants_fargate)
-    _volumes(document)
+    check_volumes(document)
     check_task_namespaces(document)
     check_containers(document)
     document["containerDefinitions"] = [
@@ -77,28 +77,6 @@ def _network_mode(document: dict[str, Any], wants_fargate: bool) -> None:
         raise refuse(f"Network mode {mode} is not supported; use one of {', '.join(_MODES)}.")
     if wants_fargate and mode != "awsvpc":
         raise refuse("Fargate only supports network mode ‘awsvpc’.")
-
-
-def _volumes(document: dict[str, Any]) -> None:
-    names: set[str] = set()
-    for volume in document["volumes"]:
-        name = volume.get("name", "")
-        if not _VOLUME_NAME.fullmatch(name):
-            raise refuse(f"Volume name {name[:100]!r} is invalid; use letters, digits, '-' and '_'.")
-        if name in names:
-            raise refuse(f"Duplicate volume name {name}.")
-        names.add(name)
-        path = volume.get("host", {}).get("sourcePath", "")
-        if path and (not path.startswith("/") or ".." in path.split("/")):
-            raise refuse(f"Volume {name}: sourcePath must be an absolute path without '..'.")
-    for container in document["containerDefinitions"]:
-        for mount in container.get("mountPoints", []):
-            if mount.get("sourceVolume") not in names:
-                raise refuse(
-                    f"Container '{container.get('name')}' mounts unknown volume {mount.get('sourceVolume')!r}."
-                )
-            if not str(mount.get("containerPath", "")).startswith("/"):
-                raise refuse(f"Container '{container.get('name')}': containerPath must be an absolute path.")
 
 
 def _compatibilities(document: dict[str, Any], hard: list[Problem]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from hutch.model.task import Container, NetworkInterface, Task
+from hutch.model.task import Container, ManagedVolume, NetworkInterface, Task
 
 
 def _iso(moment: float) -> str:
@@ -64,6 +64,7 @@ class TaskShapes:
             size = task.ephemeral_gib or 20
             shape["fargateEphemeralStorage"] = {"sizeInGiB": size}
             shape["ephemeralStorage"] = {"sizeInGiB": size}
+        shape["attachments"] += [_disk(v, task) for v in task.volumes]
         for endpoint in task.endpoints:
             shape["attachments"].append(
                 {
@@ -141,6 +142,24 @@ def _exec_agent(container: Container) -> dict[str, Any]:
     if container.started_at is not None:
         shape["lastStartedAt"] = container.started_at
     return shape
+
+
+def _disk(volume: ManagedVolume, task: Task) -> dict[str, Any]:
+    details = {
+        "volumeId": volume.volume_id,
+        "volumeName": volume.name,
+        "roleArn": volume.role_arn,
+        "sizeInGiB": str(volume.size_gib),
+        "filesystemType": volume.filesystem,
+        "deleteOnTermination": str(volume.delete_on_termination).lower(),
+    }
+    ended = "DELETED" if volume.delete_on_termination else "DETACHED"
+    return {
+        "id": volume.attachment_id,
+        "type": "AmazonElasticBlockStorage",
+        "status": ended if task.is_stopped else "ATTACHED" if task.started_at else "PRECREATED",
+        "details": [{"name": n, "value": v} for n, v in details.items()],
+    }
 
 
 def _eni(network: NetworkInterface) -> dict[str, Any]:

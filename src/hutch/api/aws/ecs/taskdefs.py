@@ -29,6 +29,10 @@ _REGISTER = Coverage(
         "taskRoleArn",
         "volumes.name",
         "volumes.host",
+        "volumes.configuredAtLaunch",
+        "volumes.dockerVolumeConfiguration.scope",
+        "volumes.dockerVolumeConfiguration.autoprovision",
+        "volumes.dockerVolumeConfiguration.driver",
         *(
             f"{_C}.{m}"
             for m in (
@@ -80,6 +84,7 @@ _REGISTER = Coverage(
         ),
     ),
     inert={
+        "volumes.dockerVolumeConfiguration.labels": "shown with the task definition; nothing else reads them",
         "executionRoleArn": "hutch itself pulls and ships logs; no role is needed",
         f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",
         f"{_C}.versionConsistency": "an image is resolved to its digest at each start",
@@ -88,8 +93,7 @@ _REGISTER = Coverage(
     refused={
         "proxyConfiguration": "App Mesh was retired by AWS",
         "inferenceAccelerators": "Elastic Inference was retired by AWS",
-        "volumes.configuredAtLaunch": _LATER,
-        "volumes.dockerVolumeConfiguration": _LATER,
+        "volumes.dockerVolumeConfiguration.driverOpts": "hutch's volumes have no options",
         "volumes.efsVolumeConfiguration": "hutch has no EFS; use dockerVolumeConfiguration with scope shared, or mount "
         "NFS in a privileged container",
         "volumes.fsxWindowsFileServerVolumeConfiguration": "hutch runs Linux",

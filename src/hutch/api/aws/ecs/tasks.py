@@ -14,13 +14,18 @@ from hutch.rules.tags import tags_from_list
 MAX_PAGE = 100
 
 _NOT_YET = {
-    "volumeConfigurations": "managed EBS volumes come with a later version",
+    "volumeConfigurations.managedEBSVolume.kmsKeyId": "hutch has no KMS",
+    "volumeConfigurations.managedEBSVolume.snapshotId": "hutch has no snapshots of volumes",
+    "volumeConfigurations.managedEBSVolume.volumeInitializationRate": "hutch has no snapshots of volumes",
     "overrides.inferenceAcceleratorOverrides": "Elastic Inference was retired by AWS",
     "overrides.containerOverrides.environmentFiles": "environment files come with a later version",
     "overrides.containerOverrides.resourceRequirements": "hutch offers no GPUs",
 }
 _INERT = {
     "overrides.executionRoleArn": "hutch needs no execution role",
+    "volumeConfigurations.managedEBSVolume.iops": "a volume is as fast as the host's disk",
+    "volumeConfigurations.managedEBSVolume.throughput": "a volume is as fast as the host's disk",
+    "volumeConfigurations.managedEBSVolume.tagSpecifications": "EC2's volumes are not served; the task shows its own",
     "referenceId": "shown by AWS to nobody; accepted for compatibility",
 }
 _LAUNCH = (
@@ -34,6 +39,11 @@ _LAUNCH = (
     "startedBy",
     "tags",
     "taskDefinition",
+    "volumeConfigurations.name",
+    *(
+        f"volumeConfigurations.managedEBSVolume.{m}"
+        for m in ("encrypted", "filesystemType", "roleArn", "sizeInGiB", "terminationPolicy", "volumeType")
+    ),
 )
 
 
@@ -185,6 +195,7 @@ def _failure(failure: Failure) -> dict[str, Any]:
 
 def _launch(given: dict[str, Any]) -> LaunchRequest:
     return LaunchRequest(
+        volume_configurations=tuple(given.get("volumeConfigurations", ())),
         count=given.get("count", 1),
         launch_type=given.get("launchType", ""),
         capacity_provider_strategy=tuple(given.get("capacityProviderStrategy", ())),

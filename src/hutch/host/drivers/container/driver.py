@@ -22,6 +22,7 @@ from hutch.host.drivers.container.plan import Places
 from hutch.host.drivers.container.probing import run_probe
 from hutch.host.drivers.container.runtime import Runtime, find_conmon, find_runtime
 from hutch.host.drivers.container.shim import ShimFailed, ShimRequest, launch
+from hutch.host.drivers.container.volumes import attach_volumes, shared_paths
 from hutch.host.drivers.contract import (
     Capabilities,
     ContainerStats,
@@ -38,6 +39,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.exec_process import exec_process
 from hutch.host.drivers.oci_config import build_further_process
+from hutch.host.drivers.volume_disks import VolumeStore
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.container_cgroups import ContainerCgroups
 from hutch.host.kernel.process import find_processes, kill_and_wait, process_use
@@ -69,6 +71,7 @@ class ContainerDriver:
         self._boxes: dict[str, Box] = {}
         self._runtime: Runtime | None = None
         self._conmon = ""
+        self._volumes = VolumeStore(state_dir / "volumes")
         self._host = socket.gethostname()
         self._hard_nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
@@ -130,6 +133,7 @@ class ContainerDriver:
         ready = False
         try:
             await _finished(self._furnish, spec)
+            await attach_volumes(spec, self._volumes)
             if plan.needs_pause(spec.task):
                 await start_pause(
                     runtime,
@@ -243,6 +247,7 @@ class ContainerDriver:
             hard_nofile=self._hard_nofile,
             pause_pid=pause_pid(box.places) if plan.needs_pause(task) else 0,
             devices=rooms.device_nodes(task),
+            volumes=shared_paths(box.spec, self._volumes),
         )
 
     async def _discard(self, box: Box, name: str, number: int) -> None:

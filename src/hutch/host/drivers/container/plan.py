@@ -71,7 +71,10 @@ class Places(msgspec.Struct, frozen=True):
 def check_task(spec: SandboxSpec) -> None:
     """Refuse what can't be done on the shared kernel. Raises `DriverError`."""
     task = spec.task
-    for name in [c.name for c in task.containers] + [v.name for v in task.volumes]:
+    names = [c.name for c in task.containers] + [v.name for v in task.volumes]
+    names += [v.shared_name for v in task.volumes if v.shared_name]
+    names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
+    for name in names:
         if not _PLAIN_NAME.fullmatch(name):
             raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
     task_mounts(task, spec.images)

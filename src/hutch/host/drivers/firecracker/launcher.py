@@ -38,6 +38,7 @@ from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES
 from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
 from hutch.host.drivers.microvm.vm import GuestImage, load_guest_image, remove_vm, vm_name
+from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.guestlink.vsock import AGENT_PORT, GuestCall
 from hutch.host.kernel.sealed import copy_sparse
 from hutch.host.kernel.tap import make_tap, remove_tap
@@ -336,7 +337,14 @@ def _take_snapshot(directory: Path, memory_fd: int) -> bytes:
 
 def disk_files(spec: SandboxSpec) -> list[tuple[str, str]]:
     """A task's disks in their order: (serial in `plan`, file), the writable one first. Raises `DriverError`."""
-    images = {d.serial: d.erofs_path for d in plan.image_disks(spec.images).values()}
+    if volume_disks(spec.task):
+        raise DriverError(
+            "NotServed",
+            "volumes on disks of their own need QEMU: Firecracker's disks are not flushed",
+            fix="start hutch with --drivers microvm",
+            aws_prefix="CannotCreateVolumeError",
+        )
+    images = {d.serial: d.erofs_path for d in plan.image_disks(spec).values()}
     scratch = (plan.SCRATCH_SERIAL, str(FirecrackerFiles(spec.directory).scratch))
     by_number = sorted(images.items(), key=lambda item: int(item[0].removeprefix("disk")))
     return [scratch, *by_number]

@@ -21,7 +21,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
-from hutch.host.drivers.microvm.running import RunningVms, hold_namespaces, observed
+from hutch.host.drivers.microvm.running import RunningVms, finish_volumes, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
@@ -30,6 +30,7 @@ from hutch.host.drivers.microvm.vm import (
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import WarmLimits
+from hutch.host.drivers.volume_disks import refuse_disks, refuse_shared_disks
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
 from hutch.wire.fleet import DriverFactMsg
 
@@ -169,6 +170,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def suspend(self, handle: Handle) -> None:
         """Take the VM to the disk; see `SupportsSuspend`."""
         sandbox = self.sandbox_of(handle)
+        refuse_shared_disks(sandbox.spec.task, "suspended")
         await self._suspender.suspend(sandbox, self._vm_name(handle.task_id))
         del self._sandboxes[handle.task_id]
 
@@ -185,7 +187,9 @@ class MicrovmDriver(RunningVms[Sandbox]):
 
     async def snapshot(self, handle: Handle, directory: str) -> None:
         """Copy the VM; see `SupportsFork`."""
-        await self._suspender.snapshot(self.sandbox_of(handle), Path(directory))
+        sandbox = self.sandbox_of(handle)
+        refuse_disks(sandbox.spec.task, "copied")
+        await self._suspender.snapshot(sandbox, Path(directory))
 
     async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
         """Another task's VM from a copy; see `SupportsFork`."""
@@ -212,6 +216,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def _destroy(self, task_id: str, directory: str) -> None:
         sandbox = self._sandboxes.pop(task_id, None)
         if sandbox is not None:
+            await finish_volumes(sandbox)
             with contextlib.suppress(HutchError, TimeoutError):
                 async with asyncio.timeout(1):
                     await sandbox.save_console()

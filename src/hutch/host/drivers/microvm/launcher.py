@@ -45,6 +45,7 @@ from hutch.host.drivers.microvm.vm import (
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
+from hutch.host.drivers.volume_disks import VolumeStore, volume_disks
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.host.kernel.tap import move_tap, open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
@@ -98,6 +99,7 @@ class Launcher:
         self._spares = state_dir / "spares"
         self._pool = WarmPool(warm, self._make_spare, self._end_spare, clock)
         self._use_templates = use_templates
+        self._volumes = VolumeStore(state_dir / "volumes")
         self._tsc_khz: int | None = None
         self._cleaned = asyncio.Lock()
         self._is_clean = False
@@ -117,6 +119,7 @@ class Launcher:
             if not self._is_clean:
                 await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
                 await asyncio.to_thread(self._templates.clean, ground.origin)
+                await asyncio.to_thread(self._volumes.clean)
                 for directory in self._spares.glob("*"):
                     await self._remove_spare(VmFiles(directory))
                 self._is_clean = True
@@ -131,6 +134,10 @@ class Launcher:
         phases = Phases(self._clock)
         ground = await self.ground()
         await self.clean(ground)
+        if disks := volume_disks(spec.task):
+            own = VmFiles(spec.directory).vm
+            making = [self._volumes.make(d, own, spec.task.task_id) for d in disks]
+            await phases.measure("volumes", asyncio.gather(*making))
         request = await self._request(spec, ground)
         name, files = request.name, VmFiles(spec.directory)
         key = _key(request, ground)
@@ -141,6 +148,8 @@ class Launcher:
             try:
                 return await self._restored(spec, request, ground, template, phases), ground, phases
             except DriverError as error:
+                if error.kind == "VolumeInUse":
+                    raise
                 refusal = f"not restored: {error.message}"[:500]
                 log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
                 self._templates.reject(template, refusal)
@@ -152,6 +161,9 @@ class Launcher:
         self, spec: SandboxSpec, request: VmRequest, key: TemplateKey, phases: Phases
     ) -> Sandbox | None:
         """A VM from the pool, if there is one that fits and it can be used."""
+        if request.writable_disks > 1:
+            # Its disks are claimed as they are opened, which is when QEMU starts.
+            return None
         size = WarmSize(key=key, cpu_units=request.cpu_units, disk_bytes=plan.scratch_bytes(spec.task))
         spare = self._pool.take(size)
         if spare is None:
@@ -269,10 +281,10 @@ class Launcher:
         if self._tsc_khz is None:
             self._tsc_khz = await host_tsc_khz(self._clock) or 0
         task = spec.task
-        images = sorted(
-            {d.serial: d for d in plan.image_disks(spec.images).values()}.items(), key=_disk_number
-        )
-        disks = ((str(VmFiles(spec.directory).scratch), False), *((d.erofs_path, True) for _, d in images))
+        images = sorted({d.serial: d for d in plan.image_disks(spec).values()}.items(), key=_disk_number)
+        files = VmFiles(spec.directory)
+        own = (files.scratch, *(self._volumes.place(d, files.vm) for d in volume_disks(task)))
+        disks = (*((str(p), False) for p in own), *((d.erofs_path, True) for _, d in images))
         return VmRequest(
             name=vm_name(self._platform_id, task.task_id),
             accelerator=ground.accelerator,
@@ -281,6 +293,7 @@ class Launcher:
             cpu_units=task.cpu_units,
             disks=disks,
             disk_slots=disk_slots(len(disks)),
+            writable_disks=len(own),
             tap=spec.attachment.tap,
             tsc_khz=self._tsc_khz,
         )
@@ -401,6 +414,7 @@ class Launcher:
             vcpus=key.vcpus,
             memory_mib=key.memory_mib,
             disk_slots=key.disk_slots,
+            writable_disks=key.writable_disks,
             tsc_khz=self._tsc_khz or 0,
             memory=Memory(fd=memory_fd, shared=True),
         )
@@ -458,6 +472,7 @@ def _key(request: VmRequest, ground: Ground) -> TemplateKey:
         vcpus=request.vcpus,
         memory_mib=request.memory_mib,
         disk_slots=request.disk_slots,
+        writable_disks=request.writable_disks,
     )
 
 
@@ -480,6 +495,7 @@ def _request_of(size: WarmSize, name: str) -> VmRequest:
         memory_mib=size.key.memory_mib,
         cpu_units=size.cpu_units,
         disk_slots=size.key.disk_slots,
+        writable_disks=size.key.writable_disks,
         disk_bytes=size.disk_bytes,
         tcg_buffer_mib=WARM_TCG_BUFFER_MIB,
         incoming=True,
@@ -495,4 +511,5 @@ def _plain_spec(request: VmRequest) -> VmSpec:
         agent_fd=0,
         qmp_fd=0,
         disk_slots=request.disk_slots,
+        writable_disks=request.writable_disks,
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from hutch.host.drivers.guest_devices import guest_devices
 from hutch.host.drivers.microvm.qemu import MAX_DISKS
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
 from hutch.host.drivers.task_mounts import task_mounts
+from hutch.host.drivers.volume_disks import volume_disks
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 SCRATCH_SERIAL = "disk0"
@@ -38,6 +38,8 @@ def check_task(spec: SandboxSpec) -> None:
     """Refuse what a microVM can't do. Raises `DriverError`."""
     task = spec.task
     names = [c.name for c in task.containers] + [v.name for v in task.volumes]
+    names += [v.shared_name for v in task.volumes if v.shared_name]
+    names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
     for name in names:
         if not _PLAIN_NAME.fullmatch(name):
             raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
@@ -71,18 +73,22 @@ def check_task(spec: SandboxSpec) -> None:
         raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
 
 
-def image_disks(images: Mapping[str, RootImage]) -> dict[str, ImageDisk]:
-    """By container name, the disk with its root. One disk for each distinct image. Raises `DriverError`."""
+def image_disks(spec: SandboxSpec) -> dict[str, ImageDisk]:
+    """By container name, the disk with its root. One disk for each distinct image, after those that can be written to.
+    Raises `DriverError`."""
+    images, writable = spec.images, 1 + len(volume_disks(spec.task))
     digests = sorted({image.digest for image in images.values()})
-    if len(digests) > MAX_DISKS - 1:
-        raise DriverError("TooManyImages", f"a microVM has room for {MAX_DISKS - 1} different images")
+    if len(digests) > MAX_DISKS - writable:
+        raise DriverError(
+            "TooManyDisks", f"a microVM has room for {MAX_DISKS - 1} different images and volumes on disks"
+        )
     disks = {}
     for name, image in images.items():
         if not image.erofs_path:
             raise DriverError("NoRootDisk", f"image {image.reference} was not prepared as a root disk")
         index = digests.index(image.digest)
         disks[name] = ImageDisk(
-            serial=f"disk{index + 1}", erofs_path=image.erofs_path, mount_path=f"/disk/image{index}"
+            serial=f"disk{index + writable}", erofs_path=image.erofs_path, mount_path=f"/disk/image{index}"
         )
     return disks
 
@@ -141,12 +147,31 @@ def _wants_extra_modules(container: ContainerSpec) -> bool:
 
 def disk_mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
     """`mounts` of the `disks` request."""
-    images = {d.serial: d for d in image_disks(spec.images).values()}
+    images = {d.serial: d for d in image_disks(spec).values()}
     mounts: list[dict[str, Any]] = [
         {"serial": d.serial, "path": d.mount_path, "fs": "erofs", "read_only": True}
         for _, d in sorted(images.items())
     ]
+    for index, disk in enumerate(volume_disks(spec.task)):
+        # The kernel's ext4 is its ext3 too.
+        kind = "ext4" if disk.filesystem == "ext3" else disk.filesystem
+        place = {"serial": f"disk{index + 1}", "path": _volume_mount(index)}
+        mounts.append({**place, "fs": kind, "read_only": False})
     return [*mounts, {"serial": SCRATCH_SERIAL, "path": SCRATCH, "fs": "ext4", "read_only": False}]
+
+
+def _volume_mount(index: int) -> str:
+    return f"/disk/volume{index}"
+
+
+def _volume_paths(spec: SandboxSpec) -> dict[str, str]:
+    """Where the volumes are in the guest. A shared one keeps apart from what its file system has by itself."""
+    volumes = task_mounts(spec.task, spec.images).volumes
+    paths = {v.name: f"{SCRATCH}/volumes/{v.name}" for v in volumes}
+    shared = {v.name for v in volumes if v.shared_name}
+    for index, disk in enumerate(volume_disks(spec.task)):
+        paths[disk.volume] = _volume_mount(index) + ("/data" if disk.volume in shared else "")
+    return paths
 
 
 def runtime_id(task_id: str, name: str, number: int) -> str:
@@ -174,7 +199,7 @@ def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int) -> Oci
         hostname=container.hostname or hostname(task),
         namespaces=tuple(namespaces),
         files={path: f"{etc}/{path.rpartition('/')[2]}" for path in _etc(spec, container)},
-        volumes={v.name: f"{SCRATCH}/volumes/{v.name}" for v in mounts.volumes},
+        volumes=_volume_paths(spec),
         mounts=mounts.of.get(container.name, ()),
         # Where processes are shared, the one that holds the namespace is their init.
         init_program=INIT_PROGRAM if has_init else "",
@@ -259,7 +284,7 @@ def start_members(
     members = {
         "name": container.name,
         "number": number,
-        "image": image_disks(spec.images)[container.name].mount_path,
+        "image": image_disks(spec)[container.name].mount_path,
         "scratch": f"{SCRATCH}/containers/{container.name}",
         "config": build_oci_config(container, image, context),
         "directories": sorted(context.volumes[m.volume] for m in context.mounts),
@@ -274,7 +299,7 @@ def start_members(
 
 def _seeds(spec: SandboxSpec, context: OciContext) -> list[dict[str, Any]]:
     """Where the content of the container's volumes may come from."""
-    mounts, disks = task_mounts(spec.task, spec.images), image_disks(spec.images)
+    mounts, disks = task_mounts(spec.task, spec.images), image_disks(spec)
     seeds = []
     for volume in sorted({m.volume for m in context.mounts}):
         sources = [{"root": disks[name].mount_path, "path": path} for name, path in mounts.candidates(volume)]

@@ -31,7 +31,7 @@ MEMORY_OVERHEAD_DIVISOR = 64
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk, found in the guest by its serial: "disk" and its number. Only the first one is writable."""
+    """A disk, found in the guest by its serial: "disk" and its number. The writable ones come first."""
 
     fd: int
     read_only: bool
@@ -61,6 +61,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Listening socket of QEMU's monitor."""
     disks: tuple[Disk, ...] = ()
     disk_slots: int = DISK_SLOTS[0]
+    writable_disks: int = 1
+    """So many disks at the beginning are writable: a trait of the machine, that its template must have too."""
     tap_fd: int | None = None
     tsc_khz: int = 0
     """Frequency of the host's time stamp counter; 0: the guest shall measure it."""
@@ -102,7 +104,11 @@ def qemu_argv(spec: VmSpec) -> list[str]:
         *_kernel(spec),
         *_channels(spec),
         *(a for i, disk in enumerate(spec.disks) for a in _disk(i, disk)),
-        *(a for i in range(len(spec.disks), spec.disk_slots) for a in _empty_disk(i)),
+        *(
+            a
+            for i in range(len(spec.disks), spec.disk_slots)
+            for a in _empty_disk(i, read_only=i >= spec.writable_disks)
+        ),
         *_network(spec),
     ]
 
@@ -214,9 +220,9 @@ def _disk(index: int, disk: Disk) -> list[str]:
     ]  # fmt: skip
 
 
-def _empty_disk(index: int) -> list[str]:
+def _empty_disk(index: int, *, read_only: bool) -> list[str]:
     # Whether it is writable is a trait of the device, which must be the same when another disk is in its place.
-    blockdev = f"{_node_argument(index, read_only=index > 0)},file.driver=null-co,file.size=512"
+    blockdev = f"{_node_argument(index, read_only=read_only)},file.driver=null-co,file.size=512"
     return ["-blockdev", blockdev, *_disk_device(index)]
 
 

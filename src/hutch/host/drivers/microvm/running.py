@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from hutch.base.clock import Clock
+from hutch.base.errors import HutchError
+from hutch.base.log import get_logger
 from hutch.host.drivers.contract import (
     ContainerStats,
     DriverError,
@@ -24,6 +26,7 @@ from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
 from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log
 from hutch.host.drivers.oci_config import build_further_process
+from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.kernel.process import process_use
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec
@@ -31,6 +34,8 @@ from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
 
 START_TIMEOUT_S = 120.0
 PROBE_GRACE_S = 10.0
+FLUSH_TIMEOUT_S = 20.0
+log = get_logger(__name__)
 S = TypeVar("S", bound=Sandbox)
 
 _START_FAULTS = {
@@ -138,6 +143,20 @@ async def hold_namespaces(sandbox: Sandbox) -> None:
         number, sandbox.next_number = sandbox.next_number, sandbox.next_number + 1
         members = plan.pause_members(number)
         await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
+
+
+async def finish_volumes(sandbox: Sandbox) -> None:
+    """Before a VM is killed: what its containers wrote to a volume that stays goes to the disk. A guest that does not do so
+    in time loses what it had not flushed, as a machine does whose power fails."""
+    if not any(d.name for d in volume_disks(sandbox.spec.task)) or sandbox.ended is not None:
+        return
+    try:
+        async with asyncio.timeout(FLUSH_TIMEOUT_S):
+            await sandbox.session.request("shutdown", Empty, timeout_s=FLUSH_TIMEOUT_S)
+            await sandbox.wait_ended()
+    except (HutchError, TimeoutError) as error:
+        reason = str(error) or f"the guest did not power off within {FLUSH_TIMEOUT_S:g} s"
+        log.warning("volumes may lack what was written last", task=sandbox.spec.task.task_id, reason=reason)
 
 
 async def _start(sandbox: Sandbox, started: Started, first: bool) -> None:

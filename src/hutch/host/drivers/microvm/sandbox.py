@@ -389,6 +389,10 @@ class Sandbox:
             return True
         return started.settled is None or started.settled.is_set() or self.ended is not None
 
+    async def wait_ended(self) -> None:
+        """Return when the VM's process has ended and it is known why."""
+        await self._over.wait()
+
     async def while_alive(self, work: Coroutine[Any, Any, T], purpose: str) -> T:
         """Do something with the guest, for as long as the VM lives. Raises `SandboxGone` with how it ended,
         and `DriverError` for whatever the guest could not do."""

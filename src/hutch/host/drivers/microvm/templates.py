@@ -44,6 +44,7 @@ class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mib: int
     disk_slots: int
+    writable_disks: int = 1
 
     @property
     def digest(self) -> str:

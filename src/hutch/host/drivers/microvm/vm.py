@@ -26,6 +26,7 @@ from hutch.host.drivers.microvm.qemu import (
 )
 from hutch.host.guestlink.unix import listen_unix
 from hutch.host.kernel.jail_root import JailRoot
+from hutch.host.kernel.locks import lock_open_file
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, kill_and_wait
 from hutch.host.kernel.tap import open_tap
 
@@ -67,7 +68,8 @@ class VmFiles:
 
 
 class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM to be launched. `disks`: (path, read-only), the writable one first."""
+    """A VM to be launched. `disks`: (path, read-only), the writable ones first; all but the first one are only ever one VM's
+    at a time."""
 
     name: str
     accelerator: str
@@ -77,6 +79,7 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Its share of the host's CPUs, 1,024 for each; 0: one for each vCPU."""
     disks: tuple[tuple[str, bool], ...] = ()
     disk_slots: int = DISK_SLOTS[0]
+    writable_disks: int = 1
     tap: str = ""
     tap_fd: int | None = None
     """Instead of a tap's name: one that is open."""
@@ -168,6 +171,9 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         Disk(fd=opened(path, os.O_RDONLY if read_only else os.O_RDWR), read_only=read_only)
         for path, read_only in request.disks
     )
+    for disk in disks[1:]:
+        if not disk.read_only:
+            _claim_disk(disk.fd)
     tap_fd = request.tap_fd
     if request.tap:
         tap_fd = open_tap(request.tap)
@@ -183,6 +189,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         qmp_fd=stack.enter_context(listen_unix(files.qmp_socket)).fileno(),
         disks=disks,
         disk_slots=request.disk_slots,
+        writable_disks=request.writable_disks,
         tap_fd=tap_fd,
         tsc_khz=request.tsc_khz,
         memory=request.memory,
@@ -190,6 +197,20 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         tcg_buffer_mib=request.tcg_buffer_mib,
         devices_only=request.devices_only,
     )
+
+
+def _claim_disk(fd: int) -> None:
+    """From now on the disk is this VM's: QEMU alone inherits the open file, so the lock lasts as long as QEMU does, whoever is
+    killed. Raises `DriverError`."""
+    if not lock_open_file(fd):
+        name = Path(os.readlink(f"/proc/self/fd/{fd}")).stem
+        raise DriverError(
+            "VolumeInUse",
+            f'the disk of volume "{name}" is attached to another task, and a microVM has a disk for itself',
+            fix="stop that task, or use launch type EC2, whose tasks share a volume",
+            aws_prefix="ResourceInitializationError",
+            retryable=True,
+        )
 
 
 async def remove_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:

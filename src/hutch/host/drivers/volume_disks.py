@@ -1,0 +1,133 @@
+"""Volumes that are disks of their own: which a task has, where their files are, and how a file is made.
+
+Below the store's directory: `disks/<disk id>.img` for those that stay when their task has ended, `shared/<name>.img` for
+those that outlive their tasks. A disk that goes with its task is in the sandbox's directory, and goes with that.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from hutch.base.units import GIB
+from hutch.host.drivers.contract import DriverError
+from hutch.host.kernel.ext4 import make_sparse
+from hutch.host.kernel.mkfs import make_filesystem
+from hutch.host.kernel.run import CommandFailed
+from hutch.wire.fleet import TaskSpec, VolumeSpec
+
+SHARED_GIB = 64
+"""Size of a shared volume's disk. Its file is sparse: what is not written takes no room."""
+SHARED_FILESYSTEM = "ext4"
+_DRAFT = ".new-"
+
+
+class VolumeDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk of a task, in the order of its volumes."""
+
+    volume: str
+    filesystem: str
+    size_bytes: int
+    name: str
+    """Of its file below the store; "" for one that goes with its task."""
+
+
+def volume_disks(task: TaskSpec) -> tuple[VolumeDisk, ...]:
+    """The disks that a task's volumes are in a microVM. Pure."""
+    return tuple(_disk(v) for v in task.volumes if v.disk is not None or v.shared_name)
+
+
+def _disk(volume: VolumeSpec) -> VolumeDisk:
+    if volume.disk is None:
+        return VolumeDisk(
+            volume=volume.name,
+            filesystem=SHARED_FILESYSTEM,
+            size_bytes=SHARED_GIB * GIB,
+            name=f"shared/{volume.shared_name}.img",
+        )
+    disk = volume.disk
+    return VolumeDisk(
+        volume=volume.name,
+        filesystem=disk.filesystem,
+        size_bytes=disk.size_gib * GIB,
+        name=f"disks/{disk.disk_id}.img" if disk.keep else "",
+    )
+
+
+def refuse_shared_disks(task: TaskSpec, word: str) -> None:
+    """A VM that is not in memory does not hold its disks: another task may take one. Raises `DriverError`."""
+    if any(d.name for d in volume_disks(task)):
+        raise DriverError(
+            "VolumesAttached",
+            f"a task whose volumes outlive it can't be {word}: its disks would not be its own meanwhile",
+            fix="use a volume that goes with the task",
+        )
+
+
+def refuse_disks(task: TaskSpec, word: str) -> None:
+    """A copy would share its original's disks. Raises `DriverError`."""
+    if volume_disks(task):
+        raise DriverError(
+            "VolumesAttached",
+            f"a task with volumes on disks of their own can't be {word}",
+            fix="use volumes on the task's own disk",
+        )
+
+
+class VolumeStore:
+    """The files of volumes on this host. Several drivers' tasks may ask at once."""
+
+    def __init__(self, directory: Path) -> None:
+        """`directory` is made when it is needed."""
+        self._directory = directory
+
+    def place(self, disk: VolumeDisk, own: Path) -> Path:
+        """Where a disk's file is. `own` is the sandbox's directory for its disks."""
+        return self._directory / disk.name if disk.name else own / f"volume-{disk.volume}.img"
+
+    async def make(self, disk: VolumeDisk, own: Path, task_id: str) -> Path:
+        """The disk's file, made and formatted unless it is there. Raises `DriverError`.
+
+        Whole or not there: it is made under another name, that is never seen again if this process is killed.
+        """
+        path = self.place(disk, own)
+        draft = path.with_name(f"{_DRAFT}{path.stem}-{task_id}")
+        try:
+            if path.exists():
+                return path
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.unlink(missing_ok=True)
+            make_sparse(draft, disk.size_bytes)
+            await make_filesystem(draft, disk.filesystem)
+            _make_durable(draft)
+            # Two tasks may make a shared one at once: the first counts.
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+            _make_durable(path.parent)
+        except (OSError, CommandFailed) as error:
+            raise DriverError(
+                "VolumeNotMade",
+                f'the disk of volume "{disk.volume}" can\'t be made: {error}',
+                aws_prefix="ResourceInitializationError",
+            ) from None
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    def clean(self) -> None:
+        """Remove what was half made when an earlier agent was killed. To be called before anything is made."""
+        for draft in self._directory.glob(f"*/{_DRAFT}*"):
+            draft.unlink(missing_ok=True)
+
+    def shared_directory(self, name: str) -> Path:
+        """Where a shared volume of containers on the shared kernel is."""
+        return self._directory / "shared" / name
+
+
+def _make_durable(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
