@@ -1,8 +1,6 @@
-"""One task's life on this host: set up, run, stop, clean up; each step measured, each fact made durable, then
-reported.
+"""One task's life on this host: set up, run, stop, clean up (see `setup` for the first, `record` for what is kept).
 
-Set-up is a row of named steps, clean-up another that works alone: every clean-up step runs even if an earlier one
-fails, and does no harm if the set-up never came to it.
+Clean-up works alone: every step of it runs even if an earlier one fails, and does no harm if the set-up never came to it.
 """
 
 import asyncio
@@ -14,27 +12,25 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from hutch.base.errors import HutchError, StorageFull
+from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
-from hutch.base.units import GIB
-from hutch.host.agent.context import RunnerContext, all_of
+from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.metadata import TaskView
-from hutch.host.agent.observation import Observation, cause_chain, container_named, reason_of
-from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets, without_secrets
+from hutch.host.agent.observation import cause_chain, container_named, reason_of
+from hutch.host.agent.record import TaskRecord
+from hutch.host.agent.setup import SetUp
+from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets
 from hutch.host.agent.tasklogs import TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
-    Attachment,
     ContainerExited,
     Driver,
     ExecStream,
     Handle,
     HostFault,
     ObservedContainer,
-    RootImage,
     SandboxExited,
     SandboxGone,
-    SandboxSpec,
     SandboxStats,
     SupportsExec,
     SupportsFork,
@@ -49,7 +45,6 @@ from hutch.wire.fleet import ContainerSpec, Stop, TaskSpec
 log = get_logger(__name__)
 T = TypeVar("T")
 
-RETRY_FOR_S = 15.0
 START_LIMIT_S = 300.0
 DESTROY_LIMIT_S = 120.0
 WITHDRAW_LIMIT_S = 10.0
@@ -74,16 +69,12 @@ class TaskRunner:
         self._driver = driver
         self._refusal = refusal
         self._directory = directory
-        self._file = content
-        self._saved: TaskFile | None = None
-        self._safe_spec = without_secrets(content.spec)
-        self._seen = Observation(content)
+        self._record = TaskRecord(context, content)
+        self._seen = self._record.seen
         self._machine = self._seen.machine
         self._now = context.clock.now
         self._events: asyncio.Queue[Callable[[], list[rules.Action]]] = asyncio.Queue()
         self._stop_requested = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._saving = asyncio.Lock()
         self._starting = asyncio.Lock()
         self._early_exits: dict[str, ContainerExited] = {}
         self._assigned = asyncio.Event()
@@ -106,9 +97,9 @@ class TaskRunner:
 
     def stop(self, stop: Stop, cause: CauseLink | None = None) -> None:
         """End the task in order; the first request counts. `cause`: for a stop that this host decided."""
-        if self._file.stop is not None:
+        if self._record.file.stop is not None:
             return
-        self._file = replace(self._file, stop=stop)
+        self._record.update(stop=stop)
         self._stop_requested.set()
         causes = (cause,) if cause is not None else ()
         self._events.put_nowait(
@@ -116,7 +107,6 @@ class TaskRunner:
                 self._machine.stop(stop.stop_code, stop.reason, causes, self._now())
             )
         )
-        self._changed.set()
 
     def take_secrets(self, spec: TaskSpec) -> None:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
@@ -129,12 +119,12 @@ class TaskRunner:
 
     async def run(self) -> None:
         """From wherever the task's file says it is to its end. Cancelled: let go of it, touch nothing."""
-        if self._file.ended:
+        if self._record.file.ended:
             for container in self.spec.containers:
                 self._logs.begin(container)
             await self._logs.drain(LOG_DRAIN_S)
             return
-        saver = asyncio.create_task(self._save_changes())
+        saver = asyncio.create_task(self._record.keep_saving())
         try:
             try:
                 await self._live()
@@ -160,19 +150,19 @@ class TaskRunner:
 
     async def stats(self) -> SandboxStats:
         """What the sandbox uses now. Raises `HostFault`."""
-        if self._driver is None or self._file.handle is None:
+        if self._driver is None or self._record.file.handle is None:
             raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
-        return await self._driver.stats(self._file.handle)
+        return await self._driver.stats(self._record.file.handle)
 
     def view(self) -> TaskView:
         """What the task may see of itself now."""
         return TaskView(
             spec=self.spec,
             facts=self._seen.facts(),
-            stops=self._machine.is_stopping or self._file.stop is not None,
+            stops=self._machine.is_stopping or self._record.file.stop is not None,
             created_at=self._seen.created_at,
-            nameservers=self._file.attachment.nameservers if self._file.attachment else (),
-            search=self._file.attachment.search if self._file.attachment else (),
+            nameservers=self._record.file.attachment.nameservers if self._record.file.attachment else (),
+            search=self._record.file.attachment.search if self._record.file.attachment else (),
             health=self._seen.health(),
             take_stats=self.stats,
             take_traffic=lambda: self._context.network.traffic(self.spec),
@@ -195,9 +185,9 @@ class TaskRunner:
         """Run a further process in a container. Raises `HostFault`."""
         if not isinstance(self._driver, SupportsExec):
             raise HostFault("NotServed", f"task {self.spec.task_id} runs on a driver that has no exec")
-        if self._file.handle is None:
+        if self._record.file.handle is None:
             raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
-        return await self._driver.exec(self._file.handle, container, spec)
+        return await self._driver.exec(self._record.file.handle, container, spec)
 
     async def forget(self, kept_logs: Path) -> None:
         """The control plane has all of it: ship the last logs, keep them on the host, drop the rest."""
@@ -215,13 +205,13 @@ class TaskRunner:
     # -- set-up
 
     async def _live(self) -> None:
-        if self._file.handle is not None:
-            await self._adopt(self._file.handle)
+        if self._record.file.handle is not None:
+            await self._adopt(self._record.file.handle)
         else:
             try:
                 await self._unless_stopped(self._set_up())
             except _StoppedEarly:
-                stop = self._file.stop
+                stop = self._record.file.stop
                 assert stop is not None
                 self._machine.stop(stop.stop_code, stop.reason, (), self._now())
                 return
@@ -237,90 +227,8 @@ class TaskRunner:
     async def _set_up(self) -> None:
         if self._driver is None:
             raise HostFault("NoDriver", self._refusal)
-        self._changed.set()
-        works: list[Awaitable[Any]] = [self._make_sandbox(self._driver), self._save_now(strict=True)]
-        if self.spec.publish:
-            works.append(self._step("publish", "", partial(self._context.ingress.publish, self.spec)))
-        await all_of(works)
-
-    async def _make_sandbox(self, driver: Driver) -> None:
-        images = self._context.images
-        self._seen.note("pull_started_at", self._now())
-        attachment, *pulled = await all_of(
-            [self._attach(driver), *(self._pull(driver, c) for c in self.spec.containers)]
-        )
-        self._seen.note("pull_stopped_at", self._now())
-        for image in pulled:
-            images.acquire(image.digest, self.spec.task_id)
-        names = [c.name for c in self.spec.containers]
-        prepared: dict[str, RootImage] = dict(zip(names, pulled, strict=True))
-        self._file = replace(self._file, attachment=attachment, images=prepared, driver=driver.name)
-        self._changed.set()
-        handle = await self._create(driver, self._sandbox(attachment, prepared))
-        for phase in handle.phases:
-            self._seen.measured(phase.name, phase.detail, phase.started_at, phase.ended_at)
-        self._file = replace(self._file, handle=handle)
-        # Not waited for: until it is durable the sandbox is found by its names (`destroy_leftovers`), and nothing
-        # is reported before it is.
-        self._changed.set()
-
-    async def _create(self, driver: Driver, sandbox: SandboxSpec) -> Handle:
-        if not self.spec.snapshot_id:
-            name = "boot" if driver.capabilities.owns_kernel else "sandbox"
-            return await self._step(name, driver.name, partial(driver.create, sandbox))
-        if not isinstance(driver, SupportsFork):
-            raise HostFault("NotForked", f"driver {driver.name} can't go on from a copy of another task")
-        snapshots = self._context.snapshots
-        fork = partial(driver.fork, str(snapshots.path(self.spec.snapshot_id)), sandbox)
-        try:
-            handle, found = await self._step("fork", driver.name, fork)
-        finally:
-            await snapshots.used(self.spec.snapshot_id)
-        self._forked = tuple(replace(c, started_at=self._now()) for c in found)
-        return handle
-
-    async def _attach(self, driver: Driver) -> Attachment:
-        attach = partial(self._context.network.attach, self.spec, driver.capabilities.network)
-        attachment = await self._step("network", "", attach)
-        self._seen.note("network_ready_at", self._now())
-        return attachment
-
-    async def _pull(self, driver: Driver, container: ContainerSpec) -> RootImage:
-        prepare = partial(
-            self._context.images.prepare,
-            container.image,
-            architecture=self.spec.architecture,
-            root_format=driver.capabilities.root_format,
-            credentials=container.registry_credentials,
-            max_bytes=self.spec.ephemeral_gib * GIB,
-        )
-        try:
-            image = await self._step("pull", container.image, prepare)
-        except HostFault as fault:
-            fault.aws_prefix = fault.aws_prefix or "CannotPullContainerError"
-            self._machine.containers[container.name].reason = reason_of(fault, "")
-            raise
-        self._seen.digests[container.name] = image.digest
-        return image
-
-    async def _step(self, name: str, detail: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Run a step of the set-up and measure it; a fault that may pass is tried again for a while."""
-        started_at = self._now()
-        delays = backoff_seconds(0.2, 4.0, Random(self.spec.task_id))
-        give_up_at = self._context.clock.monotonic() + RETRY_FOR_S
-        try:
-            while True:
-                try:
-                    return await work()
-                except HostFault as fault:
-                    delay = next(delays)
-                    if not fault.retryable or self._context.clock.monotonic() + delay > give_up_at:
-                        raise
-                    log.info("step is tried again", task=self.spec.task_id, step=name, reason=fault.message)
-                await asyncio.sleep(delay)
-        finally:
-            self._seen.measured(name, detail, started_at, self._now())
-            self._changed.set()
+        set_up = SetUp(self._context, self.spec, self._driver, self._directory, self._record)
+        self._forked = await set_up.run()
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for the set-up, or give it up when the task is to be stopped. Raises `_StoppedEarly`."""
@@ -336,16 +244,11 @@ class TaskRunner:
             await asyncio.gather(step, request, return_exceptions=True)
         raise _StoppedEarly
 
-    def _sandbox(self, attachment: Attachment, images: dict[str, RootImage]) -> SandboxSpec:
-        return SandboxSpec(
-            task=self.spec, directory=str(self._directory), images=images, attachment=attachment
-        )
-
     # -- taking over
 
     async def _adopt(self, handle: Handle) -> None:
         """Take over a sandbox that an earlier agent made. What ended meanwhile comes as events."""
-        assert self._file.attachment is not None
+        assert self._record.file.attachment is not None
         if self._driver is None:
             raise HostFault("NoDriver", self._refusal)
         if self.spec.publish and not self._machine.is_stopping:
@@ -358,14 +261,14 @@ class TaskRunner:
             return
         self._note_suspended(None)
         try:
-            sandbox = self._sandbox(self._file.attachment, self._file.images)
+            sandbox = self._record.sandbox(self.spec, self._directory)
             found = await self._driver.adopt(handle, sandbox)
         except SandboxGone as gone:
             link = cause_chain(gone)[0]
             await self._carry_out(self._machine.sandbox_gone(gone.message, link, self._now()))
             return
         actions = self._compare({c.name: c for c in found})
-        stop = self._file.stop
+        stop = self._record.file.stop
         if stop is not None:
             actions += self._machine.stop(stop.stop_code, stop.reason, (), self._now())
         actions += self._machine.resume(self._now())
@@ -378,12 +281,12 @@ class TaskRunner:
     async def _adopt_suspended(self) -> None:
         """As `_adopt`, of a task that is not in memory."""
         self._awake.clear()
-        self._note_suspended(self._file.suspended_at or self._now())
+        self._note_suspended(self._record.file.suspended_at or self._now())
         for name, state in self._machine.containers.items():
             if state.status == rules.RUNNING:
                 self._logs.begin(container_named(self.spec, name))
         actions: list[rules.Action] = []
-        if (stop := self._file.stop) is not None:
+        if (stop := self._record.file.stop) is not None:
             actions = self._machine.stop(stop.stop_code, stop.reason, (), self._now())
         await self._carry_out(self._unless_suspended(actions) if self._machine.is_stopping else [])
 
@@ -406,17 +309,16 @@ class TaskRunner:
                 self._power_work = None
 
     def _note_suspended(self, at: float | None) -> None:
-        self._file = replace(self._file, suspended_at=at)
         self._seen.suspended_at = at
-        self._changed.set()
+        self._record.update(suspended_at=at)
 
     def _running_handle(self, what: str) -> Handle:
-        if self._machine.status != "RUNNING" or self._file.handle is None:
+        if self._machine.status != "RUNNING" or self._record.file.handle is None:
             raise HostFault(
                 "TaskNotRunning",
                 f"only a task that is RUNNING can be {what}; task {self.spec.task_id} is {self._seen.status}",
             )
-        return self._file.handle
+        return self._record.file.handle
 
     async def _suspend(self) -> None:
         driver = self._driver
@@ -427,7 +329,7 @@ class TaskRunner:
                 fix="run it with launch type FARGATE, in a microVM",
             )
         handle = self._running_handle("suspended")
-        if self._file.suspended_at is not None:
+        if self._record.file.suspended_at is not None:
             return
         async with self._starting:
             self._awake.clear()
@@ -435,21 +337,21 @@ class TaskRunner:
                 await driver.suspend(handle)
                 self._note_suspended(self._now())
             finally:
-                if self._file.suspended_at is None:
+                if self._record.file.suspended_at is None:
                     self._awake.set()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        await self._save_now()
+        await self._record.save()
         if self._machine.is_stopping:
             self._events.put_nowait(lambda: self._unless_suspended([]))
 
     async def _resume(self) -> None:
-        if self._file.suspended_at is None:
+        if self._record.file.suspended_at is None:
             return
         handle = self._running_handle("resumed")
-        assert isinstance(self._driver, SupportsSuspend) and self._file.attachment is not None
-        sandbox = self._sandbox(self._file.attachment, self._file.images)
+        assert isinstance(self._driver, SupportsSuspend) and self._record.file.attachment is not None
+        sandbox = self._record.sandbox(self.spec, self._directory)
         begun_at = self._now()
         try:
             handle = await self._driver.resume(handle, sandbox)
@@ -458,13 +360,13 @@ class TaskRunner:
             link, message = cause_chain(gone)[0], gone.message
             self._events.put_nowait(lambda: self._machine.sandbox_gone(message, link, self._now()))
             raise
-        self._file = replace(self._file, handle=handle)
+        self._record.update(handle=handle)
         self._note_suspended(None)
         self._seen.measured("resume", "", begun_at, self._now())
         self._awake.set()
         self._listen()
         self._events.put_nowait(lambda: self._machine.resume(self._now()))
-        await self._save_now()
+        await self._record.save()
 
     async def _snapshot(self, directory: Path) -> None:
         handle, driver = self._running_handle("forked"), self._driver
@@ -474,7 +376,7 @@ class TaskRunner:
                 f"tasks of launch type {self.spec.launch_type} can't be forked",
                 fix="run it with launch type FARGATE, in a microVM",
             )
-        if self._file.suspended_at is not None:
+        if self._record.file.suspended_at is not None:
             raise HostFault("TaskSuspended", "the task is suspended", fix="resume it first")
         async with self._starting:
             await driver.snapshot(handle, str(directory))
@@ -518,8 +420,8 @@ class TaskRunner:
         self._spawn(self._follow_events())
 
     async def _follow_events(self) -> None:
-        assert self._driver is not None and self._file.handle is not None
-        async for event in self._driver.events(self._file.handle):
+        assert self._driver is not None and self._record.file.handle is not None
+        async for event in self._driver.events(self._record.file.handle):
             if isinstance(event, ContainerExited):
                 self._events.put_nowait(partial(self._container_exited, event))
             else:
@@ -567,11 +469,11 @@ class TaskRunner:
             self._ending.set()
             self._seen.note("stopping_at", now)
             self._seen.status = "DEACTIVATING"
-            self._changed.set()
+            self._record.changed.set()
             if self.spec.publish:
                 await self._withdraw_first()
             self._seen.status = "STOPPING"
-        self._changed.set()
+        self._record.changed.set()
         for action in actions:
             if isinstance(action, rules.Start):
                 self._spawn(self._start_container(action.container))
@@ -619,7 +521,7 @@ class TaskRunner:
         self._timers[action.key] = asyncio.get_running_loop().call_later(action.seconds, fire)
 
     async def _start_container(self, name: str) -> None:
-        assert self._driver is not None and self._file.handle is not None
+        assert self._driver is not None and self._record.file.handle is not None
         try:
             container = with_secrets(await self._with_all_secrets(name))
         except HostFault as missing:
@@ -630,7 +532,7 @@ class TaskRunner:
             begun_at = self._now()
             try:
                 async with asyncio.timeout(START_LIMIT_S):
-                    started = await self._driver.start_container(self._file.handle, container)
+                    started = await self._driver.start_container(self._record.file.handle, container)
             except TimeoutError:
                 text = f'container "{name}" did not start within {START_LIMIT_S:g} s'
                 fault = HostFault("StartTimedOut", text, aws_prefix="ContainerRuntimeTimeoutError")
@@ -679,22 +581,24 @@ class TaskRunner:
         self._events.put_nowait(tell)
 
     async def _terminate(self, action: rules.Terminate) -> None:
-        assert self._driver is not None and self._file.handle is not None
-        image = self._file.images.get(action.container)
+        assert self._driver is not None and self._record.file.handle is not None
+        image = self._record.file.images.get(action.container)
         number = 9 if action.kill else stop_signal(str(image.config.get("StopSignal") or "") if image else "")
         try:
-            await self._driver.signal_container(self._file.handle, action.container, number)
+            await self._driver.signal_container(self._record.file.handle, action.container, number)
         except HostFault as fault:
             # Not the end: a sandbox that is gone says so itself, and the timer of the kill goes on.
             log.info("signal not sent", task=self.spec.task_id, signal=number, reason=fault.message)
 
     async def _run_probe(self, name: str) -> None:
-        assert self._driver is not None and self._file.handle is not None
+        assert self._driver is not None and self._record.file.handle is not None
         check = container_named(self.spec, name).health_check
         assert check is not None
         try:
             async with asyncio.timeout(check.timeout_s + START_LIMIT_S):
-                result = await self._driver.probe(self._file.handle, name, check.command, check.timeout_s)
+                result = await self._driver.probe(
+                    self._record.file.handle, name, check.command, check.timeout_s
+                )
             answer = rules.ProbeAnswer(
                 exit_code=None if result.timed_out else result.exit_code,
                 timed_out=result.timed_out,
@@ -726,18 +630,18 @@ class TaskRunner:
                 state.finished_at = now
             state.status = rules.STOPPED
         self._seen.status = "DEPROVISIONING"
-        self._changed.set()
+        self._record.changed.set()
         await self._let_go()
         self._note_suspended(None)
         # The sandbox is the only other witness of how the containers ended.
-        await self._save_now()
+        await self._record.save()
         left = await self._clean_up_steps()
         machine.causes += left
         self._seen.note("execution_stopped_at", now)
         self._seen.note("stopped_at", self._now())
         self._seen.status = "STOPPED"
-        self._file = replace(self._file, ended=True)
-        await self._save_now()
+        self._record.update(ended=True)
+        await self._record.save()
 
     async def _clean_up_steps(self) -> list[CauseLink]:
         """All of them, whatever happens to one; what could not be removed."""
@@ -773,8 +677,8 @@ class TaskRunner:
     async def _destroy(self) -> None:
         if self._driver is None:
             return
-        if self._file.handle is not None:
-            await self._driver.destroy(self._file.handle)
+        if self._record.file.handle is not None:
+            await self._driver.destroy(self._record.file.handle)
         else:
             await self._driver.destroy_leftovers(str(self._directory), self.spec.task_id)
 
@@ -792,34 +696,3 @@ class TaskRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-    # -- durable, then told
-
-    async def _save_changes(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            await self._save_now()
-
-    async def _save_now(self, *, strict: bool = False) -> None:
-        """Make what is known durable, then report it. `strict`: raise if it can't be made durable."""
-        async with self._saving:
-            content = replace(
-                self._file,
-                spec=self._safe_spec,
-                containers=self._seen.saved_containers(),
-                phases=tuple(self._seen.phases),
-                facts=self._seen.facts(),
-            )
-            before = self._saved
-            if content == before:
-                return
-            try:
-                await asyncio.shield(self._context.book.save(content))
-            except StorageFull as error:
-                if strict:
-                    raise
-                log.error("task's state not durable", task=self.spec.task_id, reason=error.message)
-            self._saved = content
-            if content.facts is not None and (before is None or before.facts != content.facts):
-                self._context.report(content.facts)

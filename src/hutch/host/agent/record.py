@@ -1,0 +1,72 @@
+"""What is known of one task, kept: each fact survives this process before it is reported."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from hutch.base.errors import StorageFull
+from hutch.base.log import get_logger
+from hutch.host.agent.context import RunnerContext
+from hutch.host.agent.observation import Observation
+from hutch.host.agent.taskfile import TaskFile, without_secrets
+from hutch.host.drivers.contract import SandboxSpec
+from hutch.wire.fleet import TaskSpec
+
+log = get_logger(__name__)
+
+
+class TaskRecord:
+    """A task's file and what was seen of the task. Whoever changes either sets `changed`, or uses `update`."""
+
+    def __init__(self, context: RunnerContext, content: TaskFile) -> None:
+        self.file = content
+        self.seen = Observation(content)
+        self.changed = asyncio.Event()
+        self._context = context
+        self._safe_spec = without_secrets(content.spec)
+        self._saved: TaskFile | None = None
+        self._saving = asyncio.Lock()
+
+    def update(self, **members: Any) -> None:
+        """Change members of the file; kept soon."""
+        self.file = replace(self.file, **members)
+        self.changed.set()
+
+    def sandbox(self, spec: TaskSpec, directory: Path) -> SandboxSpec:
+        """What the driver gets, of a task whose network and images are ready."""
+        assert self.file.attachment is not None
+        return SandboxSpec(
+            task=spec, directory=str(directory), images=self.file.images, attachment=self.file.attachment
+        )
+
+    async def keep_saving(self) -> None:
+        """For ever: keep and report what changed."""
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            await self.save()
+
+    async def save(self, *, strict: bool = False) -> None:
+        """Keep what is known, then report it. `strict`: raise if it can't be kept (`StorageFull`)."""
+        async with self._saving:
+            content = replace(
+                self.file,
+                spec=self._safe_spec,
+                containers=self.seen.saved_containers(),
+                phases=tuple(self.seen.phases),
+                facts=self.seen.facts(),
+            )
+            before = self._saved
+            if content == before:
+                return
+            try:
+                await asyncio.shield(self._context.book.save(content))
+            except StorageFull as error:
+                if strict:
+                    raise
+                log.error("task's state not kept", task=content.spec.task_id, reason=error.message)
+            self._saved = content
+            if content.facts is not None and (before is None or before.facts != content.facts):
+                self._context.report(content.facts)
