@@ -117,7 +117,6 @@ def test_the_same_token_gives_the_same_tasks(ecs: Any) -> None:
             "InvalidParameterException",
             "is not a container in the TaskDefinition",
         ),
-        ({"enableExecuteCommand": True}, "UnsupportedFeatureException", "ECS Exec"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_awss_words(
