@@ -31,9 +31,10 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "js_sdk": lambda: (REPO / "build" / "js" / ".installed").exists(),
     "cargo": _program("cargo"),
     "guest_image": lambda: (REPO / "build" / "guest" / "initrd.img").exists(),
+    "session_manager_plugin": lambda: (REPO / "build" / "plugin" / "session-manager-plugin").exists(),
 }
 
-_OPTIONAL = frozenset({"runsc"})
+_OPTIONAL = frozenset({"runsc", "session_manager_plugin"})
 """Not in Debian: what needs it may be skipped everywhere."""
 
 

@@ -8,9 +8,10 @@ import pytest
 from botocore.exceptions import ClientError
 from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
+from tests.support.terminal import Terminal
 
 
-def _task(platform: Platform, *, enabled: bool = True, containers: tuple[str, ...] = ("app",)) -> str:
+def running_task(platform: Platform, *, enabled: bool = True, containers: tuple[str, ...] = ("app",)) -> str:
     """A running task's ARN."""
     ecs = platform.client("ecs")
     family = f"exec-{'-'.join(containers)}"
@@ -36,7 +37,7 @@ def _session(platform: Platform, arn: str, command: str, **changes: Any) -> dict
 
 @pytest.fixture(scope="module")
 def task(fake_platform: Platform) -> str:
-    return _task(fake_platform)
+    return running_task(fake_platform)
 
 
 def test_a_session_shakes_hands_and_carries_bytes_both_ways(fake_platform: Platform, task: str) -> None:
@@ -148,7 +149,7 @@ def test_what_is_refused(
 
 
 def test_a_task_without_execute_command_is_for_hutch_exec_only(fake_platform: Platform) -> None:
-    arn = _task(fake_platform, enabled=False, containers=("one", "two"))
+    arn = running_task(fake_platform, enabled=False, containers=("one", "two"))
     with pytest.raises(ClientError, match="execute command was not enabled"):
         _session(fake_platform, arn, "cat", container="one")
     assert fake_platform.hutch("exec", "-c", "two", arn, "--", "echo", "hi").stdout == "hi\n"
@@ -206,3 +207,26 @@ def test_an_exec_session_does_not_hold_up_the_platform(fake_platform: Platform, 
     assert time.monotonic() - began < 10
     # Not in order: nobody reads what is on its way.
     stuck.socket.socket.close()
+
+
+def test_a_terminal(fake_platform: Platform, task: str) -> None:
+    """Its size, a change of it, Ctrl-C, the exit code; and the terminal is as it was afterwards."""
+    sized = Terminal([str(BIN / "hutch"), "exec", "-it", task, "--", "size"], fake_platform.environment)
+    try:
+        sized.until(b"30 100")
+        sized.resize(17, 66)
+        sized.until(b"17 66")
+        sized.type(b"x")
+        assert sized.exit_code() == 0
+    finally:
+        sized.close()
+    cat = Terminal([str(BIN / "hutch"), "exec", "-it", task, "--", "cat", "ready"], fake_platform.environment)
+    try:
+        cat.until(b"ready")
+        cat.type(b"typed\n")
+        cat.until(b"typed")
+        cat.type(b"\x03")
+        cat.until(b"^C")
+        assert cat.exit_code() == 130
+    finally:
+        cat.close()

@@ -112,6 +112,9 @@ async def _serve(stream: ExecStream, reader: asyncio.StreamReader, writer: async
         await asyncio.wait({output, listening}, return_when=asyncio.FIRST_COMPLETED)
         if output.done():
             output.result()
+            # The other end hangs up when it has read all. Not we: a socket that is closed with something unread in it takes
+            # what the other end has not read yet with it.
+            await listening
             whole = True
     except ConnectionError:
         pass  # whoever asked has gone

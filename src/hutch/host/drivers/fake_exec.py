@@ -109,7 +109,7 @@ class FakeExec:
         if program in ("echo", "warn"):
             await self._say(" ".join(words).encode() + b"\n", STDERR if program == "warn" else STDOUT)
         elif program == "cat":
-            return await self._cat()
+            return await self._cat(words)
         elif program == "size":
             return await self._size()
         elif program == "flood":
@@ -121,7 +121,9 @@ class FakeExec:
             await asyncio.Event().wait()
         return {"false": 1, "fail": int(words[0]) if words and program == "fail" else 0}.get(program, 0)
 
-    async def _cat(self) -> int:
+    async def _cat(self, words: tuple[str, ...]) -> int:
+        if words:
+            await self._say(" ".join(words).encode() + b"\n")
         while data := await self._input.get():
             if self._spec.tty and _INTERRUPT in data:
                 await self._say(b"^C\r\n")
