@@ -17,6 +17,8 @@ class PublishedEndpoint(msgspec.Struct, frozen=True, kw_only=True, order=True):
     task_id: str
     container_port: int
     address: str
+    is_asleep: bool = False
+    """The task is suspended: connections are closed at once."""
 
 
 class TaskApi(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,8 @@ def configuration(
         lines += [
             f"listen p{endpoint.host_port}",
             f"    bind {host}:{endpoint.host_port}",
-            f"    server {endpoint.task_id[:12]} {endpoint.address}:{endpoint.container_port}",
+            f"    server {endpoint.task_id[:12]} {endpoint.address}:{endpoint.container_port}"
+            + (" disabled" if endpoint.is_asleep else ""),
         ]
     return "\n".join(lines) + "\n"
 

@@ -23,8 +23,9 @@ class Ingress(Protocol):
         """The network is there: let tasks reach the platform's API, if they are to. Raises `HostFault`."""
         ...
 
-    async def publish(self, task: TaskSpec) -> None:
-        """Make the task's published ports reachable. Raises `HostFault`."""
+    async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:
+        """Make the task's published ports reachable; those of a task that is asleep (suspended) are kept, and refuse. Again
+        for a task that fell asleep or woke. Raises `HostFault`."""
         ...
 
     async def withdraw(self, task_id: str) -> None:

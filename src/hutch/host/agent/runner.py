@@ -251,12 +251,10 @@ class TaskRunner:
         assert self._record.file.attachment is not None
         if self._driver is None:
             raise HostFault("NoDriver", self._refusal)
-        if self.spec.publish and not self._machine.is_stopping:
-            try:
-                await self._context.ingress.publish(self.spec)
-            except HostFault as fault:
-                log.error("endpoint not published again", task=self.spec.task_id, reason=fault.message)
-        if isinstance(self._driver, SupportsSuspend) and await self._driver.is_suspended(handle):
+        is_asleep = isinstance(self._driver, SupportsSuspend) and await self._driver.is_suspended(handle)
+        if not self._machine.is_stopping:
+            await self._publish_again(is_asleep=is_asleep)
+        if is_asleep:
             await self._adopt_suspended()
             return
         self._note_suspended(None)
@@ -277,6 +275,15 @@ class TaskRunner:
                 self._logs.begin(container_named(self.spec, name))
         self._listen()
         await self._carry_out(actions)
+
+    async def _publish_again(self, *, is_asleep: bool) -> None:
+        """An endpoint that is not as it should be is no reason for a running task to end."""
+        if not self.spec.publish:
+            return
+        try:
+            await self._context.ingress.publish(self.spec, is_asleep=is_asleep)
+        except HostFault as fault:
+            log.error("endpoint not published again", task=self.spec.task_id, reason=fault.message)
 
     async def _adopt_suspended(self) -> None:
         """As `_adopt`, of a task that is not in memory."""
@@ -343,6 +350,7 @@ class TaskRunner:
             timer.cancel()
         self._timers.clear()
         await self._record.save()
+        await self._publish_again(is_asleep=True)
         if self._machine.is_stopping:
             self._events.put_nowait(lambda: self._unless_suspended([]))
 
@@ -353,6 +361,7 @@ class TaskRunner:
         assert isinstance(self._driver, SupportsSuspend) and self._record.file.attachment is not None
         sandbox = self._record.sandbox(self.spec, self._directory)
         begun_at = self._now()
+        opening = asyncio.ensure_future(self._publish_again(is_asleep=False))
         try:
             handle = await self._driver.resume(handle, sandbox)
         except SandboxGone as gone:
@@ -360,6 +369,12 @@ class TaskRunner:
             link, message = cause_chain(gone)[0], gone.message
             self._events.put_nowait(lambda: self._machine.sandbox_gone(message, link, self._now()))
             raise
+        except HostFault:
+            await opening
+            await self._publish_again(is_asleep=True)
+            raise
+        finally:
+            await asyncio.gather(opening, return_exceptions=True)
         self._record.update(handle=handle)
         self._note_suspended(None)
         self._seen.measured("resume", "", begun_at, self._now())

@@ -114,12 +114,14 @@ class FakeIngress:
 
     def __init__(self) -> None:
         self.published: dict[str, TaskSpec] = {}
+        self.asleep: set[str] = set()
 
     async def serve_api(self) -> None:
         """There is nobody who could ask."""
 
-    async def publish(self, task: TaskSpec) -> None:
+    async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:
         self.published[task.task_id] = task
+        (self.asleep.add if is_asleep else self.asleep.discard)(task.task_id)
 
     async def withdraw(self, task_id: str) -> None:
         self.published.pop(task_id, None)

@@ -78,22 +78,28 @@ class HaproxyIngress:
                 self._serves_api = False
                 raise
 
-    async def publish(self, task: TaskSpec) -> None:
-        """Make the task's published ports reachable. Raises `HostFault` (PortInUse, IngressFault).
+    async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:
+        """Make the task's published ports reachable, or say otherwise of a task that is published whether it is asleep.
+        Raises `HostFault` (PortInUse, IngressFault).
 
         `network_mode` "host": the task listens on the host itself, at the container port.
         """
         address = task.interface.address if task.interface is not None else "127.0.0.1"
         endpoints = tuple(
             PublishedEndpoint(
-                host_port=p.host_port, task_id=task.task_id, container_port=p.container_port, address=address
+                host_port=p.host_port,
+                task_id=task.task_id,
+                container_port=p.container_port,
+                address=address,
+                is_asleep=is_asleep,
             )
             for p in task.publish
         )
         async with self._lock:
             self._load()
             before = self._wanted.get(task.task_id, ())
-            await self._check_ports([e.host_port for e in endpoints if e not in before])
+            held = {e.host_port for e in before}
+            await self._check_ports([e.host_port for e in endpoints if e.host_port not in held])
             self._wanted[task.task_id] = endpoints
         try:
             await self._apply()
