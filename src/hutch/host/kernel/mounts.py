@@ -57,21 +57,24 @@ def mount_own_proc(pid: int) -> None:
 
 def _mount_proc_there(pid: int) -> None:
     fds = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("pid", "mnt")]
+    # The process's root is not the namespace's if we live in a chroot ourselves.
+    root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # A thread enters another mount namespace only if it has a root and a working directory of its own.
         _check(_libc.unshare(_CLONE_FS), "unshare")
         for fd in fds:
             _check(_libc.setns(fd, 0), "setns")
+        os.fchdir(root_fd)
     finally:
-        for fd in fds:
+        for fd in (*fds, root_fd):
             os.close(fd)
     flags = _MS_RDONLY | _MS_NOSUID_NODEV_NOEXEC
     try:
-        _mount("proc", "/proc", "proc", flags, "subset=pid,hidepid=2")
+        _mount("proc", "proc", "proc", flags, "subset=pid,hidepid=2")
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        _mount("proc", "/proc", "proc", flags, "")
+        _mount("proc", "proc", "proc", flags, "")
 
 
 def mounts_below(directory: Path) -> list[str]:
