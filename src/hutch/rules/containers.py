@@ -241,7 +241,7 @@ class TaskMachine:
             cause = CauseLink(
                 kind="StartTimeout",
                 text=text,
-                evidence={"health": state.health, "status": state.status},
+                evidence={"container": name, "health": state.health, "status": state.status},
                 fix="raise its startTimeout, or find out why it is slow in its log",
             )
             return self.stop(FAILED_TO_START, state.reason, (cause,), now)
@@ -293,9 +293,8 @@ class TaskMachine:
         actions: list[Action] = []
         waiting = [s for s in self.containers.values() if s.status == PENDING]
         for state in waiting:
-            if missing := self._unreachable(state):
-                state.reason = f"TaskDependencyError: {missing}"
-                cause = CauseLink(kind="DependencyFailed", text=missing, fix="see the log of that container")
+            if cause := self._unreachable(state):
+                state.reason = f"TaskDependencyError: {cause.text}"
                 return self.stop(FAILED_TO_START, state.reason, (cause,), now)
         for state in waiting:
             if all(self._holds(d, c) for d, c in state.rule.depends_on):
@@ -335,20 +334,30 @@ class TaskMachine:
         ended = state.status == STOPPED and state.exit is not None
         return ended and (condition == "COMPLETE" or (state.exit is not None and state.exit.exit_code == 0))
 
-    def _unreachable(self, state: ContainerState) -> str:
-        """Why a dependency can never be met any more; empty while it can."""
+    def _unreachable(self, state: ContainerState) -> CauseLink | None:
+        """Why a dependency can never be met any more; None while it can."""
         for name, condition in state.rule.depends_on:
             other = self.containers[name]
+            waits = f'"{state.rule.name}" waits for {condition}'
+            evidence: dict[str, Any] = {"container": name, "waiting": state.rule.name, "condition": condition}
             if condition == "HEALTHY" and other.status == RUNNING and other.health == "UNHEALTHY":
                 retries = other.rule.health.retries if other.rule.health else 0
-                why = f'container "{name}" is UNHEALTHY after {retries} failed checks'
-                return f'{why}, and "{state.rule.name}" waits for HEALTHY'
+                return CauseLink(
+                    kind="DependencyFailed",
+                    text=f'container "{name}" is UNHEALTHY after {retries} failed checks, and {waits}',
+                    evidence=evidence | {"health_check": _probe_evidence(other.last_probe)},
+                    fix="see what its health check says; raise startPeriod if it needs longer to be ready",
+                )
             if other.status != STOPPED or self._holds(name, condition):
                 continue
             code = other.exit.exit_code if other.exit else None
-            ended = f'container "{name}" ended with exit code {code}'
-            return f'{ended}, and "{state.rule.name}" waits for {condition}'
-        return ""
+            return CauseLink(
+                kind="DependencyFailed",
+                text=f'container "{name}" ended with exit code {code}, and {waits}',
+                evidence=evidence | {"exit_code": code},
+                fix=f'see the last log lines of "{name}": hutch logs',
+            )
+        return None
 
     def _is_waited_for(self, name: str) -> bool:
         return any(
@@ -403,6 +412,13 @@ def stop_signal(name: str) -> int:
     if base == "SIGRTMIN" and (not offset or (offset.isdecimal() and int(offset) <= 30)):
         return 34 + int(offset or 0)
     return _SIGNAL_NUMBERS.get(name, 15)
+
+
+def _probe_evidence(answer: ProbeAnswer | None) -> dict[str, Any]:
+    if answer is None:
+        return {}
+    how = {"timed_out": True} if answer.timed_out else {"exit_code": answer.exit_code}
+    return {**how, "output": answer.output[-500:]}
 
 
 def _stop_timeout(state: ContainerState) -> CauseLink:

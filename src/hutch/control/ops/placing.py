@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from hutch.base.clock import Clock
 from hutch.base.errors import LimitExceeded
 from hutch.base.ids import IdSource
-from hutch.control.ops.vpc import lease_address, lease_port, release_address, release_ports
+from hutch.control.ops.vpc import NetworkExhausted, lease_address, lease_port, release_address, release_ports
 from hutch.model.host import Reservation
 from hutch.model.task import CauseLink, Container, Endpoint, NetworkBinding, Task
 from hutch.rules import lifecycle, placement
@@ -94,9 +94,14 @@ def _place_or_end(
     for a host: then the task says so and ends."""
     try:
         bound = _bind(tx, task, decision.host_id, limits, ids, clock)
+    except NetworkExhausted as refusal:
+        cause = CauseLink(kind=refusal.kind, text=refusal.text, fix=refusal.fix)
+        reason = f"ResourceInitializationError: {refusal.text}"
+        return lifecycle.never_ran(task, reason, (cause,), clock.now())
     except LimitExceeded as refusal:
         cause = CauseLink(kind="NetworkUnavailable", text=refusal.message)
-        return lifecycle.never_ran(task, refusal.message, (cause,), clock.now())
+        reason = f"ResourceInitializationError: {refusal.message}"
+        return lifecycle.never_ran(task, reason, (cause,), clock.now())
     instance = decision.container_instance_id or task.container_instance_id
     reserve(tx, decision.host_id, bound, +1)
     return lifecycle.placed(replace(bound, container_instance_id=instance), decision.host_id, clock.now())

@@ -19,6 +19,16 @@ MAX_SUBNETS = 16
 MAX_SECURITY_GROUPS = 5
 
 
+class NetworkExhausted(LimitExceeded):
+    """No address or port is left of what was asked for. `kind` and `fix` as in a cause."""
+
+    def __init__(self, kind: str, message: str, *, fix: str) -> None:
+        super().__init__(f"{message}; {fix}")
+        self.kind = kind
+        self.text = message
+        self.fix = fix
+
+
 def ensure_default_vpc(tx: Tx, cidr: str, region: str, ids: IdSource) -> Vpc:
     """The default VPC, its subnets and security group; made if there is none. Raises `Invalid`."""
     for vpc in tx.scan(tables.VPCS):
@@ -130,7 +140,11 @@ def lease_address(
             mac=lease.mac,
             private_ipv4=address,
         )
-    raise LimitExceeded(f"subnet {subnet_id} ({subnet.cidr}) has no free address; all {usable} are in use")
+    raise NetworkExhausted(
+        "SubnetFull",
+        f"subnet {subnet_id} ({subnet.cidr}) has no free address; all {usable} are in use",
+        fix="stop tasks that are in it, or name another subnet",
+    )
 
 
 def release_address(tx: Tx, task_id: str) -> None:
@@ -158,7 +172,7 @@ def lease_port(
             return port
     holder = tx.get(tables.PORT_LEASES, host_id, "tcp", f"{wanted:05d}") if wanted else None
     what = f"host port {wanted} is published by task {holder.task_id}" if holder else "no host port is free"
-    raise LimitExceeded(f"{what}; stop that task, or publish on another port")
+    raise NetworkExhausted("PortInUse", what, fix="stop that task, or publish on another port")
 
 
 def release_ports(tx: Tx, task_id: str) -> None:

@@ -1,21 +1,27 @@
 """What is known of one task on this host: from the state machine and the clock to the facts that are reported,
 and back again from a task's file."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from hutch.host.agent.metadata import Health
 from hutch.host.agent.taskfile import SavedContainer, TaskFile
+from hutch.host.agent.tasklogs import read_tail
 from hutch.host.drivers.contract import HostFault
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
+from hutch.rules.last_words import MAX_LINES, fix_from, last_lines
 from hutch.wire.fleet import CauseFact, ContainerFact, ContainerSpec, PhaseFact, TaskFacts, TaskSpec
 
 MAX_CAUSES = 16
 MAX_CAUSE_CHARACTERS = 2000
 MAX_EVIDENCE_BYTES = 16 * 1024
 MAX_PHASES = 200
+_OF_PROGRAMS = ("ContainerExited", "OutOfMemory", "DependencyFailed", "StartTimeout", "AllContainersExited")
+"""Causes for which what a container wrote last is evidence."""
 _TIMES = ("network_ready_at", "pull_started_at", "pull_stopped_at", "started_at", "stopping_at",
           "execution_stopped_at", "stopped_at")  # fmt: skip
 
@@ -136,6 +142,23 @@ def cause_chain(fault: HostFault) -> tuple[CauseLink, ...]:
         links.append(CauseLink(kind=at.kind, text=at.message, evidence=at.evidence, fix=at.fix))
         at = at.__cause__
     return tuple(links)
+
+
+def with_last_output(causes: list[CauseLink], logs: Path) -> list[CauseLink]:
+    """The causes that name a container, with its newest lines as evidence, and the fix that these make plain."""
+    return [_last_output(c, logs) for c in causes]
+
+
+def _last_output(cause: CauseLink, logs: Path) -> CauseLink:
+    name = cause.evidence.get("container")
+    if cause.kind not in _OF_PROGRAMS or not name or "last_output" in cause.evidence:
+        return cause
+    lines = last_lines([line["text"] for line in read_tail(logs / f"{name}.log", MAX_LINES)])
+    if not lines:
+        return cause
+    evidence = {**cause.evidence, "last_output": list(lines)}
+    said = fix_from(lines) if cause.kind != "OutOfMemory" else ""
+    return replace(cause, evidence=evidence, fix=said or cause.fix)
 
 
 def reason_of(fault: HostFault, default_prefix: str) -> str:

@@ -17,7 +17,7 @@ from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.metadata import TaskView
-from hutch.host.agent.observation import cause_chain, container_named, reason_of
+from hutch.host.agent.observation import cause_chain, container_named, reason_of, with_last_output
 from hutch.host.agent.record import TaskRecord
 from hutch.host.agent.setup import SetUp
 from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets
@@ -644,6 +644,7 @@ class TaskRunner:
             if state.status in (rules.STARTING, rules.RUNNING):
                 state.finished_at = now
             state.status = rules.STOPPED
+        machine.causes = await asyncio.to_thread(with_last_output, machine.causes, self._directory / "logs")
         self._seen.status = "DEPROVISIONING"
         self._record.changed.set()
         await self._let_go()

@@ -1,7 +1,7 @@
 """What goes with the fake driver: images, a network and an ingress that exist only in memory.
 
 An image reference with one of these words as a part of its path can't be had: `not-found`, `denied`,
-`wrong-arch`, `unreachable` (which another try might mend).
+`wrong-arch`, `too-large`, `unreachable` (which another try might mend).
 """
 
 import hashlib
@@ -17,6 +17,7 @@ _FAULTS = {
     "not-found": ("ImageNotFound", "there is no such image"),
     "denied": ("ImageAccessDenied", "the registry denies access"),
     "wrong-arch": ("ImageWrongArchitecture", "the image is not for this architecture"),
+    "too-large": ("ImageTooLarge", "the image is larger than the task's disk"),
     "unreachable": ("RegistryUnreachable", "the registry can't be reached"),
 }
 

@@ -46,6 +46,10 @@ def _cause(traces: Traces, memory_mib: int) -> tuple[str, str, str]:
         return "GuestAgentFailed", f"the guest agent could not go on: {fatal[1].strip()}", ""
     if panic := _PANIC.search(traces.console):
         fix = f"set the task's memory to {memory_mib * 2}" if "ut of memory" in panic[1] else ""
+        fix = (
+            fix
+            or "see the console in the evidence; only a privileged container, or a flaw of the kernel, does this"
+        )
         return "GuestKernelPanicked", f"the guest's kernel panicked: {panic[1].strip()}", fix
     if traces.shutdown_reason == "guest-shutdown":
         return "GuestPoweredOff", "the guest powered its machine off", ""
@@ -60,7 +64,11 @@ def _cause(traces: Traces, memory_mib: int) -> tuple[str, str, str]:
     if traces.exit_code is None:
         return "VmEnded", "the VM ended while no host agent was watching it", ""
     if traces.exit_code < 0:
-        return "VmKilled", f"the VM's process was killed by signal {-traces.exit_code}", ""
+        return (
+            "VmKilled",
+            f"the VM's process was killed by signal {-traces.exit_code}",
+            "find out who on the host ended it",
+        )
     lines = traces.qemu_output.strip().splitlines()
     last = lines[-1][:500] if lines else "no output"
     return "VmFailed", f"the VM monitor ended with exit code {traces.exit_code}: {last}", ""

@@ -26,6 +26,7 @@ from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
 from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log
 from hutch.host.drivers.oci_config import build_further_process
+from hutch.host.drivers.start_faults import start_fault
 from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.kernel.process import process_use
 from hutch.model.exec import ExecSpec
@@ -37,12 +38,6 @@ PROBE_GRACE_S = 10.0
 FLUSH_TIMEOUT_S = 20.0
 log = get_logger(__name__)
 S = TypeVar("S", bound=Sandbox)
-
-_START_FAULTS = {
-    "ExecNotFound": "check command and entryPoint against what the image holds",
-    "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
-    "UserNotFound": "use a user of the image, or a numeric uid",
-}
 
 
 class RunningVms(Generic[S]):
@@ -173,12 +168,15 @@ async def _start(sandbox: Sandbox, started: Started, first: bool) -> None:
 
 
 def _start_fault(container: ContainerSpec, error: DriverError) -> DriverError:
+    """The guest's words on a container that can't be started, with what they are about and what to do."""
+    kind, text, fix = start_fault(container, error.kind, error.message)
+    command = [*(container.entry_point or ()), *(container.command or ())]
     return DriverError(
-        error.kind,
-        f'container "{container.name}" can\'t be started: {error.message}',
-        fix=error.fix or _START_FAULTS.get(error.kind, ""),
+        kind,
+        f'container "{container.name}" can\'t be started: {text}',
+        fix=error.fix or fix,
         aws_prefix=error.aws_prefix or "CannotStartContainerError",
-        evidence=error.evidence,
+        evidence=error.evidence or {"container": container.name, "command": [w[:200] for w in command[:10]]},
         retryable=error.retryable,
     )
 
