@@ -22,6 +22,7 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "runc": _program("runc", "conmon"),
     "catatonit": _program("catatonit"),
     "xfs": _program("mkfs.xfs"),
+    "buildah": _program("buildah", "crun"),
     "runsc": _program("runsc"),
     "skopeo": _program("skopeo", "umoci", "mkfs.erofs"),
     "nft": _program("nft", "ip"),

@@ -11,7 +11,17 @@ from hutch.rules.taskdef.refusals import refuse
 
 MAX_CONTAINERS = 10
 MIN_CONTAINER_MEMORY_MIB = 6
-LOG_DRIVERS = ("awslogs", "json-file", "none")
+LOG_DRIVERS = ("awslogs", "json-file", "local", "none")
+_ELSEWHERE = {
+    "awsfirelens": "run the log router as a container of the task, and let the others write to its port",
+    "fluentd": "run a log router as a container of the task, and let the others write to its port",
+    "gelf": "send to the server from the application",
+    "journald": "hutch keeps output in files of its own: hutch logs shows it",
+    "logentries": "send to the service from the application",
+    "splunk": "send to the collector from the application, or subscribe to the log group",
+    "syslog": "send to the server from the application, or follow the log group",
+}
+"""Log drivers that are not served, and what to do instead."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
 _CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
@@ -178,8 +188,17 @@ def _check_log(container: dict[str, Any]) -> None:
         return
     driver, options = log.get("logDriver"), log.get("options", {})
     if driver not in LOG_DRIVERS:
-        raise refuse(f"hutch does not support log driver {driver} yet; use one of {', '.join(LOG_DRIVERS)}.")
+        instead = _ELSEWHERE.get(str(driver), "")
+        raise refuse(
+            f"hutch does not support log driver {str(driver)[:50]}; use one of {', '.join(LOG_DRIVERS)}"
+            + (f", or {instead}." if instead else ".")
+        )
     if driver != "awslogs":
+        if options:
+            raise refuse(
+                f"hutch's log driver {driver} takes no options, such as {min(options)[:50]!r}: a host keeps the last 64 "
+                "MiB of each container's output, and as much of what was before."
+            )
         return
     if "awslogs-group" not in options or "awslogs-region" not in options:
         raise refuse("Log driver awslogs requires options: awslogs-region, awslogs-group")

@@ -1,6 +1,7 @@
 """What a driver does with a VM that runs, whatever its monitor: containers, signals, health checks, events, use."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
@@ -145,12 +146,16 @@ async def finish_volumes(sandbox: Sandbox) -> None:
     in time loses what it had not flushed, as a machine does whose power fails."""
     if not any(d.name for d in volume_disks(sandbox.spec.task)) or sandbox.ended is not None:
         return
-    try:
+    reason = f"the guest did not power off within {FLUSH_TIMEOUT_S:g} s"
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(FLUSH_TIMEOUT_S):
-            await sandbox.session.request("shutdown", Empty, timeout_s=FLUSH_TIMEOUT_S)
+            try:
+                await sandbox.session.request("shutdown", Empty, timeout_s=FLUSH_TIMEOUT_S)
+            except HutchError as error:
+                # A guest that powers off may be gone before its answer is out: how it ended tells.
+                reason = error.message
             await sandbox.wait_ended()
-    except (HutchError, TimeoutError) as error:
-        reason = str(error) or f"the guest did not power off within {FLUSH_TIMEOUT_S:g} s"
+    if sandbox.ended is None or sandbox.ended.kind != "GuestPoweredOff":
         log.warning("volumes may lack what was written last", task=sandbox.spec.task.task_id, reason=reason)
 
 
