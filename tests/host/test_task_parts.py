@@ -11,6 +11,7 @@ from tests.support.driver_harness import ContainerHarness, MicrovmHarness
 
 from hutch.host.criformat import parse_line
 from hutch.host.drivers.contract import ContainerExited, DriverError, Handle, SandboxSpec
+from hutch.host.kernel.inotify import FileWatcher
 from hutch.wire.fleet import ContainerSpec, DeviceSpec, MountSpec, VolumesFromSpec, VolumeSpec
 
 LIMIT_S = 60
@@ -58,6 +59,20 @@ class Room:
         lines = path.read_bytes().splitlines() if path.exists() else []
         parsed = [parse_line(line) for line in lines]
         return "".join(p.text.decode() + "\n" for p in parsed if p is not None)
+
+    async def written(self, name: str, text: str) -> None:
+        """Return when a container has written something: its log file is looked at whenever it changes."""
+        watcher = FileWatcher()
+        try:
+            logs = Path(self.spec.directory) / "logs"
+            logs.mkdir(mode=0o700, exist_ok=True)
+            watch = watcher.watch(logs)
+            async with asyncio.timeout(LIMIT_S):
+                while text not in self.output(name):
+                    await watch.changed.wait()
+                    watch.changed.clear()
+        finally:
+            watcher.close()
 
     async def destroy(self) -> None:
         await self.driver.destroy_leftovers(str(self.harness._directory), self.harness.task_id)

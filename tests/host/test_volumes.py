@@ -1,5 +1,8 @@
 """Volumes on disks of their own, in real VMs: formatted, attached to one VM at a time, kept and removed as they should be."""
 
+import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +11,8 @@ import pytest
 from tests.host.test_task_parts import Room
 from tests.support.driver_harness import ContainerHarness, MicrovmHarness
 
-from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.contract import DriverError, SandboxExited
+from hutch.host.kernel.process import find_processes
 from hutch.wire.fleet import DiskSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image", "xfs", "runc")
@@ -33,9 +37,7 @@ def shared(name: str = "data") -> tuple[VolumeSpec, ...]:
     return (VolumeSpec(name="v", shared_name=name),)
 
 
-async def test_a_shared_volume_outlives_its_task_and_has_one_vm_at_a_time(
-    rooms: list[Room]
-) -> None:
+async def test_a_shared_volume_outlives_its_task_and_has_one_vm_at_a_time(rooms: list[Room]) -> None:
     first, second = rooms
     writes = first.script("a", "cat /v/passwd | wc -l; ls -a /v; echo kept > /v/file",
                           mounts=(MountSpec(volume="v", path="/etc"), MountSpec(volume="v", path="/v")))  # fmt: skip
@@ -133,3 +135,30 @@ async def test_a_disk_of_its_own_on_the_shared_kernel(plain: list[Room]) -> None
     await room.driver.destroy(room.handle)
     files = [p.relative_to(room.harness._state) for p in (room.harness._state / "volumes").rglob("*.img")]
     assert files == [Path("volumes/disks/vol-2.img")]
+
+
+async def test_what_was_synced_survives_a_vm_that_is_killed(rooms: list[Room]) -> None:
+    first, second = rooms
+    writes = first.script("a", "head -c 3000000 /dev/urandom > /v/big; cp /v/big /v/copy; sync /v/big /v/copy; "
+                          "echo synced; sleep 1000", mounts=MOUNT)  # fmt: skip
+    await first.make(writes, volumes=shared("crash"))
+    await first.start("a")
+    await first.written("a", "synced")
+    (vm,) = find_processes(f"hutch-{first.harness._platform_id}-{first.harness.task_id}")
+    os.kill(vm.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        assert isinstance(await anext(first.events), SandboxExited)
+    await second.make(
+        second.script("b", "cmp /v/big /v/copy && echo same", mounts=MOUNT), volumes=shared("crash")
+    )
+    assert await second.run("b") == "same\n"
+
+
+async def test_a_half_made_disk_is_made_anew(rooms: list[Room]) -> None:
+    room = rooms[0]
+    drafts = room.harness._state / "volumes/shared"
+    drafts.mkdir(parents=True)
+    (drafts / ".new-data-gone").write_bytes(b"half")
+    await room.make(room.script("a", "echo fine > /v/x && cat /v/x", mounts=MOUNT), volumes=shared())
+    assert await room.run("a") == "fine\n"
+    assert [p.name for p in drafts.iterdir()] == ["data.img"]

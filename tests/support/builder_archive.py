@@ -17,8 +17,6 @@ POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}\n'
 def make_builder_archive(directory: Path) -> Path:
     """The archive's path."""
     root = Path(make_busybox_directory(directory, name="builder").directory)
-    for applet in ("cp", "printf", "set"):
-        (root / "bin" / applet).symlink_to("busybox")
     for file in (*PROGRAMS, *libraries(PROGRAMS)):
         target = root / file.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
