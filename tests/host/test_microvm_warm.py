@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import REPO
 from tests.host.test_microvm_restore import phases, run_one, until
-from tests.support.microvm_bench import Bench, container, exit_of
+from tests.support.microvm_bench import Bench, container, exit_of, joined_log
 
 from hutch.host.drivers.contract import Attachment
 from hutch.host.drivers.microvm.warm import WarmLimits
@@ -72,6 +72,28 @@ async def test_a_task_gets_a_spare_with_its_own_disks_network_and_logs(bench: Be
         assert process_ref(pid) is None
     finally:
         subprocess.run(["ip", "link", "del", tap], check=True)
+
+
+async def test_a_task_on_a_spare_is_suspended_and_resumed_like_any_other(bench: Bench) -> None:
+    await run_one(bench, "echo")
+    pid = await spare_pid(bench)
+    one = container("one", "while :; do echo on >> /tmp/file; cat /tmp/file | wc -l; sleep 0.05; done")
+    spec = bench.spec(one)
+    handle = await bench.create(spec)
+    assert handle.state["pid"] == pid
+    await bench.driver.start_container(handle, one)
+    log = bench.directory / "logs" / "one.log"
+    for lines in (3, 6):
+        await until(lambda n=lines: log.exists() and len(joined_log(log).splitlines()) > n)  # type: ignore[misc]
+        await bench.driver.suspend(handle)
+        assert process_ref(pid) is None
+        handle = await bench.driver.resume(handle, spec)
+        pid = handle.state["pid"]
+    await until(lambda: len(joined_log(log).splitlines()) > 9)
+    numbers = [int(line) for line in bench.log_text("one").splitlines()]
+    assert numbers == list(range(1, len(numbers) + 1)), "its disk went with it"
+    await bench.driver.destroy(handle)
+    assert process_ref(pid) is None
 
 
 async def test_a_spare_survives_as_a_task_when_the_agent_is_killed_and_another_comes(bench: Bench) -> None:

@@ -82,6 +82,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     saved_at: float
     told: tuple[str, ...] = ()
     """Runtime ids of containers whose end was told before."""
+    has_link: bool = False
+    """Its network device has a link behind it, perhaps one that leads nowhere: what is saved of the device says so."""
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +122,7 @@ def write_image(
     pin: Callable[[TemplateRef, Path], bool],
     saved_at: float,
     told: tuple[str, ...] = (),
+    has_link: bool = False,
 ) -> Manifest:
     """Write a VM that stands still into a new directory; what is there already is removed first. Blocks, about 0.1 s for
     100 MiB that the VM has written to.
@@ -149,6 +152,7 @@ def write_image(
         state_sum=zlib.crc32(state),
         saved_at=saved_at,
         told=told,
+        has_link=has_link,
     )
     _write(directory / "manifest.json", msgspec.json.encode(manifest))
     return manifest

@@ -214,7 +214,7 @@ class Launcher:
             raise DriverError("NoTemplate", error.message) from None
         spare_id = f"spare-{os.urandom(6).hex()}"
         files, name = VmFiles(self._spares / spare_id), vm_name(self._platform_id, spare_id)
-        tap_name = f"h{self._platform_id[:4]}w{os.urandom(4).hex()}"
+        tap_name = self._placeholder_name()
         ready, sandbox, tap_fd = False, None, -1
         try:
             files.vm.mkdir(mode=0o700, parents=True)
@@ -226,7 +226,7 @@ class Launcher:
             ref = await launch(request, files, ground.image, self._jail)
             sandbox = Sandbox(no_task(spare_id, str(files.root)), files, ref, self._clock)
             await self._attach_restored(sandbox, template)
-            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref)
+            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref, has_link=True)
             rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
             await sandbox.while_alive(rehearsal, "rehearse")
             ready = True
@@ -309,7 +309,9 @@ class Launcher:
             restoration = Restoration(state_fd=state_fd)
             sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, restoration)
             phases.add("restore", begun)
-            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref)
+            sandbox.origin = Origin(
+                machine=_machine(request, ground), template=template.ref, has_link=bool(request.tap)
+            )
             return sandbox
         finally:
             os.close(state_fd)
@@ -329,7 +331,7 @@ class Launcher:
         files = VmFiles(spec.directory)
         async with scratch_disk(files, plan.scratch_bytes(spec.task)):
             ref = await launch(request, files, ground.image, self._jail)
-            origin = Origin(machine=_machine(request, ground))
+            origin = Origin(machine=_machine(request, ground), has_link=bool(request.tap))
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
             try:
                 await sandbox.attach(
@@ -364,6 +366,10 @@ class Launcher:
             memory_fd = await self._base_of(saved, stack)
             memory = Memory(fd=memory_fd, shared=False) if memory_fd is not None else None
             request = msgspec.structs.replace(request, memory=memory, incoming=True, devices_only=True)
+            if saved.manifest.has_link and not request.tap:
+                tap_fd = await asyncio.to_thread(open_placeholder_tap, self._placeholder_name())
+                stack.callback(os.close, tap_fd)
+                request = msgspec.structs.replace(request, tap_fd=tap_fd)
             state_fd = open_memory_file("hutch-state", saved.state)
             stack.callback(os.close, state_fd)
             restoration = Restoration(
@@ -371,7 +377,9 @@ class Launcher:
             )
             files = VmFiles(spec.directory)
             ref = await launch(request, files, ground.image, self._jail)
-            origin = Origin(machine=machine, template=saved.manifest.template)
+            origin = Origin(
+                machine=machine, template=saved.manifest.template, has_link=saved.manifest.has_link
+            )
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
             try:
                 answer = await sandbox.attach(
@@ -385,6 +393,10 @@ class Launcher:
                 await sandbox.release()
                 raise
         return sandbox
+
+    def _placeholder_name(self) -> str:
+        """Of a new link that leads nowhere."""
+        return f"h{self._platform_id[:4]}w{os.urandom(4).hex()}"
 
     async def _base_of(self, saved: Saved, stack: contextlib.ExitStack) -> int | None:
         """The memory that a saved VM's is a private copy of; None: of none."""

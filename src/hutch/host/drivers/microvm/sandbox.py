@@ -80,6 +80,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     template: TemplateRef | None = None
     """What its memory is a private copy of."""
+    has_link: bool = False
+    """As in `Manifest`."""
 
 
 class Restoration(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +174,8 @@ class Sandbox:
                 # It was being saved when the agent was killed.
                 await self._qmp.execute("cont")
         except QmpError as error:
-            raise DriverError("VmNotRestored", error.message) from None
+            said = await asyncio.to_thread(tail, self.files.qemu_log, 500)
+            raise DriverError("VmNotRestored", f"{error.message}: {said.strip()}") from None
         return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
 
     def assign(self, spec: SandboxSpec, files: VmFiles) -> None:

@@ -132,6 +132,7 @@ class Suspender:
                 pin=self._launcher.pin,
                 saved_at=self._clock.now(),
                 told=sandbox.ended_starts(),
+                has_link=origin.has_link,
             )
             besides(sandbox, directory)
         except NoRoomForImage as error:
