@@ -1,12 +1,17 @@
 """An unmodified SDK program in a microVM finds the platform's API, is its task role there, and sees itself."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.busybox_archive import NAME as BUSYBOX
+from tests.support.busybox_archive import make_busybox_archive
 from tests.support.platform import Platform
 from tests.support.python_archive import NAME, make_python_archive
+
+from hutch.host.network.resolvers import host_resolvers
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
 
@@ -45,6 +50,9 @@ print(json.dumps({
     "container": metadata(""),
     "task": metadata("/taskWithTags"),
     "stats": metadata("/task/stats"),
+    "resolv.conf": open("/etc/resolv.conf").read().split("\\n"),
+    "hosts": open("/etc/hosts").read(),
+    "variables": sorted(os.environ),
 }))
 """
 LOGS = {"awslogs-group": "/api", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "t",
@@ -99,6 +107,15 @@ def test_an_sdk_program_in_a_task(tmp_path: Path) -> None:
     assert seen["tasks"] == [arn] and seen["secret"] == "the secret for-tasks"
     assert seen["other"] == seen["clusters"] == "AccessDeniedException"
     check_metadata(described, seen)
+    servers, _ = host_resolvers()
+    assert [line for line in seen["resolv.conf"] if line.startswith("nameserver")] == [
+        f"nameserver {s}" for s in servers
+    ]
+    assert socket.gethostname() not in seen["hosts"]
+    assert {v for v in seen["variables"] if "HUTCH" in v.upper()} == set()
+    assert {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_EXECUTION_ENV"} <= set(
+        seen["variables"]
+    )
 
 
 def check_metadata(described: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -121,3 +138,57 @@ def check_metadata(described: dict[str, Any], seen: dict[str, Any]) -> None:
     use = stats[container["DockerId"]]
     assert use["cpu_stats"]["cpu_usage"]["total_usage"] > 0 and use["memory_stats"]["usage"] > 2**20
     assert use["networks"]["eth0"]["rx_bytes"] > 1000
+
+
+SHELL = """
+wget -qO- $ECS_CONTAINER_METADATA_URI_V4/task; echo
+[ -z "$ECS_CONTAINER_METADATA_URI_V4" ] || until wget -qO- $ECS_CONTAINER_METADATA_URI_V4/stats | grep memory_stats; do :; done
+wget -S -O- $AWS_ENDPOINT_URL/ 2>&1 | grep -q "HTTP/1.1 40" && echo reached
+echo $AWS_ENDPOINT_URL
+"""
+
+
+@pytest.mark.needs("runc")
+def test_containers_on_the_host_s_kernel(tmp_path: Path) -> None:
+    platform = Platform(tmp_path, drivers="container")
+    platform.start()
+    try:
+        platform.hutch("image", "import", str(make_busybox_archive(tmp_path, "wget")), BUSYBOX)
+        bridged, stats, reached, _ = run_shell(platform, "bridge").splitlines()
+        *nothing, host_reached, url = run_shell(platform, "host").splitlines()
+        listen = platform.environment["HUTCH_LISTEN"]
+    finally:
+        platform.stop()
+    assert platform.leftovers() == []
+    task = json.loads(bridged)
+    assert (task["Cluster"], task["LaunchType"]) == ("default", "EC2")
+    assert task["Containers"][0]["Networks"][0]["NetworkMode"] == "bridge"
+    assert json.loads(stats)["memory_stats"]["usage"] > 0
+    assert reached == "reached"
+    # Who shares the host's network can't be told from others there: no metadata, but the API's own address.
+    assert url == f"http://{listen}" and host_reached == "reached"
+    assert "TaskARN" not in "".join(nothing)
+
+
+def run_shell(platform: Platform, network_mode: str) -> str:
+    """What the script writes in a task of launch type EC2."""
+    ecs, logs = platform.client("ecs"), platform.client("logs")
+    ecs.register_task_definition(
+        family=f"sh-{network_mode}",
+        networkMode=network_mode,
+        requiresCompatibilities=["EC2"],
+        containerDefinitions=[
+            {
+                "name": "main",
+                "image": BUSYBOX,
+                "memory": 64,
+                "command": ["/bin/sh", "-c", SHELL],
+                "logConfiguration": {"logDriver": "awslogs", "options": LOGS},
+            }
+        ],
+    )
+    arn = ecs.run_task(taskDefinition=f"sh-{network_mode}", launchType="EC2")["tasks"][0]["taskArn"]
+    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    stream = f"t/main/{arn.rpartition('/')[2]}"
+    events = logs.filter_log_events(logGroupName="/api", logStreamNames=[stream])["events"]
+    return "\n".join(e["message"] for e in events)

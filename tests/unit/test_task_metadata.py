@@ -155,18 +155,21 @@ async def test_a_sandbox_is_asked_once_a_second() -> None:
     async def take() -> SandboxStats:
         nonlocal asked
         asked += 1
-        return SandboxStats(host_cpu_ns=asked, host_memory_bytes=0)
+        use = {"main": ContainerStats(cpu_ns=1, memory_bytes=1)}
+        return SandboxStats(host_cpu_ns=asked, host_memory_bytes=0, containers=use)
 
     samples = Samples(clock)
-    first, before = await samples.get("t", take, lambda: None)
+    first, before = await samples.get("t", "main", take, lambda: None)
     assert before is None and asked == 1
-    again = await samples.get("t", take, lambda: None)
+    again = await samples.get("t", "main", take, lambda: None)
     assert again == (first, None) and asked == 1
     clock.advance(1.0)
-    second, before = await samples.get("t", take, lambda: None)
+    second, before = await samples.get("t", "main", take, lambda: None)
     assert (before, asked) == (first, 2)
     clock.advance(0.5)
-    assert await samples.get("t", take, lambda: None) == (second, first)
+    assert await samples.get("t", "main", take, lambda: None) == (second, first)
+    await samples.get("t", "just started", take, lambda: None)
+    assert asked == 3, "an older sample knows nothing of it"
 
 
 def placed(mode: str = "awsvpc") -> tuple[TaskSpec, Task]:

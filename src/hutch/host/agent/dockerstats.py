@@ -42,14 +42,17 @@ class Samples:
     async def get(
         self,
         task_id: str,
+        container: str,
         take_stats: Callable[[], Awaitable[SandboxStats]],
         take_traffic: Callable[[], Traffic | None],
     ) -> tuple[Sample, Sample | None]:
-        """The newest sample and the one before it. Raises what `take_stats` raises."""
+        """The newest sample and the one before it; not an older one that knows nothing of the container that asks, which
+        may have been started since. Raises what `take_stats` raises."""
         known = self._known.setdefault(task_id, _Known(lock=asyncio.Lock()))
         async with known.lock:
-            age_s = self._clock.now() - known.samples[-1].at if known.samples else FRESH_S
-            if not 0 <= age_s < FRESH_S:
+            last = known.samples[-1] if known.samples else None
+            is_fresh = last is not None and 0 <= self._clock.now() - last.at < FRESH_S
+            if last is None or not is_fresh or container not in last.stats.containers:
                 stats = await take_stats()
                 sample = Sample(at=self._clock.now(), stats=stats, traffic=take_traffic())
                 known.samples = (*known.samples[-1:], sample)

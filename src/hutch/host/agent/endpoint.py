@@ -148,10 +148,11 @@ class TaskEndpoint:
         if what == "":
             return container_document(view, container, version)
         if what in ("task", "taskWithTags"):
-            disk_bytes = await self._disk_bytes(view) if version == "v4" else None
+            wants_disk = version == "v4" and view.spec.launch_type == "FARGATE"
+            disk_bytes = await self._disk_bytes(view, container) if wants_disk else None
             return task_document(view, version, tags=what == "taskWithTags", disk_bytes=disk_bytes)
         if what in ("stats", "task/stats"):
-            now, before = await self._sample(view)
+            now, before = await self._sample(view, container)
             of = {c.name: docker_id(view, c) for c in view.spec.containers}
             if what == "stats":
                 return docker_stats(view.spec, container, of[container.name], now, before)
@@ -164,10 +165,12 @@ class TaskEndpoint:
             "Of a container there are its path itself, /stats, /task, /task/stats, /taskWithTags.",
         )
 
-    async def _sample(self, view: TaskView) -> tuple[Sample, Sample | None]:
+    async def _sample(self, view: TaskView, container: ContainerSpec) -> tuple[Sample, Sample | None]:
         try:
             async with asyncio.timeout(STATS_TIMEOUT_S):
-                return await self._samples.get(view.spec.task_id, view.take_stats, view.take_traffic)
+                return await self._samples.get(
+                    view.spec.task_id, container.name, view.take_stats, view.take_traffic
+                )
         except HutchError as error:
             raise _Refused(
                 503, "Unavailable", f"What the task uses can't be told: {error.message}."
@@ -177,10 +180,10 @@ class TaskEndpoint:
                 503, "Unavailable", "What the task uses can't be told in time; try again."
             ) from None
 
-    async def _disk_bytes(self, view: TaskView) -> int | None:
+    async def _disk_bytes(self, view: TaskView, container: ContainerSpec) -> int | None:
         """What the task's disk takes; None where that is not known, which spoils nothing else."""
         try:
-            now, _ = await self._sample(view)
+            now, _ = await self._sample(view, container)
         except _Refused:
             return None
         return now.stats.disk_bytes
