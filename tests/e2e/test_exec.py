@@ -1,14 +1,19 @@
 """ECS Exec and `hutch exec` on a platform with the fake driver: the protocol, who may, what is refused."""
 
+import json
 import subprocess
 import time
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
 from tests.support.terminal import Terminal
+
+from hutch.client.client import HutchClient
+from hutch.client.errors import AwsError
 
 
 def running_task(platform: Platform, *, enabled: bool = True, containers: tuple[str, ...] = ("app",)) -> str:
@@ -230,3 +235,45 @@ def test_a_terminal(fake_platform: Platform, task: str) -> None:
         assert cat.exit_code() == 130
     finally:
         cat.close()
+
+
+def test_who_may(fake_platform: Platform, task: str) -> None:
+    """ExecuteCommand is asked of both doors; one of them asks for its own permission besides."""
+    iam = fake_platform.client("iam")
+    iam.create_user(UserName="operator")
+    key = iam.create_access_key(UserName="operator")["AccessKey"]
+    environment = fake_platform.aws_environment()
+    region = environment["AWS_REGION"]
+    ecs = boto3.client(
+        "ecs",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=region,
+        aws_access_key_id=key["AccessKeyId"],
+        aws_secret_access_key=key["SecretAccessKey"],
+    )
+    client = HutchClient(environment["AWS_ENDPOINT_URL"], key["AccessKeyId"], key["SecretAccessKey"], region)
+
+    def may(*statements: dict[str, str]) -> tuple[bool, bool]:
+        """Whether ExecuteCommand, and `hutch exec`, are let through."""
+        policy = json.dumps({"Version": "2012-10-17", "Statement": list(statements)})
+        iam.put_user_policy(UserName="operator", PolicyName="p", PolicyDocument=policy)
+        allowed = []
+        for attempt in (
+            lambda: ecs.execute_command(task=task, command="cat", interactive=True),
+            lambda: client.native("POST", f"/tasks/{task[-32:]}/exec", body={"command": ["cat"]}),
+        ):
+            try:
+                attempt()
+                allowed.append(True)
+            except (ClientError, AwsError) as error:
+                assert "not authorized to perform" in str(error)
+                allowed.append(False)
+        return allowed[0], allowed[1]
+
+    aws = {"Effect": "Allow", "Action": "ecs:ExecuteCommand", "Resource": task}
+    own = {"Effect": "Allow", "Action": "hutch:ExecuteCommand", "Resource": "*"}
+    with client:
+        assert may(aws) == (True, False)
+        assert may(own) == (False, False)
+        assert may(aws, own) == (True, True)
+        assert may(own, {**aws, "Resource": task[:-32] + "0" * 32}) == (False, False)

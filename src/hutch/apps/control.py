@@ -252,6 +252,8 @@ async def _serve(
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
+        # A client that is made to wait answers no pings either. They are sent, so that TCP finds out who is gone.
+        ws_ping_timeout=None,
         server_header=False,
         timeout_graceful_shutdown=3,
         backlog=1024,

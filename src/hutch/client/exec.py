@@ -110,6 +110,8 @@ def open_exec(endpoint: str, path: str, token: str) -> ExecConnection:
                 open_timeout=_OPEN_TIMEOUT_S,
                 compression=None,
                 proxy=None,
+                # A server whose process takes no input is not read from, and answers no pings: no reason to hang up.
+                ping_timeout=None,
                 max_size=4 * MAX_CHUNK_BYTES,
             )
         )
