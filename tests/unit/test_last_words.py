@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.host.drivers.start_faults import start_fault
+from hutch.host.drivers.start_faults import kind_of, runtime_words, start_fault
 from hutch.rules.last_words import MAX_LINE_CHARACTERS, MAX_LINES, fix_from, last_lines
 from hutch.wire.fleet import ContainerSpec, MountSpec
 
@@ -49,3 +49,33 @@ def test_a_runtime_s_words_are_told_in_the_user_s_terms(words: str, kind: str, t
     found, said, fix = start_fault(CONTAINER, "RuntimeError", words)
     assert found == kind and text in said and fix
     assert "/disk/scratch" not in said
+
+
+STAGE = "unable to start container process: "
+MOUNTING = """error mounting "/var/t/box/volumes/data" to rootfs at "/etc/x": mount /var/t/box/volumes/data:/etc/x \
+(via /proc/self/fd/6), flags: 0x5000: not a directory"""
+
+
+@pytest.mark.parametrize(
+    "message, kind, text",
+    [
+        (
+            STAGE + 'exec: "/nope": stat /nope: no such file or directory',
+            "ExecNotFound",
+            'exec: "/nope": stat',
+        ),
+        (STAGE + 'exec: "/run/me": permission denied', "ExecNotExecutable", "may not be executed"),
+        (
+            STAGE + "error during container init: mkdir /x: not a directory",
+            "WorkingDirectoryInvalid",
+            "directory /x",
+        ),
+        (STAGE + "error during container init: " + MOUNTING, "MountFailed", "at /etc/x: not a directory"),
+    ],
+)
+def test_runc_s_log_lines_are_read(message: str, kind: str, text: str) -> None:
+    escaped = message.replace('"', '\\"')
+    words = runtime_words(f'time="2026-01-01T00:00:00Z" level=error msg="runc create failed: {escaped}"\n')
+    found, said, fix = start_fault(CONTAINER, kind_of(words), words)
+    assert (found, bool(fix)) == (kind, True) and text in said
+    assert "level=error" not in said and "/box/" not in said

@@ -9,10 +9,30 @@ _FIXES = {
     "ExecNotExecutable": "make the program executable in the image, or run it through its interpreter",
     "UserNotFound": "use a user of the image, or a numeric uid",
 }
-_CHDIR = re.compile(r"chdir(?: to cwd)? ?[`(\"]([^`\")]*)[`\")][^:]*: (.+)")
+_CHDIR = re.compile(r"(?:chdir(?: to cwd)?|mkdir) ?[`(\"]?(/[^`\"):]*)[`\")]*.*: (.+)")
 _MOUNT = re.compile(
-    r"mount(?:ing)? [`\"](?:[^`\"]*/)?([^`\"/]+)[`\"] to (?:rootfs at )?[`\"]?/?([^`\" ]+)[`\"]?: (.+)"
+    r"mount(?:ing)? [`\"](?:[^`\"]*/)?([^`\"/]+)[`\"] to (?:rootfs at )?[`\"]/?([^`\"]+)[`\"].*: (.+)"
 )
+_NOT_FOUND = re.compile(r"executable file .*not found|exec.*no such file|not found in \$path", re.IGNORECASE)
+_NOT_EXECUTABLE = re.compile(r"exec.*(permission denied|exec format error|is a directory)", re.IGNORECASE)
+_LOGGED = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+_STAGES = ("runc create failed: ", "unable to start container process: ", "error during container init: ")
+
+
+def runtime_words(output: str) -> str:
+    """What a runtime says itself: of a structured log line its message, without the stages it came through."""
+    if found := _LOGGED.findall(output):
+        output = re.sub(r"\\(.)", r"\1", found[-1])
+    for stage in _STAGES:
+        output = output.removeprefix(stage)
+    return output.strip()
+
+
+def kind_of(words: str) -> str:
+    """What a runtime's words are about: a kind that `start_fault` takes."""
+    if _NOT_FOUND.search(words):
+        return "ExecNotFound"
+    return "ExecNotExecutable" if _NOT_EXECUTABLE.search(words) else "RuntimeError"
 
 
 def start_fault(container: ContainerSpec, kind: str, words: str) -> tuple[str, str, str]:

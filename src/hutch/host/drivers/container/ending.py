@@ -2,12 +2,12 @@
 
 import re
 
+from hutch.host.drivers import start_faults
 from hutch.host.drivers.contract import DriverError, ExitStatus, SandboxExited
+from hutch.host.drivers.start_faults import kind_of, runtime_words
 from hutch.wire.fleet import ContainerSpec
 
 _VICTIM = re.compile(r"Killed process (\d+) \((.{1,64})\).*?anon-rss:(\d+)kB")
-_MISSING = ("executable file not found", "no such file or directory", "not found in $path")
-_FORBIDDEN = ("permission denied", "exec format error")
 
 
 def exit_status(code: int, oom_kills: int, oom_record: str | None, fallback_name: str) -> ExitStatus:
@@ -54,17 +54,13 @@ def shim_ended(container: str, returncode: int | None, oom_record: str | None, a
 
 def start_fault(container: ContainerSpec, message: str) -> DriverError:
     """What the runtime said on failing to start a container, as an error with a fix."""
-    words = message.lower()
-    kind, fix = "ContainerRuntimeFailed", ""
-    if "exec" in words and any(m in words for m in _MISSING):
-        kind, fix = "ExecNotFound", "check command and entryPoint against what the image holds"
-    elif "exec" in words and any(m in words for m in _FORBIDDEN):
-        kind = "ExecNotExecutable"
-        fix = "make the program executable in the image, or run it through its interpreter"
+    words = runtime_words(message)
+    kind, text, fix = start_faults.start_fault(container, kind_of(words), words)
+    command = [*(container.entry_point or ()), *(container.command or ())]
     return DriverError(
-        kind,
-        f'container "{container.name}" can\'t be started: {message[:1000]}',
+        "ContainerRuntimeFailed" if kind == "RuntimeError" else kind,
+        f'container "{container.name}" can\'t be started: {text[:1000]}',
         fix=fix,
         aws_prefix="CannotStartContainerError",
-        evidence={"runtime": message[:4000]},
+        evidence={"container": container.name, "command": [w[:200] for w in command[:10]]},
     )
