@@ -23,6 +23,7 @@ from hutch.host.kernel.process import find_processes
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
 
+FORKS = 2
 COUNTER = "i=0; while :; do echo $i; i=$((i+1)); usleep 20000; done"
 
 
@@ -32,7 +33,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     try:
         yield bench
     finally:
+        for number in range(FORKS):
+            await bench.driver.destroy_leftovers(str(bench.directory / f"fork{number}"), fork_id(number))
         await bench.end()
+
+
+def fork_id(number: int) -> str:
+    return f"{number:x}" * 32
 
 
 async def running(bench: Bench, script: str = COUNTER) -> tuple[Handle, SandboxSpec]:
@@ -254,13 +261,11 @@ async def test_forks_never_draw_the_same_random_bytes_and_have_names_of_their_ow
     await bench.driver.snapshot(handle, str(bench.directory / "snapshot"))
     directories = []
     names = set()
-    for number in range(2):
+    for number in range(FORKS):
         directory = bench.directory / f"fork{number}"
         directory.mkdir(mode=0o700)
         directories.append(directory)
-        fork_spec = replace(
-            spec, directory=str(directory), task=replace(spec.task, task_id=f"{number:x}" * 32)
-        )
+        fork_spec = replace(spec, directory=str(directory), task=replace(spec.task, task_id=fork_id(number)))
         fork, _ = await bench.driver.fork(str(bench.directory / "snapshot"), fork_spec)
         name = await bench.driver.probe(fork, "one", ("sh", "-c", "hostname; cat /etc/hostname"), 30)
         seen, in_file = name.output.split()
