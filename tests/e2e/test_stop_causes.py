@@ -399,6 +399,7 @@ def test_the_same_ways_on_the_host_s_kernel(shared_kernel: Bench, way: str) -> N
     volumes = [{"name": "v"}] if way == "volume path" else []
     task_id = shared_kernel.launch("way", containers, volumes=volumes)
     expected.check(shared_kernel.until(task_id, "STOPPED"))
+    assert not Path("oom").exists(), "conmon leaves such a file where it runs, and that is not to be here"
 
 
 @pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")

@@ -109,6 +109,7 @@ def _spawn(request: ShimRequest, told: int) -> ProcessRef:
     process = spawn_daemon(
         shim_command(request),
         output_path=str(request.bundle / "conmon.log"),
+        cwd=str(request.bundle),  # where it leaves a file named "oom" when the OOM killer has been there
         environment={"_OCI_SYNCPIPE": str(told)},
         pass_fds=(told,),
     )
