@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -277,3 +278,30 @@ def test_who_may(fake_platform: Platform, task: str) -> None:
         assert may(own) == (False, False)
         assert may(aws, own) == (True, True)
         assert may(own, {**aws, "Resource": task[:-32] + "0" * 32}) == (False, False)
+
+
+def test_who_terminates_it_is_not_kept_waiting_by_a_process_that_takes_no_input(
+    fake_platform: Platform, task: str, tmp_path: Path
+) -> None:
+    """The signal can't get past 30 MB of input that nobody reads; so it hangs up, which ends the process."""
+    (tmp_path / "input").write_bytes(bytes(30_000_000))
+    with (tmp_path / "input").open("rb") as given:
+        process = subprocess.Popen(
+            [str(BIN / "hutch"), "exec", "-i", task, "--", "sleep"],
+            env=fake_platform.environment,
+            stdin=given,
+            stderr=subprocess.PIPE,
+        )
+    # It has connected when there is something in its way: its standard input is not read any further.
+    position = Path(f"/proc/{process.pid}/fdinfo/0")
+    seen = -1
+    while seen <= 0 or seen != (now := _position(position)):
+        seen = _position(position)
+        time.sleep(0.3)
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 3 and b"the session ended" in errors, now
+
+
+def _position(path: Path) -> int:
+    return int(path.read_text().split()[1])

@@ -8,7 +8,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from socket import SHUT_RDWR
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +25,7 @@ EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 _CODES = {"ExecNotExecutable": EXIT_NOT_EXECUTABLE, "ExecNotFound": EXIT_NOT_FOUND}
 _OPEN_TIMEOUT_S = 30.0
+_SIGNAL_TIMEOUT_S = 2.0
 
 
 class ExecFailed(ClientError):
@@ -41,6 +43,7 @@ class ExecConnection:
         """`closing` closes the connection."""
         self._socket = socket
         self._closing = closing
+        self._is_sending = False
         self._controls: queue.SimpleQueue[Resize | Signal | None] = queue.SimpleQueue()
 
     def resize(self, rows: int, cols: int) -> None:
@@ -50,10 +53,19 @@ class ExecConnection:
     def signal(self, number: int) -> None:
         """Send the process a signal, soon. May be called from a signal handler."""
         self._controls.put(Signal(number))
+        unsent = threading.Timer(_SIGNAL_TIMEOUT_S, self._abandon_unsent)
+        unsent.daemon = True
+        unsent.start()
+
+    def _abandon_unsent(self) -> None:
+        """A signal that waits behind input that the process does not take would wait for ever."""
+        if not self._controls.empty() or self._is_sending:
+            self.abandon()
 
     def abandon(self) -> None:
         """Hang up, without waiting for anything."""
-        self._socket.socket.close()
+        with suppress(OSError):
+            self._socket.socket.shutdown(SHUT_RDWR)
 
     def run(self, read_input: Callable[[], bytes] | None) -> int:
         """Write what the process writes to file descriptors 1 and 2; its exit code. `read_input` gives the next input
@@ -82,7 +94,9 @@ class ExecConnection:
     def _send_controls(self) -> None:
         try:
             while (frame := self._controls.get()) is not None:
+                self._is_sending = True
                 self._socket.send(encode_frame(frame))
+                self._is_sending = False
         except (ConnectionClosed, OSError):
             return
 
