@@ -1,5 +1,6 @@
 """Through the API into real VMs: an image is built inside a FARGATE task; volumes are made, shown, kept and shared."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,10 @@ def test_a_shared_volume_is_there_for_the_next_task(platform: Platform) -> None:
     run(platform, "echo kept > /v/note", dict(definition))
     _, output = run(platform, "cat /v/note", dict(definition))
     assert "kept" in output
+    (volume,) = (v for v in json.loads(platform.hutch("volume", "ls", "--json").stdout) if v["name"] == "v")
+    assert (volume["id"], volume["kind"], volume["used_by"]) == ("microvm:v", "shared", [])
+    platform.hutch("volume", "rm", "microvm:v")
+    assert "no host has a volume" in platform.hutch("volume", "rm", "microvm:v", check=False).stderr
 
 
 def step(name: str, script: str, **members: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from tests.host.test_task_parts import Room
 from tests.support.driver_harness import ContainerHarness, MicrovmHarness
 
-from hutch.host.drivers.contract import DriverError, SandboxExited
+from hutch.host.drivers.contract import DriverError, SandboxExited, SupportsVolumes
 from hutch.host.kernel.process import find_processes
 from hutch.wire.fleet import DiskSpec, MountSpec, VolumeSpec
 
@@ -162,3 +162,33 @@ async def test_a_half_made_disk_is_made_anew(rooms: list[Room]) -> None:
     await room.make(room.script("a", "echo fine > /v/x && cat /v/x", mounts=MOUNT), volumes=shared())
     assert await room.run("a") == "fine\n"
     assert [p.name for p in drafts.iterdir()] == ["data.img"]
+
+
+async def test_volumes_are_listed_and_removed_unless_a_vm_has_them(rooms: list[Room]) -> None:
+    room = rooms[0]
+    disk = DiskSpec(disk_id="vol-1", size_gib=1, filesystem="ext4", keep=True)
+    volumes = (*shared("mine"), VolumeSpec(name="w", disk=disk))
+    await room.make(room.script("a", "true"), volumes=volumes)
+    driver = room.driver
+    assert isinstance(driver, SupportsVolumes)
+    assert [(v.kind, v.name) for v in await driver.volumes()] == [("shared", "mine"), ("disk", "vol-1")]
+    with pytest.raises(DriverError, match='"mine" is attached to a VM'):
+        await driver.remove_volume("mine")
+    await driver.destroy(room.handle)
+    for name in ("mine", "vol-1", "vol-1"):
+        await driver.remove_volume(name)
+    assert await driver.volumes() == ()
+
+
+async def test_a_directory_is_removed_with_all_that_is_in_it(plain: list[Room]) -> None:
+    room = plain[0]
+    await room.make(
+        room.script("a", "mkdir -p /v/deep; ln -s /etc /v/deep/link", mounts=MOUNT), volumes=shared()
+    )
+    await room.run("a")
+    await room.driver.destroy(room.handle)
+    driver = room.driver
+    assert isinstance(driver, SupportsVolumes)
+    assert [v.name for v in await driver.volumes()] == ["data"]
+    await driver.remove_volume("data")
+    assert await driver.volumes() == () and Path("/etc/passwd").exists()

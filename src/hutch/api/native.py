@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hutch.api.gateway.native import NativeRequest, NativeRoute
-from hutch.base.errors import Invalid
+from hutch.base.errors import Invalid, NotFound
 from hutch.control.ops.images import HostRequests, ImageOps
 from hutch.control.ops.suspending import SuspendOps
 from hutch.control.ops.tasks import TaskOps
@@ -40,6 +40,8 @@ class NativeApi:
                 takes_file=True,
             ),
             NativeRoute(method="DELETE", template="/hutch/v1/images/{name*}", handler=self.remove_image),
+            NativeRoute(method="GET", template="/hutch/v1/volumes", handler=self.list_volumes),
+            NativeRoute(method="DELETE", template="/hutch/v1/volumes/{id*}", handler=self.remove_volume),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/why", handler=self.why),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/wait", handler=self.wait),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/logs", handler=self.logs),
@@ -61,6 +63,24 @@ class NativeApi:
     async def remove_image(self, request: NativeRequest) -> dict[str, Any]:
         name = normalise_name(request.params["name"])
         await self._images.remove(_cause(request, "image rm"), name)
+        return {}
+
+    async def list_volumes(self, request: NativeRequest) -> dict[str, Any]:
+        """The volumes that outlive their tasks, of all hosts that are connected."""
+        found = []
+        for host_id in self._fleet.connected_host_ids:
+            answer = await self._fleet.request(host_id, "volume.list", {})
+            found += [{**v, "host_id": host_id} for v in answer["volumes"]]
+        return {"volumes": found}
+
+    async def remove_volume(self, request: NativeRequest) -> dict[str, Any]:
+        """Remove a volume on every connected host that has it."""
+        volume_id = request.params["id"]
+        hosts = [v["host_id"] for v in (await self.list_volumes(request))["volumes"] if v["id"] == volume_id]
+        if not hosts:
+            raise NotFound(f"no host has a volume {volume_id[:300]}; `hutch volume ls` lists them")
+        for host_id in hosts:
+            await self._fleet.request(host_id, "volume.remove", {"id": volume_id})
         return {}
 
     async def why(self, request: NativeRequest) -> dict[str, Any]:

@@ -450,9 +450,9 @@ class Forget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
     """Ask the host to do something and answer with `Reply`.
 
-    Verbs: `image.import` {path, name}, `image.remove` {name}, `task.stats` {task_id}, `task.logs` {task_id,
-    container, tail}, `task.suspend` {task_id}, `task.resume` {task_id}, `task.snapshot` {task_id, snapshot_id, uses}: a
-    copy for so many tasks, `snapshot.remove` {snapshot_id},
+    Verbs: `image.import` {path, name}, `image.remove` {name}, `volume.list`, `volume.remove` {id},
+    `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
+    `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a
     connection with `StreamHello`).
     """

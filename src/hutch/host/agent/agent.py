@@ -34,6 +34,7 @@ from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
 from hutch.host.agent.tasklogs import prune_logs, read_tail
+from hutch.host.agent.volumes import HostVolumes
 from hutch.host.drivers.contract import Driver, ExecStream, HostFault
 from hutch.host.images.archives import write_atomically
 from hutch.host.images.contract import ImageStore
@@ -81,6 +82,7 @@ class HostAgent:
         self._kept_logs = context.state_directory / "stopped-task-logs"
         self._book = TaskBook(context.state_directory / "tasks.db")
         self._runners: dict[str, TaskRunner] = {}
+        self._volumes = HostVolumes(context.drivers, lambda: [self._runners[t].spec for t in self._running])
         self._running: dict[str, asyncio.Task[None]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._connected = asyncio.Event()
@@ -586,6 +588,11 @@ class HostAgent:
             return built
         if verb == "image.remove":
             return {"removed": await self._context.images.remove(arguments["name"])}
+        if verb == "volume.list":
+            return {"volumes": await self._volumes.told()}
+        if verb == "volume.remove":
+            await self._volumes.remove(arguments["id"])
+            return {}
         if verb == "task.logs":
             return await self._read_logs(arguments["task_id"], arguments["container"], arguments["tail"])
         if verb == "task.stats":

@@ -258,6 +258,30 @@ class Driver(Protocol):
         ...
 
 
+class HostVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A volume that outlives its tasks. `kind`: "shared", or "disk" for one that was made for one task and kept; `bytes`:
+    what it takes on the host's disk, None if that would have to be counted file by file."""
+
+    kind: str
+    name: str
+    bytes: int | None = None
+
+
+@runtime_checkable
+class SupportsVolumes(Protocol):
+    """Optional: volumes of the host's own, which outlive their tasks."""
+
+    capabilities: Capabilities
+
+    async def volumes(self) -> tuple[HostVolume, ...]:
+        """All that are there."""
+        ...
+
+    async def remove_volume(self, name: str) -> None:
+        """Remove one with all that is in it; no error if it is not there. Raises `DriverError` if a VM has it."""
+        ...
+
+
 @runtime_checkable
 class ExecStream(Protocol):
     """A further process in a container, with its streams. It does not outlive this object: whoever has it closes it.

@@ -6,13 +6,15 @@ those that outlive their tasks. A disk that goes with its task is in the sandbox
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
 
 from hutch.base.units import GIB
-from hutch.host.drivers.contract import DriverError
+from hutch.host.drivers.contract import DriverError, HostVolume
 from hutch.host.kernel.ext4 import make_sparse
+from hutch.host.kernel.locks import lock_open_file
 from hutch.host.kernel.mkfs import make_filesystem
 from hutch.host.kernel.run import CommandFailed
 from hutch.wire.fleet import TaskSpec, VolumeSpec
@@ -118,11 +120,51 @@ class VolumeStore:
     def clean(self) -> None:
         """Remove what was half made when an earlier agent was killed. To be called before anything is made."""
         for draft in self._directory.glob(f"*/{_DRAFT}*"):
-            draft.unlink(missing_ok=True)
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+    def kept(self) -> tuple[HostVolume, ...]:
+        """What is there, in order of name. Blocks."""
+        found = []
+        for kind in ("shared", "disks"):
+            for path in sorted((self._directory / kind).glob("*")):
+                if path.name.startswith(_DRAFT):
+                    continue
+                is_disk = path.suffix == ".img" and path.is_file()
+                taken = path.stat().st_blocks * 512 if is_disk else None
+                word = "disk" if kind == "disks" else kind
+                found.append(HostVolume(kind=word, name=path.stem if is_disk else path.name, bytes=taken))
+        return tuple(found)
+
+    def remove(self, name: str) -> None:
+        """Remove one of those that `kept` names. Blocks. Raises `DriverError` if a VM has its disk."""
+        for place in ("shared", "disks"):
+            image = self._directory / place / f"{name}.img"
+            if image.is_file():
+                _remove_image(image)
+                return
+        directory = self._directory / "shared" / name
+        if directory.is_dir():
+            # Under a name that is never seen again if this process is killed on the way.
+            gone = directory.with_name(f"{_DRAFT}{name}-gone")
+            os.rename(directory, gone)
+            shutil.rmtree(gone)
 
     def shared_directory(self, name: str) -> Path:
         """Where a shared volume of containers on the shared kernel is."""
         return self._directory / "shared" / name
+
+
+def _remove_image(image: Path) -> None:
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if not lock_open_file(fd):
+            raise DriverError("VolumeInUse", f'the disk of volume "{image.stem}" is attached to a VM')
+        image.unlink()
+    finally:
+        os.close(fd)
 
 
 def _make_durable(path: Path) -> None:

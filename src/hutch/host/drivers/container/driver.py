@@ -29,6 +29,7 @@ from hutch.host.drivers.contract import (
     DriverError,
     ExecStream,
     Handle,
+    HostVolume,
     ObservedContainer,
     ProbeResult,
     SandboxEvent,
@@ -362,6 +363,14 @@ class ContainerDriver:
     def _clear(self, places: Places) -> None:
         rooms.clear(places)
         self._groups.remove_if_empty(platform_cgroup(self._platform_id))
+
+    async def volumes(self) -> tuple[HostVolume, ...]:
+        """Those that outlive their tasks; see `SupportsVolumes`."""
+        return await asyncio.to_thread(self._volumes.kept)
+
+    async def remove_volume(self, name: str) -> None:
+        """See `SupportsVolumes`."""
+        await asyncio.to_thread(self._volumes.remove, name)
 
     async def close(self) -> None:
         """Let go of all sandboxes without touching them."""

@@ -15,6 +15,7 @@ from hutch.host.drivers.contract import (
     Capabilities,
     DriverError,
     Handle,
+    HostVolume,
     ObservedContainer,
     SandboxPhase,
     SandboxSpec,
@@ -232,6 +233,14 @@ class MicrovmDriver(RunningVms[Sandbox]):
                     await sandbox.save_console()
             await sandbox.release()
         await remove_vm(self._vm_name(task_id), VmFiles(directory), self._jail)
+
+    async def volumes(self) -> tuple[HostVolume, ...]:
+        """Those that outlive their tasks; see `SupportsVolumes`."""
+        return await asyncio.to_thread(self._launcher.volumes.kept)
+
+    async def remove_volume(self, name: str) -> None:
+        """See `SupportsVolumes`."""
+        await asyncio.to_thread(self._launcher.volumes.remove, name)
 
     async def close(self) -> None:
         """Let go of all VMs without touching them."""

@@ -99,7 +99,7 @@ class Launcher:
         self._spares = state_dir / "spares"
         self._pool = WarmPool(warm, self._make_spare, self._end_spare, clock)
         self._use_templates = use_templates
-        self._volumes = VolumeStore(state_dir / "volumes")
+        self.volumes = VolumeStore(state_dir / "volumes")
         self._tsc_khz: int | None = None
         self._cleaned = asyncio.Lock()
         self._is_clean = False
@@ -119,7 +119,7 @@ class Launcher:
             if not self._is_clean:
                 await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
                 await asyncio.to_thread(self._templates.clean, ground.origin)
-                await asyncio.to_thread(self._volumes.clean)
+                await asyncio.to_thread(self.volumes.clean)
                 for directory in self._spares.glob("*"):
                     await self._remove_spare(VmFiles(directory))
                 self._is_clean = True
@@ -136,7 +136,7 @@ class Launcher:
         await self.clean(ground)
         if disks := volume_disks(spec.task):
             own = VmFiles(spec.directory).vm
-            making = [self._volumes.make(d, own, spec.task.task_id) for d in disks]
+            making = [self.volumes.make(d, own, spec.task.task_id) for d in disks]
             await phases.measure("volumes", asyncio.gather(*making))
         request = await self._request(spec, ground)
         name, files = request.name, VmFiles(spec.directory)
@@ -283,7 +283,7 @@ class Launcher:
         task = spec.task
         images = sorted({d.serial: d for d in plan.image_disks(spec).values()}.items(), key=_disk_number)
         files = VmFiles(spec.directory)
-        own = (files.scratch, *(self._volumes.place(d, files.vm) for d in volume_disks(task)))
+        own = (files.scratch, *(self.volumes.place(d, files.vm) for d in volume_disks(task)))
         disks = (*((str(p), False) for p in own), *((d.erofs_path, True) for _, d in images))
         return VmRequest(
             name=vm_name(self._platform_id, task.task_id),
