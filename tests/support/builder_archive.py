@@ -10,7 +10,9 @@ from tests.support.busybox_image import make_busybox_directory
 
 NAME = "localhost/builder:latest"
 PROGRAMS = ("/usr/bin/buildah", "/usr/bin/crun")
-STORAGE = '[storage]\ndriver = "overlay"\nrunroot = "/run/containers"\ngraphroot = "/var/lib/containers/storage"\n'
+STORAGE = (
+    '[storage]\ndriver = "overlay"\nrunroot = "/run/containers"\ngraphroot = "/var/lib/containers/storage"\n'
+)
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}\n'
 
 
