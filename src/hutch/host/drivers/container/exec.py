@@ -229,7 +229,8 @@ class ContainerExec:
     async def wait(self) -> int:
         """The exit code; `SandboxGone` if the sandbox ends first."""
         code = await self._box.while_alive(self._exit_code())
-        if code < 0 and self._box.is_over:
+        # Killed with the sandbox, perhaps while the runtime still set it up.
+        if code and self._box.is_over:
             raise self._box.gone()
         failure = self._failure() if code else ""
         if failure:
