@@ -71,8 +71,7 @@ async def test_a_container_ends_with_its_exit_code_told_once(driver: Driver, har
     ends, stays = harness.exits("ends", 3), harness.runs("stays")
     handle = await driver.create(harness.sandbox(ends, stays))
     events = driver.events(handle)
-    started = await driver.start_container(handle, ends)
-    running = await driver.start_container(handle, stays)
+    started, running = await asyncio.gather(*(driver.start_container(handle, c) for c in (ends, stays)))
     assert started.runtime_id and started.runtime_id != running.runtime_id
     first = await _next(events)
     assert isinstance(first, ContainerExited)

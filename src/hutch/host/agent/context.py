@@ -1,7 +1,8 @@
 """What all task runners of a host share."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -56,3 +57,33 @@ async def all_of(works: list[Awaitable[Any]]) -> list[Any]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Starts:
+    """Containers start side by side; what needs the sandbox to hold still waits for them, and they for it."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._under_way = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """While a container starts."""
+        async with self._lock:
+            self._under_way += 1
+            self._none.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._none.set()
+
+    @asynccontextmanager
+    async def none(self) -> AsyncIterator[None]:
+        """While none may start."""
+        async with self._lock:
+            await self._none.wait()
+            yield

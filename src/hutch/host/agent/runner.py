@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.base.retry import backoff_seconds
-from hutch.host.agent.context import RunnerContext
+from hutch.host.agent.context import RunnerContext, Starts
 from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.observation import cause_chain, container_named, reason_of, with_last_output
 from hutch.host.agent.record import TaskRecord
@@ -75,7 +75,7 @@ class TaskRunner:
         self._now = context.clock.now
         self._events: asyncio.Queue[Callable[[], list[rules.Action]]] = asyncio.Queue()
         self._stop_requested = asyncio.Event()
-        self._starting = asyncio.Lock()
+        self._starts = Starts()
         self._early_exits: dict[str, ContainerExited] = {}
         self._assigned = asyncio.Event()
         """Set once an assignment came after this runner was made."""
@@ -338,7 +338,7 @@ class TaskRunner:
         handle = self._running_handle("suspended")
         if self._record.file.suspended_at is not None:
             return
-        async with self._starting:
+        async with self._starts.none():
             self._awake.clear()
             try:
                 await driver.suspend(handle)
@@ -393,7 +393,7 @@ class TaskRunner:
             )
         if self._record.file.suspended_at is not None:
             raise HostFault("TaskSuspended", "the task is suspended", fix="resume it first")
-        async with self._starting:
+        async with self._starts.none():
             await driver.snapshot(handle, str(directory))
 
     def _unless_suspended(self, actions: list[rules.Action]) -> list[rules.Action]:
@@ -542,7 +542,9 @@ class TaskRunner:
         except HostFault as missing:
             self._start_failed(name, missing)
             return
-        async with self._starting:
+        # Who shares namespaces with another container needs that one's process to be there.
+        shares = "task" in (self.spec.pid_mode, self.spec.ipc_mode)
+        async with self._starts.none() if shares else self._starts.one():
             await self._awake.wait()
             begun_at = self._now()
             try:

@@ -205,9 +205,9 @@ class ObservedContainer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 class Driver(Protocol):
     """One way to run tasks. Made by a composition root; all verbs are called from one event loop.
 
-    `create`, `start_container`, `destroy` of different tasks run side by side. Of one task, `create`, `adopt` and
-    `start_container` come one at a time; `signal_container`, `probe` and `stats` may come beside them and beside each
-    other; `destroy` may come while any other verb hangs, and then ends it.
+    `create`, `start_container`, `destroy` of different tasks run side by side. Of one task, `create` and `adopt` come
+    alone; `start_container` of different containers may come side by side, unless the task shares a namespace;
+    `signal_container`, `probe` and `stats` may come beside them and beside each other; `destroy` may come while any other verb hangs, and then ends it.
     """
 
     name: str
