@@ -158,6 +158,8 @@ _PROGRAMS = (
     ("qemu-system-x86_64", "qemu-system-x86", "microVMs"),
     ("runc", "runc", "launch types EC2 and EXTERNAL"),
     ("conmon", "conmon", "launch types EC2 and EXTERNAL"),
+    ("catatonit", "catatonit", "initProcessEnabled and pidMode of EC2 and EXTERNAL tasks"),
+    ("mkfs.xfs", "xfsprogs", "volumes with an XFS file system"),
     ("skopeo", "skopeo", "image pulls"),
     ("umoci", "umoci", "unpacking images"),
     ("mkfs.erofs", "erofs-utils", "root disks"),
