@@ -66,6 +66,8 @@ from hutch.store.sqlite import SqliteStore
 
 log = get_logger(__name__)
 
+NICE_VALUE = -5
+
 
 def main() -> int:
     """Run until SIGTERM. Exit code 0 after an orderly end, 1 with one line of cause if it can't start."""
@@ -75,6 +77,7 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = load_settings()
     configure_logging(settings.log_level)
+    _outrank_tasks()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(settings, arguments.ready_fd, arguments.supervisor_fds))
@@ -82,6 +85,14 @@ def main() -> int:
         log.error("control plane can't go on", reason=error.message)
         return 1
     return 0
+
+
+def _outrank_tasks() -> None:
+    """Tasks may keep every CPU busy; the API must answer all the same (it starts no programs that would inherit this)."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE_VALUE)
+    except OSError as error:
+        log.info("the API runs at the priority of everything else", reason=str(error))
 
 
 def _loop_factory() -> Any:
