@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from botocore.exceptions import WaiterError
 from tests.support.builder_archive import NAME, make_builder_archive
 from tests.support.platform import Platform
 
@@ -150,9 +151,12 @@ def test_containers_start_in_order_and_stop_in_reverse(platform: Platform, launc
         container["mountPoints"] = [{"sourceVolume": name, "containerPath": "/v"}]
     ecs.register_task_definition(family=name, volumes=volumes, containerDefinitions=containers, **common)
     (task,) = ecs.run_task(taskDefinition=name, launchType=launch_type)["tasks"]
-    ecs.get_waiter("tasks_running").wait(
-        tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60}
-    )
+    try:
+        ecs.get_waiter("tasks_running").wait(
+            tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+        )
+    except WaiterError:
+        pytest.fail(platform.hutch("why", task["taskArn"].rpartition("/")[2], check=False).stdout)
     ecs.stop_task(task=task["taskArn"])
     ecs.get_waiter("tasks_stopped").wait(
         tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60}

@@ -52,4 +52,4 @@ async def test_a_volume_that_a_task_has_stays() -> None:
 @pytest.mark.parametrize("volume_id", ["vm:none", "other:data", "data", ""])
 async def test_a_volume_that_is_not_there(volume_id: str) -> None:
     with pytest.raises(HostFault, match="this host has no volume"):
-        await HostVolumes((Keeper(),), lambda: []).remove(volume_id)  # type: ignore[arg-type]
+        await HostVolumes((Keeper(),), list).remove(volume_id)  # type: ignore[arg-type]

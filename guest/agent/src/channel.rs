@@ -3,9 +3,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::io::{IntoRawFd, RawFd};
+use std::os::unix::io::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use hutch_proto::{encode, Decoder, Frame, CONTROL};
 use serde_json::Value;
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::sys;
 
 const PORT_NAME: &str = "hutch.agent";
+const PORT_WAIT: Duration = Duration::from_secs(10);
 const READ_BYTES: usize = 64 * 1024;
 /// Log frames wait in their container's backlog while more than this is on its way out.
 const COMFORTABLE_BYTES: usize = 256 * 1024;
@@ -28,8 +30,27 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Opens the virtio port.
+    /// Opens the virtio port. It has its name from the host, by a message some time after its driver came up: the kernel
+    /// tells when.
     pub fn open_port() -> Result<Channel, String> {
+        let events = sys::device_events().map_err(|e| format!("device events: {}", e))?;
+        let end = Instant::now() + PORT_WAIT;
+        loop {
+            if let Some(channel) = Channel::named_port()? {
+                return Ok(channel);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("no virtio port is named {}", PORT_NAME));
+            }
+            let mut news = [libc::pollfd { fd: events.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+            sys::poll(&mut news, left.as_millis() as i32 + 1);
+            let mut ignored = [0u8; 4096];
+            while let Ok(Some(_)) = sys::read_some(events.as_raw_fd(), &mut ignored) {}
+        }
+    }
+
+    fn named_port() -> Result<Option<Channel>, String> {
         let entries = std::fs::read_dir("/sys/class/virtio-ports").map_err(|e| format!("virtio ports: {}", e))?;
         for entry in entries.flatten() {
             let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
@@ -40,9 +61,9 @@ impl Channel {
             let file = std::fs::OpenOptions::new().read(true).write(true).open(&path);
             let fd = file.map_err(|e| format!("{}: {}", path.display(), e))?.into_raw_fd();
             sys::set_non_blocking(fd, true);
-            return Ok(Channel::new(fd, None));
+            return Ok(Some(Channel::new(fd, None)));
         }
-        Err(format!("no virtio port is named {}", PORT_NAME))
+        Ok(None)
     }
 
     /// Listens on a unix socket; one connection at a time.

@@ -221,7 +221,7 @@ fn add_default_route(socket: &Socket, gateway: [u8; 4]) -> io::Result<()> {
     entry[8..24].copy_from_slice(&socket_address([0; 4]));
     entry[24..40].copy_from_slice(&socket_address(gateway));
     entry[40..56].copy_from_slice(&socket_address([0; 4]));
-    let flags = (libc::RTF_UP | libc::RTF_GATEWAY) as u16;
+    let flags = libc::RTF_UP | libc::RTF_GATEWAY;
     entry[56..58].copy_from_slice(&flags.to_ne_bytes());
     match socket.request(libc::SIOCADDRT as _, &entry) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(()),

@@ -339,8 +339,10 @@ pub fn listen_vsock(port: u32) -> io::Result<RawFd> {
     let address = vsock_address(libc::VMADDR_CID_ANY, port);
     // SAFETY: the pointer is to a living structure of the length that is given.
     let bound = unsafe { libc::bind(fd, std::ptr::addr_of!(address).cast(), VSOCK_ADDRESS_BYTES) };
-    // SAFETY: takes no pointers.
-    let listening = check(i64::from(bound)).and_then(|_| check(i64::from(unsafe { libc::listen(fd, 1) })));
+    let listening = check(i64::from(bound)).and_then(|_| {
+        // SAFETY: takes no pointers.
+        check(i64::from(unsafe { libc::listen(fd, 1) }))
+    });
     match listening {
         Ok(_) => Ok(fd),
         Err(error) => {
@@ -371,4 +373,25 @@ pub fn accept(listener: RawFd) -> Option<RawFd> {
 pub fn close(fd: RawFd) {
     // SAFETY: takes no pointers; the caller owns the descriptor.
     unsafe { libc::close(fd) };
+}
+
+/// A socket that becomes readable whenever the kernel tells of a device.
+pub fn device_events() -> io::Result<std::os::unix::io::OwnedFd> {
+    use std::os::unix::io::FromRawFd;
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes no pointers; the descriptor is new and ours alone.
+    let socket = unsafe {
+        let fd = check(i64::from(libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT)))?;
+        std::os::unix::io::OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    // SAFETY: zeroes are a valid address; pointer and size are of the same, living structure.
+    unsafe {
+        let mut address: libc::sockaddr_nl = std::mem::zeroed();
+        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_groups = 1;
+        let size = std::mem::size_of_val(&address) as libc::socklen_t;
+        let fd = std::os::unix::io::AsRawFd::as_raw_fd(&socket);
+        check(i64::from(libc::bind(fd, std::ptr::addr_of!(address).cast(), size)))?;
+    }
+    Ok(socket)
 }

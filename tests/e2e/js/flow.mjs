@@ -12,7 +12,6 @@ import {
   RegisterTaskDefinitionCommand,
   RunTaskCommand,
   StopTaskCommand,
-  UnsupportedFeatureException,
   paginateListTasks,
   waitUntilTasksRunning,
   waitUntilTasksStopped,
@@ -95,9 +94,6 @@ async function theErrors() {
   assert.equal(missing.message, "Cluster not found.");
   await refused(ClientException, () => ecs.send(new RunTaskCommand({ ...run, taskDefinition: "nope" })));
   await refused(InvalidParameterException, () => ecs.send(new RunTaskCommand({ ...run, count: 11 })));
-  await refused(UnsupportedFeatureException, () =>
-    ecs.send(new RunTaskCommand({ ...run, enableExecuteCommand: true })),
-  );
   await refused(ClientException, () =>
     ecs.send(new RegisterTaskDefinitionCommand({ family: "js", containerDefinitions: [] })),
   );

@@ -207,7 +207,8 @@ class Driver(Protocol):
 
     `create`, `start_container`, `destroy` of different tasks run side by side. Of one task, `create` and `adopt` come
     alone; `start_container` of different containers may come side by side, unless the task shares a namespace;
-    `signal_container`, `probe` and `stats` may come beside them and beside each other; `destroy` may come while any other verb hangs, and then ends it.
+    `signal_container`, `probe` and `stats` may come beside them and beside each other; `destroy` may come while any
+    other verb hangs, and then ends it.
     """
 
     name: str
