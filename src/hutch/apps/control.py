@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import errno
-import gc
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
 from hutch.api.native_exec import NativeExec
 from hutch.api.sessions.app import MAX_MESSAGE_BYTES, SessionSockets
+from hutch.apps.collector import calm_collector
 from hutch.apps.events import EventParts
 from hutch.apps.paths import Paths, reachable_address
 from hutch.apps.supervised import watch_supervisor
@@ -287,8 +287,7 @@ async def _serve(
     running: list[asyncio.Task[Any]] = [asyncio.create_task(c) for c in loops]
     api: asyncio.Task[Any] = asyncio.create_task(server._serve(sockets))
     stopper: asyncio.Task[Any] = asyncio.create_task(stop.wait())
-    gc.collect()
-    gc.freeze()
+    calm_collector()
     _tell_ready(ready_fd, settings)
     done, _ = await asyncio.wait([api, stopper, *running], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from hutch.apps.collector import calm_collector
 from hutch.apps.paths import Paths, guest_dir, reachable_address
 from hutch.apps.supervised import watch_supervisor
 from hutch.base.clock import SystemClock
@@ -74,6 +75,7 @@ async def _run(settings: Settings, supervisor_fds: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, on_signal, True)
     loop.add_signal_handler(signal.SIGINT, on_signal, False)
     await agent.start()
+    calm_collector()
     serving = asyncio.create_task(agent.serve())
     waiting = asyncio.create_task(ended.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)

@@ -19,6 +19,7 @@ import msgspec
 from hutch.base.errors import HutchError, StorageFull, Unavailable
 from hutch.base.log import get_logger
 from hutch.model.record import Cause, Record
+from hutch.store.checkpointer import Checkpointer
 from hutch.store.contract import Change, Reader, Tx
 from hutch.store.feed import FeedSignal
 from hutch.store.keys import decode_key
@@ -74,6 +75,7 @@ class SqliteStore:
         self._reader: sqlite3.Connection | None = None
         self._writes_since_trim = 0
         self._written = WrittenRecords()
+        self._checkpointer: Checkpointer | None = None
 
     async def open(self) -> None:
         self._lock.acquire()
@@ -89,6 +91,7 @@ class SqliteStore:
             self._lock.release()
             raise
         self._signal.advance(newest)
+        self._checkpointer = Checkpointer(self._connect)
         self._thread = threading.Thread(target=self._write_loop, args=(db,), name="store-writer", daemon=True)
         self._thread.start()
 
@@ -157,9 +160,9 @@ class SqliteStore:
             for pragma in (
                 "journal_mode=WAL",
                 "synchronous=FULL",
-                "wal_autocheckpoint=4000",
+                "wal_autocheckpoint=0",
                 "busy_timeout=10000",
-                "cache_size=-16000",
+                "cache_size=-64000",
             ):
                 db.execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error as error:
@@ -196,6 +199,8 @@ class SqliteStore:
             self._run_batch(db, batch)
             if ended:
                 break
+        if self._checkpointer is not None:
+            self._checkpointer.close()
         with suppress(sqlite3.Error):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         db.close()
@@ -265,6 +270,8 @@ class SqliteStore:
         return len(handle.changes)
 
     def _trim(self, db: sqlite3.Connection, changed: int) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.changed(changed)
         self._writes_since_trim += changed
         if self._writes_since_trim >= _TRIM_EVERY:
             self._writes_since_trim = 0
