@@ -54,8 +54,10 @@ pub fn spawn(command: &mut Command, outputs: (RawFd, RawFd)) -> std::io::Result<
 pub fn spawn_with_input(command: &mut Command, input: Option<RawFd>, outputs: (RawFd, RawFd)) -> std::io::Result<i32> {
     // SAFETY: the caller hands the descriptors over; they are closed when they are replaced below.
     let (out, err) = unsafe { (Stdio::from_raw_fd(outputs.0), Stdio::from_raw_fd(outputs.1)) };
-    // SAFETY: as above.
-    let input = input.map_or_else(Stdio::null, |fd| unsafe { Stdio::from_raw_fd(fd) });
+    let input = input.map_or_else(Stdio::null, |fd| {
+        // SAFETY: the descriptor is open, and nobody else's.
+        unsafe { Stdio::from_raw_fd(fd) }
+    });
     command.stdin(input).stdout(out).stderr(err);
     command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     // SAFETY: between fork and exec only a system call without allocation is made.

@@ -84,9 +84,9 @@ pub fn run(options: &Options) -> Result<(), String> {
 impl Agent<'_> {
     fn turn(&mut self, signals: RawFd) {
         let mut fds = vec![libc::pollfd { fd: signals, events: libc::POLLIN, revents: 0 }, self.channel.poll_entry()];
-        let pipes: Vec<RawFd> = self.containers.iter().flat_map(|c| c.logs.poll_fds()).collect();
+        let pipes = self.containers.iter().flat_map(|c| c.logs.poll_fds());
         let probes = self.probes.iter().map(|p| p.pipe).filter(|fd| *fd >= 0);
-        fds.extend(pipes.into_iter().chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
+        fds.extend(pipes.chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
         let has_room = self.channel.has_room();
         fds.extend(self.streams.iter().flat_map(|s| s.poll_entries(has_room)));
         let timeout_ms = self.timeout_ms(&fds[1]);

@@ -37,7 +37,9 @@ fn only_what_was_sent_comes_out_of_a_damaged_stream() {
             match chance.next(4) {
                 0 => wire[at] = chance.next(256) as u8,
                 1 => wire[at] ^= 1 << chance.next(8),
-                2 => drop(wire.remove(at)),
+                2 => {
+                    wire.remove(at);
+                }
                 _ => wire.insert(at, [0, 1, 255, 7][chance.next(4)]),
             }
             if wire.is_empty() {
