@@ -207,10 +207,15 @@ class MembershipLoop:
         while True:
             await self._store.wait_for_change(seen)
             newest = self._store.last_seq()
-            changes = self._store.changes(seen) or ()
-            seen = newest
-            for name in {c.key[0] for c in changes if c.table == tables.CLUSTERS.name and c.version}:
-                with self._store.read() as reader:
-                    cluster = reader.get(tables.CLUSTERS, name)
-                if cluster and cluster.status == "ACTIVE":
-                    await self._hosts.join_cluster(name)
+            changes = self._store.changes(seen)
+            with self._store.read() as reader:
+                if changes is None:  # the feed was trimmed: all clusters may be new
+                    clusters = reader.scan(tables.CLUSTERS)
+                else:
+                    names = {c.key[0] for c in changes if c.table == tables.CLUSTERS.name and c.version}
+                    clusters = [c for n in names if (c := reader.get(tables.CLUSTERS, n))]
+            # The feed answers a bounded number of changes at a time: the rest is for the next round.
+            seen = changes[-1].seq if changes else newest
+            for cluster in clusters:
+                if cluster.status == "ACTIVE":
+                    await self._hosts.join_cluster(cluster.name)
