@@ -2,7 +2,7 @@
 allow, keeps the order of things, and runs the guest in QEMU's emulation: the real kernel, agent, disks and containers. Of
 Firecracker itself nothing is in it: what is proven with it is our end of the API, and not that Firecracker runs our guest.
 
-    fake_firecracker.py --dials JSON --binds JSON --id NAME --api-sock PATH ...
+    fake_firecracker.py --dials JSON --binds JSON --guest-pid FILE --id NAME --api-sock PATH ...
 
 What differs: the agent's channel is a virtio port behind a relay that speaks Firecracker's vsock handshake; a snapshot holds
 the VM's configuration, and restoring one boots it anew, with the disks and the tap that are there then.
@@ -83,8 +83,8 @@ class Jail:
 class Guest:
     """The VM, run by QEMU."""
 
-    def __init__(self, name: str, jail: Jail, configured: dict[str, Any]) -> None:
-        self._name, self._jail, self._configured = name, jail, configured
+    def __init__(self, name: str, jail: Jail, configured: dict[str, Any], pid_file: str) -> None:
+        self._name, self._jail, self._configured, self._pid_file = name, jail, configured, pid_file
         self._agent_address = ""
         self.is_up = asyncio.Event()
 
@@ -121,6 +121,8 @@ class Guest:
         process = await asyncio.create_subprocess_exec(
             *argv, pass_fds=inherited_fds(spec), preexec_fn=_die_with_parent, stdin=asyncio.subprocess.DEVNULL
         )
+        if self._pid_file:
+            Path(self._pid_file).write_text(str(process.pid))
         watching = asyncio.create_task(self._watch_port(monitor.getsockname()))
         try:
             return await process.wait()
@@ -174,8 +176,8 @@ def _as_firecracker(argv: list[str], files: list[Path], boot_args: str, tsc_khz:
 class FakeFirecracker:
     """One process: one API, at most one VM."""
 
-    def __init__(self, name: str, jail: Jail, dials: Dials) -> None:
-        self._name, self._jail, self._dials = name, jail, dials
+    def __init__(self, name: str, jail: Jail, dials: Dials, guest_pid_file: str) -> None:
+        self._name, self._jail, self._dials, self._guest_pid_file = name, jail, dials, guest_pid_file
         self._document = ApiDocument()
         self._state = "Not started"
         self._configured: dict[str, Any] = {"drives": {}, "network-interfaces": {}}
@@ -249,7 +251,7 @@ class FakeFirecracker:
         if self._dials.guest == "none":
             return
         uds = self._configured["vsock"]["uds_path"]
-        self._guest = Guest(self._name, self._jail, self._configured)
+        self._guest = Guest(self._name, self._jail, self._configured, self._guest_pid_file)
         self._running = asyncio.create_task(self._run(self._guest, uds, self._jail.listen(uds)))
 
     def _save(self, body: dict[str, Any]) -> None:
@@ -362,8 +364,8 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
-async def _main(name: str, api_socket: str, jail: Jail, dials: Dials) -> int:
-    fake = FakeFirecracker(name, jail, dials)
+async def _main(name: str, api_socket: str, jail: Jail, dials: Dials, guest_pid_file: str) -> int:
+    fake = FakeFirecracker(name, jail, dials, guest_pid_file)
     async with await asyncio.start_unix_server(fake.serve, sock=jail.listen(api_socket)):
         return await fake.ended
 
@@ -373,7 +375,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for option in ("--dials", "--binds"):
         parser.add_argument(option, default="{}" if option == "--dials" else "[]", type=json.loads)
-    for option in ("--id", "--api-sock", "--level"):
+    for option in ("--id", "--api-sock", "--level", "--guest-pid"):
         parser.add_argument(option, default="")
     parser.add_argument("--version", action="store_true")
     given = parser.parse_args()
@@ -381,7 +383,7 @@ def main() -> None:
     if given.version:
         print(f"Firecracker v{dials.version}\n")
         return
-    sys.exit(asyncio.run(_main(given.id, given.api_sock, Jail(given.binds), dials)))
+    sys.exit(asyncio.run(_main(given.id, given.api_sock, Jail(given.binds), dials, given.guest_pid)))
 
 
 if __name__ == "__main__":

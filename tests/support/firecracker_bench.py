@@ -22,6 +22,10 @@ FAKE = REPO / "tests" / "support" / "fake_firecracker.py"
 class NoJail(MonitorJail):
     """Starts the stand-in as an ordinary process; what would be bound into the jail it is told."""
 
+    def __init__(self, *, platform_id: str, state_dir: Path) -> None:
+        super().__init__(platform_id=platform_id, state_dir=state_dir, confinement=Confinement())
+        self._state_dir = state_dir
+
     async def check(self) -> None:
         """Nothing to prove."""
 
@@ -33,7 +37,8 @@ class NoJail(MonitorJail):
 
     def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
         binds = json.dumps([(b.source, b.place, b.writable) for b in request.binds])
-        argv = [request.argv[0], "--binds", binds, *request.argv[1:]]
+        guest_pid = str(self._guest_pid_file(request.name))
+        argv = [request.argv[0], "--binds", binds, "--guest-pid", guest_pid, *request.argv[1:]]
         child = spawn_daemon(argv, output_path=request.output_path, pass_fds=request.pass_fds)
         ref = process_ref(child.pid)
         if ref is None:
@@ -46,9 +51,27 @@ class NoJail(MonitorJail):
     async def remove(self, name: str) -> None:
         for ref in find_processes(name):
             await kill_and_wait(ref)
+        # QEMU follows the stand-in that started it a moment later, without a name by then, and holds the tap until it has.
+        pid_file = self._guest_pid_file(name)
+        if pid_file.exists():
+            guest = process_ref(int(pid_file.read_text()))
+            if guest is not None and _comm(guest.pid).startswith("qemu-system"):
+                await kill_and_wait(guest)
+            pid_file.unlink()
+
+    def _guest_pid_file(self, name: str) -> Path:
+        return self._state_dir / f"{name}.guest.pid"
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _comm(pid: int) -> str:
+    """The program's name, which a process keeps to its end."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
 
 
 class FirecrackerBench:
@@ -81,7 +104,7 @@ class FirecrackerBench:
 
     def jail(self) -> NoJail:
         """In the place of a jail."""
-        return NoJail(platform_id=self.platform_id, state_dir=self.state, confinement=Confinement())
+        return NoJail(platform_id=self.platform_id, state_dir=self.state)
 
     def driver(self, *, boot_timeout_s: float = 60.0, use_templates: bool = False) -> FirecrackerDriver:
         """As another process would make it, over the same host."""
