@@ -67,7 +67,9 @@ async def test_a_template_is_made_once_and_fits_any_tap_and_disks(room: Room, ta
     await room.driver.close()
     room.driver = room.bench.driver(use_templates=True)
     second = await room.run(room.spec(tap))
-    assert [p.name for p in second.phases] == ["template", "restore", "set up"]
+    assert [p.name for p in second.phases] == ["template", "restore", "set up"], [
+        p.detail for p in second.phases
+    ]
     assert second.phases[0].ended_at - second.phases[0].started_at < 1, "it was read from the disk"
 
 

@@ -26,13 +26,15 @@ class ProcessRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def process_ref(pid: int) -> ProcessRef | None:
-    """The process that has this pid now, or None. A zombie counts as gone."""
+    """The process that has this pid now, or None. A zombie counts as gone, unless threads of it are still ending: those
+    hold its files."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    if fields[0] in (b"Z", b"X"):
+    state, threads = fields[0], int(fields[17])
+    if state in (b"Z", b"X") and threads <= 1:
         return None
     return ProcessRef(pid=pid, start_ticks=int(fields[19]))
 
