@@ -182,7 +182,8 @@ SETTINGS: tuple[Setting, ...] = (
         type=str,
         default="auto",
         check=_one_of("auto", "on", "off"),
-        help="May a microVM take CPU that the host has idle, beyond its share? auto: yes, unless --strict-aws.",
+        help="May a task take CPU that the host has idle, beyond its share? auto: yes, unless --strict-aws. A single task "
+        "asks for a cap with the tag hutch:cpuBurst=off.",
     ),
     Setting(
         name="vm_disk_mib_per_s",

@@ -212,6 +212,23 @@ def test_another_request_with_the_same_token_names_the_tasks_of_the_first(ecs: A
     assert refused.value.response["resourceIds"] == [first]
 
 
+def test_a_cap_of_cpu_is_asked_for_by_a_tag_of_the_task_or_its_definition(aws: AwsServer, ecs: Any) -> None:
+    off, on = ([{"key": "hutch:cpuBurst", "value": value}] for value in ("off", "on"))
+
+    def is_capped(definition: str, tags: list[dict[str, str]]) -> bool:
+        (task,) = ecs.run_task(taskDefinition=definition, launchType="FARGATE", tags=tags)["tasks"]
+        with aws.store.read() as reader:
+            return reader.get(tables.TASKS, "default", task["taskArn"].rpartition("/")[2]).cpu_capped
+
+    plain, tagged = register(ecs, "plain"), register(ecs, "tagged")
+    ecs.tag_resource(resourceArn=tagged, tags=off)
+    assert [is_capped(plain, []), is_capped(plain, off)] == [False, True]
+    assert [is_capped(tagged, []), is_capped(tagged, on)] == [True, False]
+    bad = [{"key": "hutch:cpuBurst", "value": "maybe"}]
+    code, message = refusal(lambda: ecs.run_task(taskDefinition=plain, launchType="FARGATE", tags=bad))
+    assert code == "InvalidParameterException" and "neither on nor off" in message
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -1,9 +1,11 @@
 """Both versions of control groups, by one suite: version 1 on this host, version 2 on a tree of plain files that behaves
 as the kernel's documentation says."""
 
+import asyncio
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,3 +163,31 @@ def test_units_beyond_what_the_kernel_knows_are_bounded(host: Host) -> None:
 def test_a_host_without_control_groups_is_told(tmp_path: Path) -> None:
     with pytest.raises(cgroup.CgroupError, match="mount cgroup2"):
         cgroup.host_cgroups(tmp_path)
+
+
+async def test_the_smallest_cap_is_one_that_the_kernel_takes(host: Host) -> None:
+    """A period of 100 ms has quotas from 1 ms on."""
+    host.cgroups.make(host.task, CgroupLimits(cpu_units=1, cpu_cap_units=1))
+    assert host.value("cpu/cpu.cfs_quota_us", "cpu.max") in ("1000", "1000 100000")
+    host.cgroups.make(host.task, CgroupLimits(cpu_units=4096, cpu_cap_units=4096))
+    assert host.value("cpu/cpu.cfs_quota_us", "cpu.max") in ("400000", "400000 100000")
+    await host.cgroups.remove(host.task)
+
+
+_BURN = "import time\nwhile time.process_time() < 0.25: pass"
+
+
+@pytest.mark.parametrize("cap_units", [0, 256])
+async def test_a_cap_holds_on_an_idle_host_and_only_if_there_is_one(host: Host, cap_units: int) -> None:
+    """A quarter of a CPU for 0.25 s of work takes ten periods of 100 ms, whatever else runs."""
+    if host.cgroups.version == 2:
+        pytest.skip("plain files throttle nobody")
+    files = host.cgroups.make(host.task, CgroupLimits(cpu_units=256, cpu_cap_units=cap_units))
+    enter = "".join(f"echo $$ > {file}\n" for file in files)
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", f"{enter}exec {sys.executable} -c '{_BURN}'"
+    )
+    assert await process.wait() == 0
+    periods = dict(line.split() for line in host.value("cpu/cpu.stat", "cpu.stat").splitlines())
+    assert int(periods["nr_throttled"]) >= 6 if cap_units else int(periods["nr_throttled"]) == 0
+    await host.cgroups.remove(host.task)

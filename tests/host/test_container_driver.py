@@ -23,6 +23,7 @@ from hutch.host.drivers.contract import (
     SandboxGone,
     SandboxSpec,
 )
+from hutch.host.kernel.cgroup import CGROUP_MOUNT
 from hutch.host.kernel.process import ProcessRef, find_processes, process_ref, wait_gone
 from hutch.wire.fleet import ContainerSpec, MountSpec, VolumeSpec
 
@@ -336,3 +337,13 @@ async def test_a_container_that_handles_sigterm_ends_by_itself(room: Room) -> No
     await room.driver.signal_container(room.handle, "a", signal.SIGTERM)
     event = await room.next()
     assert isinstance(event, ContainerExited) and event.status.exit_code == 5
+
+
+# -- CPU
+
+
+async def test_a_task_that_asks_for_a_cap_has_one_for_all_its_containers(room: Room) -> None:
+    await room.make(room.runs("a"), cpu_units=512, cpu_capped=True)
+    group = f"/hutch-{room.platform_id}/{room.task_id}"
+    files = (CGROUP_MOUNT / f"cpu{group}/cpu.cfs_quota_us", CGROUP_MOUNT / f"{group[1:]}/cpu.max")
+    assert next(f for f in files if f.exists()).read_text().split()[0] == "50000"

@@ -18,6 +18,7 @@ from hutch.host.drivers.contract import (
     SandboxGone,
 )
 from hutch.host.drivers.microvm.driver import MicrovmDriver
+from hutch.host.kernel.cgroup import CGROUP_MOUNT, task_cgroup
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
 from hutch.wire.fleet import DeviceSpec, InterfaceSpec, MountSpec, VolumeSpec
 
@@ -316,3 +317,14 @@ async def test_fingerprint_without_a_guest_image_says_how_to_get_one(tmp_path: P
     fact = await driver.fingerprint()
     assert not fact.healthy
     assert "make setup" in fact.reason
+
+
+async def test_a_task_that_asks_for_a_cap_of_cpu_gets_a_vm_that_has_one(bench: Bench) -> None:
+    one = container("one", "echo done")
+    handle = await bench.create(bench.spec(one, cpu_units=512, cpu_capped=True))
+    group = task_cgroup(bench.platform_id, bench.task_id)[1:]
+    files = (CGROUP_MOUNT / "cpu" / group / "cpu.cfs_quota_us", CGROUP_MOUNT / group / "cpu.max")
+    assert next(f for f in files if f.exists()).read_text().split()[0] == "50000"
+    events = bench.driver.events(handle)
+    await bench.driver.start_container(handle, one)
+    assert (await exit_of(events, "one")).status.exit_code == 0

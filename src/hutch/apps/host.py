@@ -177,17 +177,22 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             state_dir=paths.host / "container",
             runtime=settings.container_runtime,
             clock=clock,
+            cap_cpu=_caps_cpu(settings),
         )
     raise Invalid(f"--drivers: {name!r} is not one of microvm, container, firecracker, fake")
+
+
+def _caps_cpu(settings: Settings) -> bool:
+    """Whether no task may have more CPU than its share, asked for by it or not."""
+    return settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
 
 
 def _confinement(settings: Settings) -> Confinement:
     """What this host's owner decided about the jails of VM monitors."""
     first, _, last = settings.vm_user_ids.partition("-")
-    capped = settings.strict_aws if settings.cpu_burst == "auto" else settings.cpu_burst == "off"
     return Confinement(
         user_ids=(int(first), int(last)),
-        cap_cpu=capped,
+        cap_cpu=_caps_cpu(settings),
         disk_bytes_per_s=settings.vm_disk_mib_per_s * MIB,
     )
 

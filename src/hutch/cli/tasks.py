@@ -23,6 +23,9 @@ def run(
     ] = None,
     cpu: Annotated[str, typer.Option(help="CPU units (1024 = one vCPU).")] = "256",
     memory: Annotated[str, typer.Option(help="Memory in MiB, or such as 1GB.")] = "512",
+    cpu_burst: Annotated[
+        bool, typer.Option(help="May take CPU that the host has idle, beyond --cpu.")
+    ] = True,
     environment: Annotated[list[str] | None, typer.Option("-e", "--env", help="NAME=VALUE.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the task and its endpoint.")] = None,
     cluster: Annotated[str, typer.Option(help="Cluster.")] = "default",
@@ -68,6 +71,8 @@ def run(
             },
         )["taskDefinition"]
         tags = [{"key": "hutch:endpoint", "value": label}]
+        if not cpu_burst:
+            tags.append({"key": "hutch:cpuBurst", "value": "off"})
         if publish:
             tags.append({"key": "hutch:publish", "value": " ".join(publish)})
         answer = client.call(

@@ -46,6 +46,7 @@ def task_spec(
         revision=task.revision,
         launch_type=task.launch_type,
         cpu_units=task.cpu,
+        cpu_capped=task.cpu_capped,
         memory_mib=task.memory_mib,
         memory_is_limit=task.launch_type == "FARGATE" or bool(_task_memory(task, document)),
         ephemeral_gib=task.ephemeral_gib or DEFAULT_EPHEMERAL_GIB,

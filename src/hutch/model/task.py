@@ -174,6 +174,8 @@ class Task(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The `version` member that AWS shows: raised by each change that emits an event."""
     max_runtime_s: int = 0
     """How long it may run; 0: as long as it likes."""
+    cpu_capped: bool = False
+    """It gets its share of its host's CPU, and nothing of what others leave idle."""
     suspended_at: float | None = None
     """It is out of its host's memory since then, as it was; its status stays RUNNING."""
     gave_back: bool = False

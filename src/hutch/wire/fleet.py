@@ -201,6 +201,8 @@ class TaskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     launch_type: str
     cpu_units: int
     memory_mib: int
+    cpu_capped: bool = False
+    """Never more CPU than `cpu_units`, also when the host has idle CPU; without, they are a share that is guaranteed."""
     memory_is_limit: bool = True
     """False: `memory_mib` is only the sum of what the containers reserve, and they may use more."""
     ephemeral_gib: int

@@ -16,6 +16,7 @@ from hutch.base.ids import IdSource
 from hutch.model.cluster import Cluster
 from hutch.model.task import LAUNCH_TYPES, Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.cpu_burst import cpu_capped
 from hutch.rules.deadline import max_runtime_s
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.secret_references import check_override
@@ -226,6 +227,7 @@ def new_task(
         enable_execute_command=request.enable_execute_command,
         tags=tags,
         max_runtime_s=max_runtime_s(tags),
+        cpu_capped=cpu_capped(tags, definition.tags, cpu),
         network_mode=document.get("networkMode", "bridge"),
         assign_public_ip=(request.awsvpc or {}).get("assignPublicIp") == "ENABLED",
         requested_subnets=subnets,

@@ -141,6 +141,7 @@ class SuspendOps:
             enable_execute_command=task.enable_execute_command,
             tags=task.tags,
             max_runtime_s=task.max_runtime_s,
+            cpu_capped=task.cpu_capped,
             network_mode=task.network_mode,
             assign_public_ip=task.assign_public_ip,
             requested_subnets=task.requested_subnets,

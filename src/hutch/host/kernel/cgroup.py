@@ -16,6 +16,8 @@ from hutch.base.errors import HutchError
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 CPU_PERIOD_US = 100_000
+MIN_QUOTA_US = 1_000
+"""The kernel refuses less."""
 REMOVAL_TIMEOUT_S = 5.0
 
 
@@ -96,6 +98,11 @@ def platform_units(cpus: int | None = None) -> int:
     """CPU units of the group above all tasks: together they weigh what the host has, so that tasks hold their own
     against the host's other programs."""
     return 1024 * (cpus or os.cpu_count() or 1)
+
+
+def cpu_quota_us(cap_units: int) -> int:
+    """What a group may use of each `CPU_PERIOD_US`, all CPUs together, for a cap in CPU units (at least 1)."""
+    return max(MIN_QUOTA_US, cap_units * CPU_PERIOD_US // 1024)
 
 
 def read_text(path: Path) -> str | None:

@@ -10,6 +10,7 @@ from hutch.host.kernel.cgroup import (
     CPU_PERIOD_US,
     CgroupError,
     CgroupLimits,
+    cpu_quota_us,
     leaves_first,
     make_directory,
     platform_units,
@@ -55,8 +56,9 @@ class CgroupsV1:
 
     def _limit_cpu(self, path: str, limits: CgroupLimits) -> None:
         write_text(self._file("cpu", path, "cpu.shares"), str(_shares(limits.cpu_units)))
-        quota = limits.cpu_cap_units * CPU_PERIOD_US // 1024 if limits.cpu_cap_units else -1
+        quota = cpu_quota_us(limits.cpu_cap_units) if limits.cpu_cap_units else -1
         if self._file("cpu", path, "cpu.cfs_quota_us").exists():
+            write_text(self._file("cpu", path, "cpu.cfs_period_us"), str(CPU_PERIOD_US))
             write_text(self._file("cpu", path, "cpu.cfs_quota_us"), str(quota))
         elif limits.cpu_cap_units:
             raise CgroupError("this host's kernel can't cap CPU (CONFIG_CFS_BANDWIDTH)")

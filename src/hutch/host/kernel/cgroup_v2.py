@@ -10,6 +10,7 @@ from pathlib import Path
 from hutch.host.kernel.cgroup import (
     CPU_PERIOD_US,
     CgroupLimits,
+    cpu_quota_us,
     leaves_first,
     make_directory,
     platform_units,
@@ -56,7 +57,7 @@ class CgroupsV2:
     def _limit(self, directory: Path, limits: CgroupLimits) -> None:
         write_text(directory / "cpu.weight", str(_weight(limits.cpu_units)))
         cap = limits.cpu_cap_units
-        quota = str(cap * CPU_PERIOD_US // 1024) if cap else "max"
+        quota = str(cpu_quota_us(cap)) if cap else "max"
         write_text(directory / "cpu.max", f"{quota} {CPU_PERIOD_US}")
         write_text(directory / "memory.max", str(limits.memory_bytes or "max"))
         if (directory / "memory.swap.max").exists():

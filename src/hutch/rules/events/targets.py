@@ -9,6 +9,7 @@ import msgspec
 
 from hutch.base.errors import Invalid, NotServed
 from hutch.model.event import Target
+from hutch.rules.cpu_burst import ANY_SIZE, cpu_capped
 from hutch.rules.deadline import max_runtime_s
 from hutch.rules.events.inputs import at_path, check_transformer, parse_path, transformed
 
@@ -135,6 +136,7 @@ def _check_ecs(target: Target) -> None:
     }
     concurrency_policy(tags)
     max_runtime_s(tags)
+    cpu_capped(tags, {}, ANY_SIZE)
     overrides_in(target.constant)
 
 

@@ -62,8 +62,12 @@ class ContainerDriver:
         launch_types=("EC2", "EXTERNAL"), root_format="directory", network="netns", owns_kernel=False
     )
 
-    def __init__(self, *, platform_id: str, state_dir: Path, runtime: str, clock: Clock) -> None:
-        """`runtime` is auto, runc, crun or runsc; `state_dir` is the driver's own (made when needed)."""
+    def __init__(
+        self, *, platform_id: str, state_dir: Path, runtime: str, clock: Clock, cap_cpu: bool = False
+    ) -> None:
+        """`runtime` is auto, runc, crun or runsc; `state_dir` is the driver's own (made when needed); `cap_cpu`: no task
+        gets more CPU than its share."""
+        self._cap_cpu = cap_cpu
         self._platform_id = platform_id
         self._state_dir = state_dir
         self._wanted_runtime = runtime
@@ -152,8 +156,9 @@ class ContainerDriver:
         return Handle(driver=self.name, format=HANDLE_FORMAT, task_id=task_id, state=state)
 
     def _furnish(self, spec: SandboxSpec) -> None:
+        limits = plan.task_limits(spec.task, cap_cpu=self._cap_cpu)
         try:
-            host_cgroups().make(self._group(spec.task.task_id), plan.task_limits(spec.task))
+            host_cgroups().make(self._group(spec.task.task_id), limits)
         except CgroupError as error:
             raise DriverError(
                 "CgroupNotMade",

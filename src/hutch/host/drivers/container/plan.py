@@ -84,10 +84,15 @@ def check_task(spec: SandboxSpec) -> None:
             raise DriverError("NoRootDirectory", f"image {reference} was not prepared as a directory")
 
 
-def task_limits(task: TaskSpec) -> CgroupLimits:
-    """What all containers of a task may have together. CPU is a weight: what others leave idle may be used."""
-    memory_mib = task.memory_mib if task.memory_is_limit else 0
-    return CgroupLimits(cpu_units=task.cpu_units, memory_bytes=memory_mib * MIB, pids=TASK_PIDS)
+def task_limits(task: TaskSpec, *, cap_cpu: bool) -> CgroupLimits:
+    """What all containers of a task may have together. CPU is a weight: what others leave idle may be used, unless the
+    task, or the host's owner for all (`cap_cpu`), wants a cap. A task without a share of its own can't have one."""
+    return CgroupLimits(
+        cpu_units=task.cpu_units,
+        cpu_cap_units=task.cpu_units if cap_cpu or task.cpu_capped else 0,
+        memory_bytes=task.memory_mib * MIB if task.memory_is_limit else 0,
+        pids=TASK_PIDS,
+    )
 
 
 def runtime_id(task_id: str, name: str, number: int) -> str:

@@ -25,6 +25,7 @@ from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
 from hutch.host.drivers.microvm.running import RunningVms, finish_volumes, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
+from hutch.host.drivers.microvm.slots import LaunchSlots
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -83,7 +84,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
         )
 
         # More launches at once than this only take the CPUs from one another: twenty took 25 s, and now take 9.
-        self._launching = asyncio.Semaphore((os.cpu_count() or 1) + 1)
+        self._launching = LaunchSlots((os.cpu_count() or 1) + 1)
         self._suspender = Suspender(self._launcher, self._jail, clock)
 
     async def fingerprint(self) -> DriverFactMsg:
@@ -119,9 +120,9 @@ class MicrovmDriver(RunningVms[Sandbox]):
         ready = False
         try:
             asked_at = self._clock.now()
-            async with self._launching:
+            async with self._launching.one() as slot:
                 begun_at = self._clock.now()
-                sandbox, ground, phases = await self._launcher.launch(spec)
+                sandbox, ground, phases = await self._launcher.launch(spec, slot)
                 setting_up = sandbox.while_alive(_set_up(sandbox), "set itself up")
                 await phases.measure("set up", setting_up, "disks and network")
             ready = True

@@ -35,7 +35,7 @@ class Confinement(msgspec.Struct, frozen=True, kw_only=True):
     user_ids: tuple[int, int] = (1_879_048_192, 1_895_825_407)
     """First and last of the range that monitors run as."""
     cap_cpu: bool = False
-    """A task gets its share of CPU and never more."""
+    """Every task gets its share of CPU and never more; else those that ask for it."""
     disk_bytes_per_s: int = 0
     """For reads and for writes, each, of each task; 0: no limit."""
 
@@ -71,6 +71,8 @@ class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int
     """Of the VM."""
     cpu_units: int
+    cpu_capped: bool = False
+    """It gets its share of CPU and never more, whatever the host's owner decided about all."""
     largest_file_bytes: int
     early: bool = False
     """As in `JailSpec`: only for a VM that does not run before it is told to."""
@@ -178,7 +180,7 @@ class MonitorJail:
         translated_mib = TCG_BUFFER_MIB if request.accelerator == "tcg" else 0
         limits = CgroupLimits(
             cpu_units=request.cpu_units,
-            cpu_cap_units=request.cpu_units if self._confinement.cap_cpu else 0,
+            cpu_cap_units=request.cpu_units if self._confinement.cap_cpu or request.cpu_capped else 0,
             memory_bytes=(request.memory_mib + translated_mib + MONITOR_MEMORY_MIB) * MIB,
             pids=request.vcpus + MONITOR_THREADS,
             disk_bytes_per_s=self._confinement.disk_bytes_per_s,

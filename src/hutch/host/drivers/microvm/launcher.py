@@ -28,6 +28,7 @@ from hutch.host.drivers.microvm.qemu import (
     vm_vcpus,
 )
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.slots import LaunchSlot
 from hutch.host.drivers.microvm.templates import (
     Template,
     TemplateKey,
@@ -128,7 +129,7 @@ class Launcher:
     def _making(self) -> VmFiles:
         return VmFiles(self._directory / ".making")
 
-    async def launch(self, spec: SandboxSpec) -> tuple[Sandbox, Ground, Phases]:
+    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[Sandbox, Ground, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
         the caller's to remove (`remove_vm`)."""
         phases = Phases(self._clock)
@@ -143,7 +144,7 @@ class Launcher:
         key = _key(request, ground)
         if self._use_templates and (sandbox := await self._warm(spec, request, key, phases)) is not None:
             return sandbox, ground, phases
-        template, refusal = await self._template(key, phases)
+        template, refusal = await self._template(key, phases, slot)
         if template is not None:
             try:
                 return await self._restored(spec, request, ground, template, phases), ground, phases
@@ -164,7 +165,12 @@ class Launcher:
         if request.writable_disks > 1:
             # Its disks are claimed as they are opened, which is when QEMU starts.
             return None
-        size = WarmSize(key=key, cpu_units=request.cpu_units, disk_bytes=plan.scratch_bytes(spec.task))
+        size = WarmSize(
+            key=key,
+            cpu_units=request.cpu_units,
+            cpu_capped=request.cpu_capped,
+            disk_bytes=plan.scratch_bytes(spec.task),
+        )
         spare = self._pool.take(size)
         if spare is None:
             return None
@@ -264,7 +270,9 @@ class Launcher:
             await remove_vm(vm_name(self._platform_id, files.root.name), files, self._jail)
         await asyncio.to_thread(shutil.rmtree, files.root, True)
 
-    async def _template(self, key: TemplateKey, phases: Phases) -> tuple[Template | None, str]:
+    async def _template(
+        self, key: TemplateKey, phases: Phases, slot: LaunchSlot
+    ) -> tuple[Template | None, str]:
         """The template for a VM, or why there is none."""
         if not self._use_templates:
             return None, "templates are switched off"
@@ -273,7 +281,8 @@ class Launcher:
         if refusal := self._templates.refusal(key):
             return None, refusal
         try:
-            return await phases.measure("template", self._templates.get(key)), ""
+            # Whoever waits for a template keeps nobody from launching who has one.
+            return await phases.measure("template", slot.lend(self._templates.get(key))), ""
         except TemplateUnavailable as error:
             return None, error.message
 
@@ -291,6 +300,7 @@ class Launcher:
             vcpus=vm_vcpus(task.cpu_units),
             memory_mib=vm_memory_mib(task.memory_mib),
             cpu_units=task.cpu_units,
+            cpu_capped=task.cpu_capped,
             disks=disks,
             disk_slots=disk_slots(len(disks)),
             writable_disks=len(own),
@@ -506,6 +516,7 @@ def _request_of(size: WarmSize, name: str) -> VmRequest:
         vcpus=size.key.vcpus,
         memory_mib=size.key.memory_mib,
         cpu_units=size.cpu_units,
+        cpu_capped=size.cpu_capped,
         disk_slots=size.key.disk_slots,
         writable_disks=size.key.writable_disks,
         disk_bytes=size.disk_bytes,
