@@ -238,6 +238,12 @@ SETTINGS: tuple[Setting, ...] = (
         help="Image content kept on the host beyond what tasks use.",
     ),
     Setting(
+        name="prefetch_images",
+        type=bool,
+        default=False,
+        help="Make the images of a task definition ready on all hosts when it is registered, in the background.",
+    ),
+    Setting(
         name="insecure_registries",
         type=str,
         default="",
@@ -292,6 +298,7 @@ if typing.TYPE_CHECKING:
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
         image_cache_gib: int = 0
+        prefetch_images: bool = False
         insecure_registries: str = ""
         registry_auth_file: str = ""
         log_level: str = ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import platform
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -491,3 +492,19 @@ async def test_many_tasks_at_once(host: Host) -> None:
     for task_id in ids:
         await control.until_status(task_id, "STOPPED")
     assert all(host.remains(t) == [] for t in ids)
+
+
+async def test_images_are_made_ready_ahead_for_the_drivers_that_would_run_them(host: Host) -> None:
+    await host.start_agent()
+    await host.control.until(lambda: bool(host.control.hellos))
+    images = [{"reference": "good:1"}, {"reference": "denied:1"}]
+    wanted = {"images": images, "architecture": platform.machine(), "max_bytes": 1 << 30}
+    reply = await host.control.request("image.prefetch", launch_types=["FARGATE", "EC2"], **wanted)
+    ready, denied = reply.result["images"]
+    assert ready["digest"].startswith("sha256:") and "error" not in ready
+    assert denied["error_kind"] == "ImageAccessDenied" and denied["fix"]
+    host.driver.capabilities = msgspec.structs.replace(host.driver.capabilities, launch_types=("EC2",))
+    for changes in ({"launch_types": ["FARGATE"]}, {"launch_types": ["EC2"], "architecture": "sparc"}):
+        reply = await host.control.request("image.prefetch", **{**wanted, **changes})
+        assert reply.result == {"images": []}, "nothing that this host would not run"
+    assert (await host.control.request("image.prefetch", images="all")).error

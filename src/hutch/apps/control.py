@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -39,6 +40,7 @@ from hutch.base.log import configure_logging, get_logger
 from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
+from hutch.control.controllers.prefetch import PrefetchLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.exec_sessions import ExecSessions
 from hutch.control.fleet import Fleet, FleetContext
@@ -151,6 +153,7 @@ async def _compose(
     sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=account_id)
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
+    launch_secrets = LaunchSecrets(secrets, parameters)
     fleet = Fleet(
         FleetContext(
             store=store,
@@ -158,7 +161,7 @@ async def _compose(
             ids=ids,
             hosts=hosts,
             logs=logs,
-            launch_secrets=LaunchSecrets(secrets, parameters),
+            launch_secrets=launch_secrets,
             task_roles=TaskRoles(
                 store,
                 clock,
@@ -239,6 +242,10 @@ async def _compose(
         fleet.dispatch_changes(),
         *events.loops(),
     ]
+    if settings.prefetch_images:
+        tell = partial(events.tell, "Image Prefetch")
+        prefetch = PrefetchLoop(store, fleet, launch_secrets, tell, region=region, account_id=account_id)
+        loops.append(prefetch.run())
     await _serve(settings, paths, app, fleet, loops, ready_fd)
 
 

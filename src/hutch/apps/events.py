@@ -3,6 +3,8 @@
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
+
 from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.ecs.event_shapes import EcsEventShapes
 from hutch.api.aws.events import service as events_api
@@ -20,13 +22,15 @@ from hutch.control.events.publishing import Publisher
 from hutch.control.events.reading import EventReader
 from hutch.control.events.scheduling import ScheduleLoop
 from hutch.control.events.senders import Senders
-from hutch.control.events.shapes import EventShapes
+from hutch.control.events.shapes import EVENT, EventShapes
 from hutch.control.events.webhook import WebhookClient
 from hutch.control.ops.events import EventOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.schedules import ScheduleOps
 from hutch.control.ops.tagging import TagOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.model.event import LogEntry
+from hutch.model.record import Cause
 from hutch.store.contract import Store
 
 
@@ -45,9 +49,10 @@ class EventParts:
         account_id: str,
         webhooks: WebhookClient | None = None,
     ) -> None:
+        self._store, self._clock, self._ids = store, clock, ids
         self._where = {"region": region, "account_id": account_id}
         shapes = EventShapes(EcsEventShapes(region, account_id), region=region, account_id=account_id)
-        publisher = Publisher(shapes, clock, ids)
+        publisher = self._publisher = Publisher(shapes, clock, ids)
         self.events = EventOps(store, publisher, clock, ids)
         self.schedules = ScheduleOps(store, clock, region=region, account_id=account_id)
         self._reader = EventReader(store, shapes)
@@ -71,6 +76,14 @@ class EventParts:
     def routes(self) -> tuple[NativeRoute, ...]:
         """hutch's own routes."""
         return EventApi(self._reader, self.events, self.schedules, self._tasks).routes()
+
+    async def tell(self, detail_type: str, detail: dict[str, Any], resource: str) -> None:
+        """Publish an event of hutch's own, about a resource (ARN)."""
+        now, event_id = self._clock.now(), self._ids.uuid()
+        event = self._publisher.shapes.event(event_id, "hutch", detail_type, now, [resource], detail)
+        entry = LogEntry(EVENT, event_id, now, "", msgspec.json.encode(event))
+        cause = Cause(id=event_id, actor="controller:events", action="publish")
+        await self._store.write(cause, lambda tx: self._publisher.publish(tx, [entry]))
 
     def loops(self) -> list[Coroutine[Any, Any, None]]:
         """What runs for ever."""

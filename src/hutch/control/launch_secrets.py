@@ -68,13 +68,17 @@ class LaunchSecrets:
             raise LaunchRefused("SecretsTooLarge", text, "", "")
         return replace(spec, containers=containers)
 
+    def registry_login(self, reader: Reader, container: dict[str, Any]) -> tuple[str, str] | None:
+        """The user name and password for the image of a container of a task definition; None if it names none. Raises
+        `LaunchRefused`."""
+        given = container.get("repositoryCredentials")
+        return self._credentials(reader, container["name"], given["credentialsParameter"]) if given else None
+
     def _container(self, reader: Reader, spec: ContainerSpec, document: dict[str, Any]) -> ContainerSpec:
         values = {
             s["name"]: self._value(reader, spec.name, s["valueFrom"]) for s in document.get("secrets", ())
         }
-        given = document.get("repositoryCredentials")
-        credentials = self._credentials(reader, spec.name, given["credentialsParameter"]) if given else None
-        return replace(spec, secrets=values, registry_credentials=credentials)
+        return replace(spec, secrets=values, registry_credentials=self.registry_login(reader, document))
 
     def _value(self, reader: Reader, container: str, value_from: str) -> str:
         reference = parse_value_from(value_from)

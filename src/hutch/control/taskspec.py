@@ -28,7 +28,7 @@ from hutch.wire.fleet import (
 DEFAULT_EPHEMERAL_GIB = 20
 DEFAULT_STOP_TIMEOUT_S = 30
 DEFAULT_SHM_MIB = 64
-_ARCHITECTURES = {"X86_64": "x86_64", "ARM64": "aarch64"}
+ARCHITECTURES = {"X86_64": "x86_64", "ARM64": "aarch64"}
 
 
 def task_spec(
@@ -51,7 +51,7 @@ def task_spec(
         memory_is_limit=task.launch_type == "FARGATE" or bool(_task_memory(task, document)),
         ephemeral_gib=task.ephemeral_gib or DEFAULT_EPHEMERAL_GIB,
         network_mode=document.get("networkMode", "bridge"),
-        architecture=_ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
+        architecture=ARCHITECTURES[platform.get("cpuArchitecture", "X86_64")],
         interface=_interface(task, subnet),
         containers=tuple(_container_spec(task, c, document, region, arn) for c in task.containers),
         volumes=tuple(_volume(task, v) for v in document.get("volumes", [])),

@@ -308,6 +308,33 @@ class ImageFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
     imported_at: float
 
 
+class ImageWanted(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """An image to be made ready. `credentials`: user name and password for its registry, never logged or written down."""
+
+    reference: str
+    credentials: tuple[str, str] | None = None
+
+
+class PrefetchWanted(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Arguments of `image.prefetch`. `max_bytes`: of the disk that tasks with these images would have."""
+
+    images: tuple[ImageWanted, ...]
+    launch_types: tuple[str, ...]
+    architecture: str
+    max_bytes: int
+
+
+class PrefetchedImage(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What came of one. Without an `error` it is ready."""
+
+    reference: str
+    digest: str = ""
+    took_s: float = 0.0
+    error_kind: str = ""
+    error: str = ""
+    fix: str = ""
+
+
 class LogEvent(_Part, frozen=True, kw_only=True, omit_defaults=True, array_like=True):
     """A log event, lines already joined by the multi-line rule. Milliseconds since the epoch."""
 
@@ -452,7 +479,8 @@ class Forget(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
 class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
     """Ask the host to do something and answer with `Reply`.
 
-    Verbs: `image.import` {path, name}, `image.remove` {name}, `volume.list`, `volume.remove` {id},
+    Verbs: `image.import` {path, name}, `image.remove` {name}, `image.prefetch` (`PrefetchWanted`; answered with `images`, a
+    list of `PrefetchedImage`, when all are done), `volume.list`, `volume.remove` {id},
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a

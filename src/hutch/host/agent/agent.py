@@ -29,6 +29,7 @@ from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.execs import TaskExecs
 from hutch.host.agent.metadata import TaskView
+from hutch.host.agent.prefetch import ImagePrefetch
 from hutch.host.agent.runner import TaskRunner
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
@@ -119,6 +120,9 @@ class HostAgent:
         )
         self._credentials = RoleCredentials(context.clock, self._want_credentials)
         self._endpoint = TaskEndpoint(self._task_at, self._credentials, context.clock)
+        self._prefetch = ImagePrefetch(
+            context.images, context.drivers, lambda: self._driver_watch.facts, context.clock
+        )
         self._execs = TaskExecs(context.host_id, context.control_socket, self._exec)
 
     async def start(self) -> None:
@@ -586,6 +590,8 @@ class HostAgent:
             fact = await self._context.images.import_archive(arguments["path"], arguments.get("name") or None)
             built: dict[str, Any] = msgspec.to_builtins(fact)
             return built
+        if verb == "image.prefetch":
+            return await self._prefetch.run(arguments)
         if verb == "image.remove":
             return {"removed": await self._context.images.remove(arguments["name"])}
         if verb == "volume.list":
