@@ -104,7 +104,7 @@ def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:
         ({"secrets": [{"name": "HUTCH_FAKE_RUN_MS", "valueFrom": "/a"}]}, "must be unique and not shared"),
         (exit_from("arn:aws:s3:::bucket"), "neither the ARN of a secret"),
         ({"repositoryCredentials": {"credentialsParameter": ""}}, "repositoryCredentials needs"),
-        ({"environmentFiles": [{"value": "arn:aws:s3:::b/x.env", "type": "s3"}]}, "environmentFiles"),
+        ({"environmentFiles": [{"value": "arn:aws:s3:::b/x.txt", "type": "s3"}]}, "must end with .env"),
     ):
         with pytest.raises(ClientError, match=words):
             launch(clients["ecs"], **container)

@@ -15,6 +15,7 @@ from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.iam.roles import NewRole, RoleOps
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.secrets import SecretOps
 from hutch.control.ops.sts import StsOps
@@ -66,7 +67,11 @@ class Control:
                 ids=self.ids,
                 hosts=HostOps(self.store, self.clock, self.ids, clusters=("*",), default_zone="a"),
                 logs=LogOps(LogStore(directory / "logs"), self.clock),
-                launch_secrets=LaunchSecrets(secrets, ParameterOps(self.store, vault, self.clock, **where)),
+                launch_secrets=LaunchSecrets(
+                    secrets,
+                    ParameterOps(self.store, vault, self.clock, **where),
+                    ObjectOps(self.store, vault, self.clock, self.ids),
+                ),
                 task_roles=TaskRoles(self.store, self.clock, sts, **where, path_key="00" * 32),
                 addresses=TaskAddresses(path_key="00" * 32),
                 region=REGION,

@@ -9,7 +9,7 @@ import hutch.api.aws
 from hutch.api.gateway.service_model import load_model
 
 SERVED = sorted(p.parent.name for p in Path(hutch.api.aws.__path__[0]).glob("*/service.py"))
-SPOKEN = {"json", "query", "ec2", "rest-json"}
+SPOKEN = {"json", "query", "ec2", "rest-json", "rest-xml"}
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -21,6 +21,7 @@ from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.s3 import service as s3
 from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
 from hutch.api.aws.sts import service as sts
@@ -49,6 +50,7 @@ from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.images import ImageOps
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
@@ -153,7 +155,8 @@ async def _compose(
     sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=account_id)
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
-    launch_secrets = LaunchSecrets(secrets, parameters)
+    objects = ObjectOps(store, vault, clock, ids)
+    launch_secrets = LaunchSecrets(secrets, parameters, objects)
     fleet = Fleet(
         FleetContext(
             store=store,
@@ -214,6 +217,7 @@ async def _compose(
             iam.service(store, clock, ids, vault, paging, account_id=account_id),
             sts.service(sts_ops),
             ec2.service(store, paging, region=region, account_id=account_id),
+            s3.service(objects, paging, region=region, account_id=account_id),
             *events.services(paging),
         ],
         identity=identity,

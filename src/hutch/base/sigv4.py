@@ -205,9 +205,9 @@ def signature_of(
 
 
 def _canonical_path(raw_path: bytes, service: str) -> str:
-    """Encoded twice for every service but S3, with empty and dot segments normalised."""
+    """Encoded twice, with empty and dot segments normalised; S3's, whose keys may hold such, as it was sent."""
     path = raw_path.decode("latin-1") or "/"
-    if path == "/":
+    if path == "/" or service == "s3":
         return path
     segments: list[str] = []
     for segment in path.split("/"):

@@ -303,7 +303,7 @@ class HostSession:
         if task.desired_status == STOPPED:
             return spec
         try:
-            return self._context.launch_secrets.fill(reader, spec, definition)
+            return self._context.launch_secrets.fill(reader, spec, definition, task.overrides)
         except LaunchRefused as refused:
             if task.task_id in self._assigned or task.task_id in self._hello.task_ids:
                 # It runs already: what its containers were started with is theirs.

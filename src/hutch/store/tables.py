@@ -19,6 +19,7 @@ from hutch.model.iam import AccessKey, InstanceProfile, ManagedPolicy, Role, Use
 from hutch.model.image import LocalImage
 from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
 from hutch.model.notes import host_journal, instance_journal, task_journal
+from hutch.model.object import Bucket, ObjectPart, StoredObject
 from hutch.model.secret import Parameter, ParameterVersion, Secret, SecretVersion
 from hutch.model.task import Task
 from hutch.model.taskdef import Family, TaskDefinition
@@ -134,6 +135,11 @@ DELIVERIES = Table(
     {"by_due": lambda r: (f"{r.due_at:020.6f}",)},
 )
 DELIVERY_COUNTS = Table("delivery_counts", DeliveryCount, lambda r: (r.owner,))
+BUCKETS = Table("buckets", Bucket, lambda r: (r.name,))
+OBJECTS = Table("objects", StoredObject, lambda r: (r.bucket, r.key))
+OBJECT_PARTS = Table(
+    "object_parts", ObjectPart, lambda r: (r.content_id, f"{r.number:06d}"), append_only=True
+)
 
 ALL_TABLES: tuple[Table[Any], ...] = (
     IDENTITY,
@@ -170,4 +176,7 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     SCHEDULE_RUNS,
     DELIVERIES,
     DELIVERY_COUNTS,
+    BUCKETS,
+    OBJECTS,
+    OBJECT_PARTS,
 )

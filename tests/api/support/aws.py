@@ -15,6 +15,7 @@ from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.logs import service as logs_api
+from hutch.api.aws.s3 import service as s3
 from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
 from hutch.api.gateway.operation import Service
@@ -27,6 +28,7 @@ from hutch.control.controllers.loops import MembershipLoop
 from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
+from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
@@ -95,6 +97,7 @@ class AwsServer:
         return [
             secretsmanager.service(SecretOps(self.store, vault, clock, ids, **place), paging),
             ssm.service(ParameterOps(self.store, vault, clock, **place), paging, self.sessions),
+            s3.service(ObjectOps(self.store, vault, clock, ids), paging, **place),
         ]
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -31,8 +31,14 @@ from hutch.api.gateway.http import (
 )
 from hutch.api.gateway.native import NativeRoute
 from hutch.api.gateway.native_calls import NativeCalls
+from hutch.api.gateway.object_bodies import (
+    MAX_OBJECT_BODY_BYTES,
+    OBJECT_SERVICES,
+    declared_digest,
+    object_request,
+)
 from hutch.api.gateway.operation import EventStream, Principal, Request, Service
-from hutch.api.gateway.service_model import XML_PROTOCOLS
+from hutch.api.gateway.service_model import REST_PROTOCOLS, XML_PROTOCOLS
 from hutch.base import sigv4
 from hutch.base.clock import Clock
 from hutch.base.errors import HutchError
@@ -141,8 +147,7 @@ class Gateway:
         headers = headers_of(scope)
         envelope = _Envelope(headers, scope["query_string"])
         try:
-            http = await self._http_request(scope, receive, headers)
-            principal, signing_name = self._authenticate(scope, http, envelope)
+            http, principal, signing_name = await self._authenticated(scope, receive, headers, envelope)
             service, call = self._route(http, signing_name, envelope)
             request = Request(
                 service=service.service.name,
@@ -176,11 +181,44 @@ class Gateway:
         await stream(send, receive, _EVENT_STREAM, messages, request_id)
         return None
 
-    async def _http_request(self, scope: Scope, receive: Receive, headers: dict[str, str]) -> HttpRequest:
+    async def _authenticated(
+        self, scope: Scope, receive: Receive, headers: dict[str, str], envelope: _Envelope
+    ) -> tuple[HttpRequest, Principal, str]:
+        """The whole request, who signed it, and for which service. Raises `Fault`."""
+        signature: sigv4.Scope | None = None
+        refused: SignatureRefused | None = None
         try:
-            body = await read_body(receive, headers, MAX_BODY_BYTES)
+            signature = sigv4.parse_scope(scope["query_string"].decode("latin-1"), headers)
+        except SignatureRefused as refusal:
+            refused = refusal
+        is_object = signature is not None and signature.service in OBJECT_SERVICES
+        if is_object:
+            envelope.protocol = "rest-xml"
+        elif signature is not None and signature.service == "ec2" and envelope.protocol == "query":
+            envelope.protocol = "ec2"
+        try:
+            if signature is not None and is_object:
+                declared = declared_digest(signature, headers)
+                # Bodies are long: nobody else's is read.
+                principal = self._verified(scope, signature, headers, declared)
+                http = await self._http_request(scope, receive, headers, MAX_OBJECT_BODY_BYTES)
+                return object_request(http, declared), principal, signature.service
+            http = await self._http_request(scope, receive, headers, MAX_BODY_BYTES)
+            if signature is None:
+                raise refused or SignatureRefused("Missing", "Missing Authentication Token")
+            return http, self._signer(scope, http, signature), signature.service
+        except SignatureRefused as refusal:
+            raise faults.signature_fault(refusal, envelope.protocol) from None
+
+    async def _http_request(
+        self, scope: Scope, receive: Receive, headers: dict[str, str], max_body_bytes: int
+    ) -> HttpRequest:
+        try:
+            body = await read_body(receive, headers, max_body_bytes)
         except TooLarge:
-            message = f"The request body can have at most {MAX_BODY_BYTES} bytes."
+            message = f"The request body can have at most {max_body_bytes} bytes."
+            if max_body_bytes == MAX_OBJECT_BODY_BYTES:
+                raise Fault("EntityTooLarge", message) from None
             raise Fault("RequestEntityTooLargeException", message, 413) from None
         return HttpRequest(
             method=scope["method"],
@@ -190,20 +228,14 @@ class Gateway:
             body=body,
         )
 
-    def _authenticate(self, scope: Scope, http: HttpRequest, envelope: _Envelope) -> tuple[Principal, str]:
-        """Who signed the request, and for which service. Raises `Fault`."""
-        try:
-            signature = sigv4.parse_scope(http.query.decode("latin-1"), http.headers)
-            if signature.service == "ec2" and envelope.protocol == "query":
-                envelope.protocol = "ec2"
-            digest = hashlib.sha256(http.body).hexdigest()
-            if http.headers.get("x-amz-content-sha256", digest) != digest:
-                raise SignatureRefused(
-                    "Mismatch", "The body does not have the SHA-256 that x-amz-content-sha256 declares."
-                )
-            return self._verified(scope, signature, http.headers, digest), signature.service
-        except SignatureRefused as refusal:
-            raise faults.signature_fault(refusal, envelope.protocol) from None
+    def _signer(self, scope: Scope, http: HttpRequest, signature: sigv4.Scope) -> Principal:
+        """Who signed a request, its body included. Raises `SignatureRefused`."""
+        digest = hashlib.sha256(http.body).hexdigest()
+        if http.headers.get("x-amz-content-sha256", digest) != digest:
+            raise SignatureRefused(
+                "Mismatch", "The body does not have the SHA-256 that x-amz-content-sha256 declares."
+            )
+        return self._verified(scope, signature, http.headers, digest)
 
     def _verified(self, scope: Scope, signature: sigv4.Scope, headers: Any, payload_sha256: str) -> Principal:
         """Who signed a request. Raises `SignatureRefused`."""
@@ -245,9 +277,9 @@ class Gateway:
             in_query = envelope.content_type != _FORM_TYPE
             return service, service.form_call(http.query if in_query else http.body, is_query_string=in_query)
         for service in services:
-            if service.protocol == "rest-json":
+            if service.protocol in REST_PROTOCOLS:
                 envelope.is_for(service)
-                if call := service.rest_call(http.method, http.raw_path):
+                if call := service.rest_call(http):
                     return service, call
         path = http.raw_path[:100].decode("latin-1")
         raise Fault(

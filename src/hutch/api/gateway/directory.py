@@ -17,6 +17,7 @@ WIRE_NAMES = {
     "events": ("events", "AWSEvents"),
     "iam": ("iam", ""),
     "logs": ("logs", "Logs_20140328"),
+    "s3": ("s3", ""),
     "scheduler": ("scheduler", ""),
     "secretsmanager": ("secretsmanager", "secretsmanager"),
     "servicediscovery": ("servicediscovery", "Route53AutoNaming_v20170314"),

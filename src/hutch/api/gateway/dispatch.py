@@ -11,7 +11,14 @@ from hutch.api.gateway.faults import Fault, FaultTable, Response
 from hutch.api.gateway.form import FormReader, XmlWriter, parse_fields
 from hutch.api.gateway.operation import EventStream, Operation, Request, Service
 from hutch.api.gateway.rest import RestCodec, RestRouter, json_object
-from hutch.api.gateway.service_model import XML_PROTOCOLS, OperationModel, ServiceModel, load_model
+from hutch.api.gateway.rest_xml import QueryRouter, RestXmlCodec
+from hutch.api.gateway.service_model import (
+    REST_PROTOCOLS,
+    XML_PROTOCOLS,
+    OperationModel,
+    ServiceModel,
+    load_model,
+)
 from hutch.api.gateway.validate import BadInput, Validators, undeclared_output
 from hutch.base.errors import HutchError
 
@@ -34,7 +41,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     fields: Mapping[str, str] = {}
     """The form's fields without Action and Version (query, ec2)."""
     labels: Mapping[str, str] = {}
-    """The labels in the path (rest-json)."""
+    """The labels in the path (rest-json, rest-xml)."""
 
 
 class ServedOperation:
@@ -70,13 +77,14 @@ class ServedService:
             self.operations[operation.name] = ServedOperation(operation, model, self.model)
         self._forms = FormReader(self.model)
         self._xml = XmlWriter(self.model)
-        self._rest = RestCodec(self.model)
-        self._router = self._all_routes() if self.protocol == "rest-json" else None
+        self._rest = RestXmlCodec(self.model) if self.protocol == "rest-xml" else RestCodec(self.model)
+        self._router = RestRouter(self._all()) if self.protocol == "rest-json" else None
+        self._query_router = QueryRouter(self._all(), self.model) if self.protocol == "rest-xml" else None
         self.model.keep_only(set(self.operations))
 
-    def _all_routes(self) -> RestRouter:
+    def _all(self) -> list[OperationModel]:
         models = (self.model.operation(name) for name in self.model.operation_names)
-        return RestRouter([m for m in models if m])
+        return [m for m in models if m]
 
     def faults_of(self, operation: str) -> FaultTable:
         """The fault tables that an operation's errors are looked up in."""
@@ -110,9 +118,12 @@ class ServedService:
             raise self.unknown_operation(action)
         return Call(operation=action, fields=fields)
 
-    def rest_call(self, method: str, raw_path: bytes) -> Call | None:
-        """The call of a method and path; None if they are not this service's. Raises `Fault`."""
-        found = self._router.find(method, raw_path.decode("latin-1")) if self._router else None
+    def rest_call(self, http: HttpRequest) -> Call | None:
+        """The call of a request by its method and path; None if they are not this service's. Raises `Fault`."""
+        path = http.raw_path.decode("latin-1")
+        found = self._router.find(http.method, path) if self._router else None
+        if self._query_router is not None:
+            found = self._query_router.find(http.method, path, http.query, http.headers)
         if found is None:
             return None
         operation, labels = found
@@ -138,7 +149,7 @@ class ServedService:
     def _decode(self, served: ServedOperation, call: Call, http: HttpRequest) -> dict[str, Any]:
         if self.protocol in XML_PROTOCOLS:
             return self._forms.read(served.input_shape, call.fields)
-        if self.protocol == "rest-json":
+        if self.protocol in REST_PROTOCOLS:
             return self._rest.read(served.model, call.labels, http.query, http.headers, http.body)
         given = json_object(http.body)
         if served.input_shape is None and given:
@@ -157,6 +168,8 @@ class ServedService:
         if self.protocol in XML_PROTOCOLS:
             text = f"The action {shown} is not valid for this web service."
             return Fault("InvalidAction", f"hutch does not serve {shown} yet." if known else text)
+        if self.protocol == "rest-xml":
+            return Fault("NotImplemented", f"hutch does not serve {shown} yet.", 501)
         text = f"hutch does not serve {shown} yet." if known else f"Unknown operation {shown!r}."
         return Fault("UnknownOperationException", text, 404 if self.protocol == "rest-json" else 400)
 
@@ -175,7 +188,7 @@ class ServedService:
         if self.protocol in XML_PROTOCOLS:
             body = self._xml.write(request.operation, output, answer, request.request_id)
             return 200, [(b"content-type", b"text/xml;charset=UTF-8")], body
-        if self.protocol == "rest-json":
+        if self.protocol in REST_PROTOCOLS:
             return self._rest.write(served.model, answer)
         kind = f"application/x-amz-json-{self.model.metadata.jsonVersion}".encode()
         # Nothing at all is an empty body, as AWS answers operations without output.

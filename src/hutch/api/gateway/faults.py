@@ -49,6 +49,25 @@ _EC2_SIGNATURE = {
     "Mismatch": ("AuthFailure", 401),
 }
 
+_S3_SIGNATURE = {
+    "Missing": ("AccessDenied", 403),
+    "Incomplete": ("AuthorizationHeaderMalformed", 400),
+    "Expired": ("RequestTimeTooSkewed", 403),
+    "UnknownKey": ("InvalidAccessKeyId", 403),
+    "ExpiredToken": ("ExpiredToken", 400),
+    "Mismatch": ("SignatureDoesNotMatch", 403),
+}
+_STATUS = {
+    "AccessDenied": 403,
+    "BucketNotEmpty": 409,
+    "InternalError": 500,
+    "InvalidRange": 416,
+    "NoSuchBucket": 404,
+    "NotImplemented": 501,
+    "PreconditionFailed": 412,
+}
+"""Status of S3's errors, of which the model has few."""
+
 _USUAL_CODES: dict[str, FaultTable] = {
     "json": (
         (NotFound, "ResourceNotFoundException"),
@@ -79,6 +98,16 @@ _USUAL_CODES: dict[str, FaultTable] = {
         (Unavailable, "Unavailable"),
         (HutchError, "InvalidParameterValue"),
     ),
+    "rest-xml": (
+        (NotFound, "NoSuchKey"),
+        (AlreadyExists, "BucketAlreadyOwnedByYou"),
+        (InUse, "BucketNotEmpty"),
+        (LimitExceeded, "EntityTooLarge"),
+        (AccessDenied, "AccessDenied"),
+        (NotServed, "NotImplemented"),
+        (Unavailable, "ServiceUnavailable"),
+        (HutchError, "InvalidRequest"),
+    ),
 }
 """What a kind is called where the service says nothing else; most special first."""
 
@@ -106,6 +135,8 @@ def validation_fault(message: str, protocol: str, faults: FaultTable, *, seriali
     """The answer to malformed input: of a wrong type (`serialization`), or against a constraint."""
     if serialization and protocol == "query":
         return Fault("MalformedInput", message)
+    if serialization and protocol == "rest-xml":
+        return Fault("MalformedXML", message)
     if serialization and protocol != "ec2":
         return Fault("SerializationException", message)
     return Fault(usual_code(Invalid, protocol, faults), message)
@@ -113,7 +144,8 @@ def validation_fault(message: str, protocol: str, faults: FaultTable, *, seriali
 
 def signature_fault(refusal: SignatureRefused, protocol: str) -> Fault:
     """A refused signature in a protocol's words."""
-    table = {"query": _QUERY_SIGNATURE, "ec2": _EC2_SIGNATURE}.get(protocol, _JSON_SIGNATURE)
+    tables = {"query": _QUERY_SIGNATURE, "ec2": _EC2_SIGNATURE, "rest-xml": _S3_SIGNATURE}
+    table = tables.get(protocol, _JSON_SIGNATURE)
     code, status = table[refusal.kind]
     return Fault(code, refusal.message, status)
 
@@ -124,7 +156,7 @@ def access_denied_fault(message: str, protocol: str) -> Fault:
         return Fault(
             "UnauthorizedOperation", f"You are not authorized to perform this operation. {message}", 403
         )
-    if protocol == "query":
+    if protocol in ("query", "rest-xml"):
         return Fault("AccessDenied", message, 403)
     return Fault("AccessDeniedException", message, 403 if protocol == "rest-json" else 400)
 
@@ -137,6 +169,8 @@ def domain_fault(error: HutchError, faults: FaultTable, model: ServiceModel) -> 
     status = 503 if isinstance(error, Unavailable) else 400
     if isinstance(error, AccessDenied) and model.protocol != "json":
         status = 403
+    if model.protocol == "rest-xml":
+        status = _STATUS.get(code, status)
     shape = model.exception(code)
     if shape and shape.error and shape.error.httpStatusCode:
         status = shape.error.httpStatusCode
@@ -156,14 +190,14 @@ def internal_fault(request_id: str, model: ServiceModel | None) -> Fault:
     code = "InternalFailure"
     if model and model.exception("ServerException"):
         code = "ServerException"
-    elif model and model.protocol == "ec2":
+    elif model and model.protocol in ("ec2", "rest-xml"):
         code = "InternalError"
     return Fault(code, message, 500)
 
 
 def render(fault: Fault, protocol: str, namespace: str, json_version: str, request_id: str) -> Response:
     """An error answer in a protocol."""
-    if protocol in XML_PROTOCOLS:
+    if protocol in (*XML_PROTOCOLS, "rest-xml"):
         body = error_xml(
             protocol, namespace, fault.code, fault.message, request_id, sender=fault.status < 500
         )

@@ -156,7 +156,7 @@ class XmlWriter:
     def write(self, operation: str, output: Ref | None, value: Mapping[str, Any], request_id: str) -> bytes:
         """The whole answer of an operation."""
         namespace = escape(self._model.metadata.xmlNamespace)
-        body = self._members(output.shape, value) if output else ""
+        body = self.members(output.shape, value) if output else ""
         if self._model.protocol == "ec2":
             inner = f"<requestId>{escape(request_id)}</requestId>{body}"
         else:
@@ -170,18 +170,19 @@ class XmlWriter:
             f"{inner}</{operation}Response>"
         ).encode()
 
-    def _members(self, shape_name: str, value: Mapping[str, Any]) -> str:
+    def members(self, shape_name: str, value: Mapping[str, Any]) -> str:
+        """The elements of a structure, without one around them."""
         parts = []
         for member, ref in self._model.shape(shape_name).members.items():
             given = value.get(member)
-            if given is not None:
+            if given is not None and ref.location is None:
                 parts.append(self._element(ref.locationName or member, ref, given))
         return "".join(parts)
 
     def _element(self, name: str, ref: Ref, value: Any) -> str:
         shape = self._model.shape(ref.shape)
         if shape.type == "structure":
-            return f"<{name}>{self._members(ref.shape, value)}</{name}>"
+            return f"<{name}>{self.members(ref.shape, value)}</{name}>"
         flattened = shape.flattened or ref.flattened
         if shape.type == "list":
             assert shape.member is not None
@@ -221,8 +222,13 @@ def _text(kind: str, value: Any) -> str:
 def error_xml(
     protocol: str, namespace: str, code: str, message: str, request_id: str, *, sender: bool
 ) -> bytes:
-    """An error answer in the query or ec2 protocol."""
+    """An error answer in a protocol of XML."""
     code, message, request_id = escape(code), escape(message), escape(request_id)
+    if protocol == "rest-xml":
+        return (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
+            f"<RequestId>{request_id}</RequestId></Error>"
+        ).encode()
     if protocol == "ec2":
         return (
             f'<?xml version="1.0" encoding="UTF-8"?><Response><Errors><Error><Code>{code}</Code>'

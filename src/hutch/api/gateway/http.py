@@ -72,13 +72,11 @@ async def _read_parts(first: MutableMapping[str, Any], receive: Receive, limit: 
 
 
 async def respond(send: Send, response: Response, request_id: str) -> None:
-    """Send a whole answer."""
+    """Send a whole answer. An answer to HEAD says itself how long what it has not got is."""
     status, headers, body = response
-    headers = [
-        *headers,
-        (b"content-length", str(len(body)).encode()),
-        (b"x-amzn-requestid", request_id.encode()),
-    ]
+    headers = [*headers, (b"x-amzn-requestid", request_id.encode())]
+    if not any(name == b"content-length" for name, _ in headers):
+        headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -20,7 +20,7 @@ class RestRouter:
 
     def __init__(self, operations: list[OperationModel]) -> None:
         self._routes = sorted(
-            ((_template(op.http.requestUri), op) for op in operations),
+            ((template_pattern(op.http.requestUri), op) for op in operations),
             # The most literal template wins: `/a/b` over `/a/{x}` over `/{path+}`.
             key=lambda route: (route[0].pattern.count("(?P"), -len(route[0].pattern)),
         )
@@ -34,7 +34,8 @@ class RestRouter:
         return None
 
 
-def _template(uri: str) -> re.Pattern[str]:
+def template_pattern(uri: str) -> re.Pattern[str]:
+    """What the paths of a `requestUri` look like, its labels as named groups."""
     path = uri.partition("?")[0].rstrip("/")
     parts = re.split(r"\{([^}]+)\}", path)
     pattern = ""
@@ -99,13 +100,21 @@ class RestCodec:
             elif kind == "string":
                 result[shape.payload] = body.decode("utf-8", "replace")
             elif body:
-                result[shape.payload] = self._renamed(ref, json_object(body))
+                result[shape.payload] = self._structured(ref, body)
             return
-        for wire, given in json_object(body).items():
+        for wire, given in self._unnamed(body).items():
             member = in_body.get(wire)
             if member is None:
                 raise BadInput(f"Unknown parameter '{wire[:100]}'")
             result[member] = self._renamed(shape.members[member], given)
+
+    def _structured(self, ref: Ref, body: bytes) -> Any:
+        """The structure that a body is."""
+        return self._renamed(ref, json_object(body))
+
+    def _unnamed(self, body: bytes) -> dict[str, Any]:
+        """The members, by their names on the wire, of a body that is no single member."""
+        return json_object(body)
 
     def _take_query(
         self, result: dict[str, Any], member: str, ref: Ref, fields: dict[str, list[str]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 XML_PROTOCOLS = ("query", "ec2")
+REST_PROTOCOLS = ("rest-json", "rest-xml")
 
 
 class Http(msgspec.Struct):
@@ -122,7 +123,7 @@ class ServiceModel:
 
     @property
     def protocol(self) -> str:
-        """The protocol hutch answers in: json, query, ec2 or rest-json; json for services with CBOR, too."""
+        """The protocol hutch answers in: json, query, ec2, rest-json or rest-xml; json for services with CBOR, too."""
         first = self.metadata.protocol
         if first == "smithy-rpc-v2-cbor" and "json" in self.metadata.protocols:
             return "json"

@@ -18,6 +18,7 @@ from hutch.model.task import LAUNCH_TYPES, Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.cpu_burst import cpu_capped
 from hutch.rules.deadline import max_runtime_s
+from hutch.rules.environment_files import check_environment_files
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
@@ -179,6 +180,7 @@ def _check_overrides(overrides: Mapping[str, Any], definition: TaskDefinition) -
             raise Invalid(f"There is more than one override for container {name}.")
         seen.add(name)
         check_override(names[name], override.get("environment"))
+        check_environment_files(name, override.get("environmentFiles", ()))
 
 
 def new_task(

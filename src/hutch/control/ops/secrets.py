@@ -412,5 +412,6 @@ def values_exist(store: Store) -> bool:
         return bool(
             reader.scan(tables.SECRET_VERSIONS, limit=1)
             or reader.scan(tables.PARAMETER_VERSIONS, limit=1)
+            or reader.scan(tables.OBJECTS, limit=1)
             or any(key.sealed for key in reader.scan(tables.ACCESS_KEYS))
         )

@@ -20,7 +20,7 @@ from hutch.host.agent.metadata import TaskView
 from hutch.host.agent.observation import cause_chain, container_named, reason_of, with_last_output
 from hutch.host.agent.record import TaskRecord
 from hutch.host.agent.setup import SetUp
-from hutch.host.agent.taskfile import TaskFile, lacks_secrets, with_secrets
+from hutch.host.agent.taskfile import TaskFile, lacks_secrets, renewed, with_secrets
 from hutch.host.agent.tasklogs import TaskLogs, keep_logs
 from hutch.host.drivers.contract import (
     ContainerExited,
@@ -110,9 +110,10 @@ class TaskRunner:
 
     def take_secrets(self, spec: TaskSpec) -> None:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
-        given = {c.name: c.secrets for c in spec.containers}
+        given = {c.name: c for c in spec.containers}
         containers = tuple(
-            replace(c, secrets=given.get(c.name, {})) if lacks_secrets(c) else c for c in self.spec.containers
+            renewed(c, given[c.name]) if c.name in given and lacks_secrets(c) else c
+            for c in self.spec.containers
         )
         self.spec = replace(self.spec, containers=containers)
         self._assigned.set()

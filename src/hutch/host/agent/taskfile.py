@@ -64,3 +64,11 @@ def with_secrets(container: ContainerSpec) -> ContainerSpec:
     """The container as its driver gets it: the values of its secrets are in its environment."""
     environment = {**container.environment, **container.secrets}
     return replace(container, environment=environment, secrets={}, registry_credentials=None)
+
+
+def renewed(container: ContainerSpec, assigned: ContainerSpec) -> ContainerSpec:
+    """The container with the values of a later assignment. Environment files may have other names in them by now; where
+    the values could not be had, none are there, and the names stay to be missed."""
+    whole = bool(assigned.secrets) and not lacks_secrets(assigned)
+    names = assigned.secret_names if whole else container.secret_names
+    return replace(container, secrets=assigned.secrets, secret_names=names)

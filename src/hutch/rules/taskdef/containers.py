@@ -6,6 +6,7 @@ from typing import Any
 from hutch.base.errors import Invalid
 from hutch.rules import secret_references
 from hutch.rules.awslogs import start_pattern
+from hutch.rules.environment_files import check_environment_files
 from hutch.rules.taskdef.linux import check_linux
 from hutch.rules.taskdef.refusals import refuse
 
@@ -54,6 +55,7 @@ def check_containers(document: dict[str, Any]) -> None:
         check_linux(container)
         _check_log(container)
         _check_secrets(container)
+        check_environment_files(container["name"], container.get("environmentFiles", ()))
     if len(set(names)) != len(names):
         raise refuse("Container names must be unique within a task definition.")
     if not any(c.get("essential", True) for c in containers):

@@ -117,6 +117,8 @@ def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
             found.add("com.amazonaws.ecs.capability.privileged-container")
         if container.get("repositoryCredentials"):
             found.add("ecs.capability.private-registry-authentication.secretsmanager")
+        if container.get("environmentFiles"):
+            found.add("ecs.capability.env-files.s3")
         for secret in container.get("secrets", ()):
             kind = "asm" if isinstance(parse_value_from(secret["valueFrom"]), SecretReference) else "ssm"
             found.add(f"ecs.capability.secrets.{kind}.environment-variables")

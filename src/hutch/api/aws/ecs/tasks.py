@@ -18,7 +18,6 @@ _NOT_YET = {
     "volumeConfigurations.managedEBSVolume.snapshotId": "hutch has no snapshots of volumes",
     "volumeConfigurations.managedEBSVolume.volumeInitializationRate": "hutch has no snapshots of volumes",
     "overrides.inferenceAcceleratorOverrides": "Elastic Inference was retired by AWS",
-    "overrides.containerOverrides.environmentFiles": "environment files come with a later version",
     "overrides.containerOverrides.resourceRequirements": "hutch offers no GPUs",
 }
 _INERT = {
