@@ -14,6 +14,7 @@ from hutch.host.agent.tasklogs import SendLogs
 from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
+from hutch.rules.containers import Action
 from hutch.wire.fleet import TaskFacts, TaskSpec
 
 
@@ -48,6 +49,10 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     send_logs: SendLogs
 
 
+Tell = Callable[[Callable[[], list[Action]]], None]
+"""Puts an event into a task's queue: a call that moves the task's machine, and gives what is to be done next."""
+
+
 async def all_of(works: list[Awaitable[Any]]) -> list[Any]:
     """All results; the first failure ends the others, and is raised when they have ended."""
     tasks = [asyncio.ensure_future(w) for w in works]
@@ -67,6 +72,9 @@ class Starts:
         self._under_way = 0
         self._none = asyncio.Event()
         self._none.set()
+        self.awake = asyncio.Event()
+        """Clear while the task is suspended, or on the way there: what starts a container waits for it."""
+        self.awake.set()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.base.background import Background
 from hutch.base.errors import HutchError, Invalid
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import ExecStream, HostFault
@@ -55,7 +56,7 @@ class TaskExecs:
         self._host_id = host_id
         self._control_socket = control_socket
         self._start = start
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving = Background(lambda error: log.error("exec session failed", reason=repr(error)))
 
     async def open(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Run a process and connect its streams; returns when both are done. Raises `HutchError`, `OSError`."""
@@ -73,22 +74,12 @@ class TaskExecs:
         except BaseException:
             await stream.close()
             raise
-        task = asyncio.create_task(_serve(stream, reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._ended)
+        self._serving.start(_serve(stream, reader, writer))
         return {}
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._serving.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("exec session failed", reason=repr(error))
 
     async def close(self) -> None:
         """End all of them."""
-        tasks = list(self._serving)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._serving.end()
 
 
 def check_spec(spec: ExecSpec) -> None:

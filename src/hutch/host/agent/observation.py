@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from hutch.host.agent.metadata import Health
 from hutch.host.agent.taskfile import SavedContainer, TaskFile
 from hutch.host.agent.tasklogs import read_tail
-from hutch.host.drivers.contract import HostFault
+from hutch.host.drivers.contract import HostFault, ObservedContainer
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
 from hutch.rules.last_words import MAX_LINES, fix_from, last_lines
@@ -73,6 +73,31 @@ class Observation:
             for name, s in self.machine.containers.items()
             if s.rule.health is not None
         }
+
+    def catch_up(self, found: dict[str, ObservedContainer], now: float) -> list[rules.Action]:
+        """Bring what was saved to what is: the file may be a step behind."""
+        actions: list[rules.Action] = []
+        for name, state in self.machine.containers.items():
+            seen, known_id = found.get(name), self.runtime_ids.get(name, "")
+            if state.status == rules.STOPPED:
+                continue
+            if state.status == rules.RUNNING and seen is None:
+                state.reason = "ContainerRuntimeError: it was gone when the host agent came back"
+                actions += self.machine.exited(name, rules.Exit(exit_code=255), now)
+            elif state.status == rules.RUNNING and seen is not None:
+                if seen.runtime_id != known_id:
+                    state.restarts += 1
+                    state.started_at = seen.started_at or state.started_at
+                    self.runtime_ids[name] = seen.runtime_id
+            elif seen is not None and seen.runtime_id != known_id:
+                state.status = rules.STARTING
+                self.runtime_ids[name] = seen.runtime_id
+                actions += self.machine.started(name, seen.started_at or now)
+            elif state.status == rules.STARTING and self.machine.is_stopping:
+                state.status = rules.STOPPED
+            elif state.status == rules.STARTING:
+                actions.append(rules.Start(name))
+        return actions
 
     @property
     def created_at(self) -> float | None:

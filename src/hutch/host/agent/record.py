@@ -10,7 +10,7 @@ from hutch.base.errors import StorageFull
 from hutch.base.log import get_logger
 from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
-from hutch.host.agent.taskfile import TaskFile, without_secrets
+from hutch.host.agent.taskfile import TaskFile, lacks_secrets, renewed, without_secrets
 from hutch.host.drivers.contract import SandboxSpec
 from hutch.wire.fleet import TaskSpec
 
@@ -20,7 +20,14 @@ log = get_logger(__name__)
 class TaskRecord:
     """A task's file and what was seen of the task. Whoever changes either sets `changed`, or uses `update`."""
 
-    def __init__(self, context: RunnerContext, content: TaskFile) -> None:
+    def __init__(self, context: RunnerContext, content: TaskFile, directory: Path) -> None:
+        self.directory = directory
+        self.spec = content.spec
+        """With the values of secrets that are known; the file has none."""
+        self.assigned = asyncio.Event()
+        """Set once an assignment came in this process's life."""
+        self.ending = asyncio.Event()
+        """Set once the task is on the way to its end."""
         self.file = content
         self.seen = Observation(content)
         self.changed = asyncio.Event()
@@ -34,11 +41,24 @@ class TaskRecord:
         self.file = replace(self.file, **members)
         self.changed.set()
 
-    def sandbox(self, spec: TaskSpec, directory: Path) -> SandboxSpec:
+    def take_secrets(self, spec: TaskSpec) -> None:
+        """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
+        given = {c.name: c for c in spec.containers}
+        containers = tuple(
+            renewed(c, given[c.name]) if c.name in given and lacks_secrets(c) else c
+            for c in self.spec.containers
+        )
+        self.spec = replace(self.spec, containers=containers)
+        self.assigned.set()
+
+    def sandbox(self) -> SandboxSpec:
         """What the driver gets, of a task whose network and images are ready."""
         assert self.file.attachment is not None
         return SandboxSpec(
-            task=spec, directory=str(directory), images=self.file.images, attachment=self.file.attachment
+            task=self.spec,
+            directory=str(self.directory),
+            images=self.file.images,
+            attachment=self.file.attachment,
         )
 
     async def keep_saving(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
     SupportsFork,
 )
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.fleet import ContainerSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -36,13 +35,10 @@ RETRY_FOR_S = 15.0
 class SetUp:
     """Images, network, endpoint and sandbox of one task."""
 
-    def __init__(
-        self, context: RunnerContext, spec: TaskSpec, driver: Driver, directory: Path, record: TaskRecord
-    ) -> None:
+    def __init__(self, context: RunnerContext, driver: Driver, record: TaskRecord) -> None:
         self._context = context
-        self._spec = spec
+        self._spec = record.spec
         self._driver = driver
-        self._directory = directory
         self._record = record
         self._seen = record.seen
         self._now = context.clock.now
@@ -66,7 +62,7 @@ class SetUp:
             images.acquire(image.digest, spec.task_id)
         prepared: dict[str, RootImage] = dict(zip((c.name for c in spec.containers), pulled, strict=True))
         self._record.update(attachment=attachment, images=prepared, driver=self._driver.name)
-        handle = await self._create(self._record.sandbox(spec, self._directory))
+        handle = await self._create(self._record.sandbox())
         for phase in handle.phases:
             self._seen.measured(phase.name, phase.detail, phase.started_at, phase.ended_at)
         # Not waited for: until it is kept the sandbox is found by its names (`destroy_leftovers`), and nothing is
