@@ -329,14 +329,11 @@ async def test_a_place_that_cannot_be_written_is_said() -> None:
 
 
 async def test_a_journal_keeps_what_each_change_was(store: Store) -> None:
-    task = Task(task_id="1" * 32, cluster="c", family="f", revision=1, launch_type="FARGATE", cpu=256, memory_mib=512,
-                created_at=1.0)  # fmt: skip
-
     def work(tx: Tx) -> None:
-        stored = tx.put(tables.TASKS, task)
+        stored = tx.put(tables.TASKS, task("1"))
         stored = tx.put(tables.TASKS, replace(stored, last_status="PENDING", event_version=2))
         tx.put(tables.TASKS, replace(stored, waiting_reason="tells nothing"))
-        tx.delete(tables.TASKS, "c", task.task_id)
+        tx.delete(tables.TASKS, "c", "1")
 
     await store.write(CAUSE, work)
     notes = [c.note for c in store.changes(0) or () if c.table == tables.TASKS.name]
@@ -344,27 +341,140 @@ async def test_a_journal_keeps_what_each_change_was(store: Store) -> None:
     assert [decode_task_note(n).task.last_status for n in notes if n] == ["PROVISIONING", "PENDING"]
 
 
-async def test_notes_are_as_durable_as_the_change(tmp_path: Path) -> None:
-    """And a file from before there were notes is taken over."""
+OLD_FORMATS = {
+    1: "ALTER TABLE changes DROP COLUMN note;",
+    2: "",
+}
+
+
+def as_older(path: Path, version: int) -> None:
+    """Make a file what an older hutch would have left: records in the order of their keys, entries with the keys."""
+    db = sqlite3.connect(path)
+    db.executescript(
+        f"""
+        CREATE TABLE old (tbl TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
+                          PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+        INSERT INTO old SELECT tbl, key, version, body FROM records;
+        DROP TABLE records; DROP TABLE entries; DROP TABLE tallies;
+        ALTER TABLE old RENAME TO records;
+        CREATE TABLE entries (idx TEXT NOT NULL, ordering TEXT NOT NULL, key TEXT NOT NULL,
+                              PRIMARY KEY (idx, ordering)) WITHOUT ROWID;
+        {OLD_FORMATS[version]} PRAGMA user_version={version};
+        """
+    )
+    db.close()
+
+
+@pytest.mark.parametrize("version", OLD_FORMATS)
+async def test_a_file_of_an_older_format_is_taken_over(tmp_path: Path, version: int) -> None:
     path = tmp_path / "state.sqlite3"
     first = SqliteStore(path)
     await first.open()
-    await first.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    await put(first, cluster("a"), token("s", "t", 2.0), token("s", "a", 3.0))
+    await first.write(CAUSE, lambda tx: [tx.put(tables.TASKS, task(n)) for n in "123"])
     await first.close()
-    db = sqlite3.connect(path)
-    db.executescript("ALTER TABLE changes DROP COLUMN note; PRAGMA user_version=1;")
-    db.close()
-    host = Host(host_id="i-1", name="h", connected=True)
+    as_older(path, version)
     second = SqliteStore(path)
     await second.open()
-    await second.write(CAUSE, lambda tx: tx.put(tables.HOSTS, host))
+    stored = await second.write(
+        CAUSE,
+        lambda tx: tx.put(
+            tables.TASKS, replace(one_of(tx.get(tables.TASKS, "c", "1")), last_status="RUNNING")
+        ),
+    )
+    assert stored.version == 2
+    with second.read() as reader:
+        assert [t.token for t in reader.scan(tables.IDEMPOTENCY_TOKENS, index="by_age")] == ["t", "a"]
+        counts = {s: reader.count(tables.TASKS, "c", s, index="by_last") for s in ("PROVISIONING", "RUNNING")}
+        assert counts == {"PROVISIONING": 2, "RUNNING": 1}
     await second.close()
-    third = SqliteStore(path)
-    await third.open()
-    notes = [c.note for c in third.changes(0) or ()]
-    await third.close()
+
+
+def one_of(record: Any) -> Any:
+    assert record is not None
+    return record
+
+
+async def test_notes_are_as_durable_as_the_change(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite3"
+    host = Host(host_id="i-1", name="h", connected=True)
+    first = SqliteStore(path)
+    await first.open()
+    await first.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("a")))
+    await first.write(CAUSE, lambda tx: tx.put(tables.HOSTS, host))
+    await first.close()
+    second = SqliteStore(path)
+    await second.open()
+    notes = [c.note for c in second.changes(0) or ()]
+    await second.close()
     assert [bool(n) for n in notes] == [False, True]
     assert decode_host_note(notes[1]).connected
+
+
+def task(task_id: str, **members: Any) -> Task:
+    made = Task(
+        task_id=task_id, cluster="c", family="f", revision=1, launch_type="FARGATE", cpu=256, memory_mib=512,
+        created_at=1.0,
+    )  # fmt: skip
+    return replace(made, **members)
+
+
+async def test_a_tally_counts_as_an_index_does(store: Store) -> None:
+    def work(tx: Tx) -> tuple[int, int]:
+        for n in range(5):
+            tx.put(tables.TASKS, task(f"t{n}"))
+        before = tx.count(tables.TASKS, "c", "PROVISIONING", index="by_last")
+        tx.put(tables.TASKS, replace(one_of(tx.get(tables.TASKS, "c", "t1")), last_status="RUNNING"))
+        tx.delete(tables.TASKS, "c", "t2")
+        return before, tx.count(tables.TASKS, "c", index="by_last")
+
+    assert await store.write(CAUSE, work) == (5, 4)
+    with store.read() as reader:
+        assert reader.count(tables.TASKS, "c", "PROVISIONING", index="by_last") == 3
+        assert reader.count(tables.TASKS, "c", "RUNNING", index="by_last") == 1
+        assert reader.count(tables.TASKS, "d", index="by_last") == 0
+        with pytest.raises(KeyError):
+            reader.scan(tables.TASKS, "c", index="by_last")
+
+
+async def test_a_unit_of_work_sees_what_it_and_those_before_it_wrote_and_never_what_was_taken_back(
+    store: Store,
+) -> None:
+    """Also in the middle: scans of tables that were just written to, and of those that are kept in memory."""
+
+    def names(tx: Tx) -> list[str]:
+        return [c.name for c in tx.scan(tables.CLUSTERS)]
+
+    def writes(name: str) -> Callable[[Tx], list[str]]:
+        def work(tx: Tx) -> list[str]:
+            names(tx)
+            tx.put(tables.CLUSTERS, cluster(name))
+            return names(tx)
+
+        return work
+
+    def fails_late(tx: Tx) -> None:
+        tx.put(tables.CLUSTERS, cluster("x"))
+        assert "x" in names(tx)
+        tx.delete(tables.CLUSTERS, "a")
+        tx.put(tables.CLUSTERS, cluster("a"))
+        assert one_of(tx.get(tables.CLUSTERS, "a")).version == 1
+        tx.delete(tables.CLUSTERS, "a")
+        assert "a" not in names(tx) and tx.get(tables.CLUSTERS, "a") is None
+        raise Rejected("no")
+
+    results = await asyncio.gather(
+        store.write(CAUSE, writes("a")),
+        store.write(CAUSE, fails_late),
+        store.write(CAUSE, writes("b")),
+        store.write(CAUSE, names),
+        return_exceptions=True,
+    )
+    assert [r for r in results if not isinstance(r, Rejected)] == [["a"], ["a", "b"], ["a", "b"]]
+    changes = store.changes(0)
+    assert changes is not None and [(c.seq, c.key) for c in changes] == [(1, ("a",)), (2, ("b",))]
+    with store.read() as reader:
+        assert [c.name for c in reader.scan(tables.CLUSTERS)] == ["a", "b"]
 
 
 async def test_a_waiter_is_woken_by_its_tables_only(store: Store) -> None:

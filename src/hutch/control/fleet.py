@@ -28,6 +28,7 @@ from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.surroundings import TaskAddresses
 from hutch.control.taskspec import task_spec, with_credentials
 from hutch.model.exec import ExecSpec
+from hutch.model.host import HostReports
 from hutch.model.record import Cause
 from hutch.model.task import STOPPED, CauseLink, Phase, Task
 from hutch.rules import lifecycle
@@ -202,7 +203,8 @@ class HostSession:
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(maxsize=4096)
         self._log_batches: asyncio.Queue[wire.LogBatch] = asyncio.Queue(maxsize=256)
         self._refused: asyncio.Queue[tuple[Task, LaunchRefused]] = asyncio.Queue()
-        self._assigned: set[str] = set()
+        self._assigned: dict[str, str] = {}
+        """Task ids, and their clusters."""
         self._stopping: set[str] = set()
         self._pending: dict[str, asyncio.Future[wire.Reply]] = {}
 
@@ -250,7 +252,7 @@ class HostSession:
                 if spec is None:
                     continue
                 assign.append(spec)
-                self._assigned.add(task.task_id)
+                self._assigned[task.task_id] = task.cluster
                 if task.desired_status == STOPPED:
                     self._stopping.add(task.task_id)
                     stop.append(_stop(task))
@@ -259,7 +261,7 @@ class HostSession:
     def send_task(self, reader: Reader, task: Task) -> None:
         """Bring the host up to date about one task of its own."""
         if task.is_stopped:
-            self._assigned.discard(task.task_id)
+            self._assigned.pop(task.task_id, None)
             self._stopping.discard(task.task_id)
             self._send(wire.Forget(task_id=task.task_id))
             return
@@ -267,7 +269,7 @@ class HostSession:
             spec = self._spec(reader, task)
             if spec is None:
                 return
-            self._assigned.add(task.task_id)
+            self._assigned[task.task_id] = task.cluster
             self._send(wire.Assign(task=spec))
         if task.desired_status == STOPPED and task.task_id not in self._stopping:
             self._stopping.add(task.task_id)
@@ -374,20 +376,26 @@ class HostSession:
         def work(tx: Tx) -> list[str]:
             forget: list[str] = []
             for report in reports:
-                found = tx.scan(tables.TASKS, report.facts.task_id, index="by_id")
-                if not found or found[0].host_id != self.host_id or found[0].is_stopped:
+                task = self._find(tx, report.facts.task_id)
+                if task is None or task.host_id != self.host_id or task.is_stopped:
                     if report.facts.status == STOPPED:
                         forget.append(report.facts.task_id)
                     continue
-                after = settle_suspension(tx, lifecycle.observed(found[0], _observed(report.facts)))
-                if after is not found[0]:
-                    store_stopped(tx, found[0], after)
-            host = tx.get(tables.HOSTS, self.host_id)
-            if host and host.last_report_seq < newest:
-                tx.put(tables.HOSTS, replace(host, last_report_seq=newest))
+                after = settle_suspension(tx, lifecycle.observed(task, _observed(report.facts)))
+                if after is not task:
+                    store_stopped(tx, task, after)
+            so_far = tx.get(tables.HOST_REPORTS, self.host_id) or HostReports(host_id=self.host_id)
+            if so_far.last_seq < newest:
+                tx.put(tables.HOST_REPORTS, replace(so_far, last_seq=newest))
             return forget
 
         return work
+
+    def _find(self, reader: Reader, task_id: str) -> Task | None:
+        cluster = self._assigned.get(task_id)
+        if cluster is not None:
+            return reader.get(tables.TASKS, cluster, task_id)
+        return next(iter(reader.scan(tables.TASKS, task_id, index="by_id")), None)
 
     async def _store_logs(self) -> None:
         while True:

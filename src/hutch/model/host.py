@@ -31,7 +31,13 @@ class Host(Record, frozen=True, kw_only=True, omit_defaults=True):
     drivers: tuple[DriverFact, ...] = ()
     attributes: dict[str, str] = {}
     registered_at: float = 0.0
-    last_report_seq: int = 0
+
+
+class HostReports(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a host's reports were taken in. Apart from the host, which is read with each launch and seldom changes."""
+
+    host_id: str
+    last_seq: int = 0
     """The highest report sequence number that was made durable."""
 
 

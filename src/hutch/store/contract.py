@@ -29,7 +29,8 @@ class Table(Generic[R]):
     """A kind of record: its name, type, primary key and secondary indexes. Declared once, in `store.tables`.
 
     Keys are tuples of strings, ordered element by element by code point, so that prefixes can be scanned.
-    An index function gives the record's key in that index, or None to leave it out. `read_mostly`: a backend may keep
+    An index function gives the record's key in that index, or None to leave it out. `tallies` are indexes that can only be
+    counted (`count` with their name), which costs a backend one number for each key. `read_mostly`: a backend may keep
     decoded records of it in memory. `journal`: what the change feed keeps of a change besides its key, made from the
     record before (None: new) and after (None: deleted); `b""` for nothing. So a follower of the feed sees every state
     of the record, not only the newest one. `append_only`: records are written once, and hardly read: a backend keeps
@@ -43,6 +44,7 @@ class Table(Generic[R]):
         key: Callable[[R], IndexKey],
         indexes: dict[str, Callable[[R], IndexKey | None]] | None = None,
         *,
+        tallies: dict[str, Callable[[R], IndexKey | None]] | None = None,
         read_mostly: bool = False,
         journal: Callable[[R | None, R | None], bytes] | None = None,
         append_only: bool = False,
@@ -51,6 +53,7 @@ class Table(Generic[R]):
         self.record_type = record_type
         self.key = key
         self.indexes = indexes or {}
+        self.tallies = tallies or {}
         self.read_mostly = read_mostly
         self.journal = journal
         self.append_only = append_only
@@ -95,7 +98,9 @@ class Reader(Protocol):
     def count(
         self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
     ) -> int:
-        """How many records `scan` would give; with `before` only those whose ordering key comes before this one."""
+        """How many records `scan` would give; with `before` only those whose ordering key comes before this one.
+
+        `index` can be one of the table's tallies (without `before`)."""
         ...
 
 

@@ -48,27 +48,29 @@ class _TableData:
             None: _Index(),
             **{name: _Index() for name in table.indexes},
         }
+        self.tallies = {name: _Index() for name in table.tallies}
 
     def set(self, primary: str, record: Any) -> None:
         self.unset(primary)
         self.records[primary] = record
-        for name, index in self.indexes.items():
-            if (ordering := self._ordering(name, primary, record)) is not None:
-                index.add(ordering, primary)
+        for index, ordering in self._places(primary, record):
+            index.add(ordering, primary)
 
     def unset(self, primary: str) -> None:
         old = self.records.pop(primary, None)
         if old is None:
             return
-        for name, index in self.indexes.items():
-            if (ordering := self._ordering(name, primary, old)) is not None:
-                index.remove(ordering)
+        for index, ordering in self._places(primary, old):
+            index.remove(ordering)
 
-    def _ordering(self, name: str | None, primary: str, record: Any) -> str | None:
-        if name is None:
-            return primary
-        key = self.table.indexes[name](record)
-        return None if key is None else encode_key(key) + primary
+    def _places(self, primary: str, record: Any) -> Iterator[tuple[_Index, str]]:
+        yield self.indexes[None], primary
+        for name, key_of in self.table.indexes.items():
+            if (key := key_of(record)) is not None:
+                yield self.indexes[name], encode_key(key) + primary
+        for name, key_of in self.table.tallies.items():
+            if (key := key_of(record)) is not None:
+                yield self.tallies[name], encode_key(key) + primary
 
 
 class _Handle:
@@ -107,7 +109,9 @@ class _Handle:
     ) -> int:
         low = encode_key(prefix)
         high = after_prefix(low) if before is None else min(after_prefix(low), encode_key(before))
-        return len(self._tables[table.name].indexes[index].between(low, high))
+        data = self._tables[table.name]
+        counted = data.tallies[index] if index in table.tallies else data.indexes[index]
+        return len(counted.between(low, high))
 
     def put(self, table: Table[R], record: R) -> R:
         data = self._tables[table.name]

@@ -1,8 +1,8 @@
 """The store in one SQLite file: what a single host uses.
 
-One thread owns the writing connection. It drains a queue of units of work, runs each in a savepoint, and commits them
+One thread owns the writing connection. It drains a queue of units of work, gathers what they write, and commits it
 together with one fsync (WAL, synchronous=FULL): the answer to each comes after that. Reads use a connection of their
-own, in the caller's thread, on a snapshot. See docs/adr/0002.
+own, in the caller's thread, on a snapshot. See docs/adr/0002 and 0023.
 """
 
 import asyncio
@@ -24,26 +24,18 @@ from hutch.store.contract import Change, Reader, Tx
 from hutch.store.feed import FeedSignal
 from hutch.store.keys import decode_key
 from hutch.store.lockfile import LockFile
-from hutch.store.sqlite_handle import ReadHandle, WriteHandle, WrittenRecords
+from hutch.store.sqlite_batch import Batch
+from hutch.store.sqlite_handle import Kept, ReadHandle, WriteHandle
+from hutch.store.sqlite_schema import migrate
 
 log = get_logger(__name__)
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
 MAX_BATCH = 128
 FEED_LENGTH = 100_000
 _TRIM_EVERY = 2_000
-
-_SCHEMA = """
-CREATE TABLE records (tbl TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
-                      PRIMARY KEY (tbl, key)) WITHOUT ROWID;
-CREATE TABLE entries (idx TEXT NOT NULL, ordering TEXT NOT NULL, key TEXT NOT NULL,
-                      PRIMARY KEY (idx, ordering)) WITHOUT ROWID;
-CREATE TABLE changes (seq INTEGER PRIMARY KEY, tbl TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL,
-                      cause BLOB NOT NULL, note BLOB);
-"""
 
 _decode_cause = msgspec.msgpack.Decoder(Cause).decode
 
@@ -74,15 +66,18 @@ class SqliteStore:
         self._signal = FeedSignal()
         self._reader: sqlite3.Connection | None = None
         self._writes_since_trim = 0
-        self._written = WrittenRecords()
+        self._kept = Kept(next_rid=1)
+        self._newest = 0
+        """The writer's own count of changes."""
         self._checkpointer: Checkpointer | None = None
 
     async def open(self) -> None:
         self._lock.acquire()
         try:
             db = self._connect()
-            self._migrate(db)
-            newest = db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0]
+            migrate(db, self._path)
+            self._newest = db.execute("SELECT coalesce(max(seq), 0) FROM changes").fetchone()[0]
+            self._kept = Kept(1 + db.execute("SELECT coalesce(max(rid), 0) FROM records").fetchone()[0])
             self._reader = self._connect()
         except sqlite3.Error as error:
             self._lock.release()
@@ -90,7 +85,7 @@ class SqliteStore:
         except HutchError:
             self._lock.release()
             raise
-        self._signal.advance(newest)
+        self._signal.advance(self._newest)
         self._checkpointer = Checkpointer(self._connect)
         self._thread = threading.Thread(target=self._write_loop, args=(db,), name="store-writer", daemon=True)
         self._thread.start()
@@ -170,20 +165,6 @@ class SqliteStore:
         self._path.chmod(0o600)
         return db
 
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            raise Unavailable(
-                f"{self._path} was written by a newer hutch (format {found}, this one reads up to "
-                f"{SCHEMA_VERSION}); run that version, or choose another --data-dir"
-            )
-        if found == 0:
-            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        elif found == 1:
-            db.executescript(
-                f"BEGIN; ALTER TABLE changes ADD COLUMN note BLOB; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-            )
-
     def _write_loop(self, db: sqlite3.Connection) -> None:
         while True:
             first = self._jobs.get()
@@ -233,27 +214,27 @@ class SqliteStore:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._answer, [j for j in batch if j.loop is loop], newest)
 
-    def _commit(self, db: sqlite3.Connection, batch: list[_Job]) -> int:
-        """Each job in a savepoint of one transaction; the newest change after it (0: none). All or nothing."""
-        changed, newest = 0, 0
+    def _commit(self, db: sqlite3.Connection, jobs: list[_Job]) -> int:
+        """All jobs in one transaction; the newest change after it (0: none). All or nothing."""
+        before, batch = self._newest, Batch()
         try:
             db.execute("BEGIN IMMEDIATE")
-            for job in batch:
-                changed += self._run_job(db, job)
-                if job.changes:
-                    newest = job.changes[-1].seq
-            self._trim(db, changed)
+            for job in jobs:
+                self._run_job(db, job, batch)
+            batch.flush(db)
+            self._trim(db, self._newest - before)
             db.execute("COMMIT")
         except sqlite3.Error:
-            self._written.clear()
+            self._newest = before
+            self._kept.clear()
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
-        return newest
+        self._kept.take(batch.rows)
+        return self._newest if self._newest > before else 0
 
-    def _run_job(self, db: sqlite3.Connection, job: _Job) -> int:
-        handle = WriteHandle(db, job.cause, self._written)
-        db.execute("SAVEPOINT job")
+    def _run_job(self, db: sqlite3.Connection, job: _Job, batch: Batch) -> None:
+        handle = WriteHandle(db, batch, self._kept)
         try:
             job.result = job.work(handle)
         except BaseException as error:  # whatever a unit of work raises belongs to its caller
@@ -261,13 +242,15 @@ class SqliteStore:
                 # SQLite itself took the transaction back (disk full, I/O error): the others must run again.
                 raise sqlite3.OperationalError(str(error)) from error
             job.error = _storage_error(error, self._path) if isinstance(error, sqlite3.Error) else error
-            self._written.clear()
-            db.execute("ROLLBACK TO job")
+            if handle.told:
+                self._kept.clear()
+                db.execute("ROLLBACK TO job")
+                db.execute("RELEASE job")
+            return
+        if handle.told:
             db.execute("RELEASE job")
-            return 0
-        db.execute("RELEASE job")
-        job.changes = handle.changes
-        return len(handle.changes)
+        job.changes = batch.take(handle.work, handle.changes, job.cause, self._newest)
+        self._newest += len(job.changes)
 
     def _trim(self, db: sqlite3.Connection, changed: int) -> None:
         if self._checkpointer is not None:
@@ -275,7 +258,7 @@ class SqliteStore:
         self._writes_since_trim += changed
         if self._writes_since_trim >= _TRIM_EVERY:
             self._writes_since_trim = 0
-            db.execute("DELETE FROM changes WHERE seq <= (SELECT max(seq) FROM changes) - ?", (FEED_LENGTH,))
+            db.execute("DELETE FROM changes WHERE seq <= ?", (self._newest - FEED_LENGTH,))
 
     def _answer(self, jobs: list[_Job], newest: int) -> None:
         self._signal.advance(newest, [c for job in jobs for c in job.changes])

@@ -1,7 +1,7 @@
 """Reading and writing records on one SQLite connection; the transaction around it is its maker's."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -9,18 +9,20 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.base.errors import StaleWrite
-from hutch.model.record import Cause, Record
-from hutch.store.contract import Change, IndexKey, Table
+from hutch.model.record import Record
+from hutch.store.contract import IndexKey, Table
 from hutch.store.keys import after_prefix, encode_key
+from hutch.store.sqlite_batch import Batch, NewChange, Row
+from hutch.store.sqlite_schema import index_start
 from hutch.store.tables import ALL_TABLES
 
 R = TypeVar("R", bound=Record)
 
-_encode = msgspec.msgpack.Encoder().encode
 MAX_KEPT_RECORDS = 256
 """Decoded records kept for each table that is read mostly, found again by their bytes (records are frozen)."""
 
-MAX_WRITTEN_RECORDS = 4096
+MAX_WRITTEN_ROWS = 4096
+MAX_KEPT_SCANS = 256
 
 
 def _decoder(table: Table[Any]) -> Callable[[bytes], Any]:
@@ -28,6 +30,7 @@ def _decoder(table: Table[Any]) -> Callable[[bytes], Any]:
     return lru_cache(MAX_KEPT_RECORDS)(decode) if table.read_mostly else decode
 
 
+_APPENDED = {t.name for t in ALL_TABLES if t.append_only}
 _decoders = {t.name: _decoder(t) for t in ALL_TABLES}
 
 
@@ -38,11 +41,8 @@ class ReadHandle:
         self._db = db
 
     def get(self, table: Table[R], *key: str) -> R | None:
-        return self._read(table, encode_key(key))
-
-    def _read(self, table: Table[R], primary: str) -> R | None:
         row = self._db.execute(
-            "SELECT body FROM records WHERE tbl=? AND key=?", (table.name, primary)
+            "SELECT body FROM records WHERE tbl=? AND key=?", (table.name, encode_key(key))
         ).fetchone()
         return _decoders[table.name](row[0]) if row else None
 
@@ -55,137 +55,197 @@ class ReadHandle:
         limit: int | None = None,
         reverse: bool = False,
     ) -> list[R]:
-        low, high = encode_key(prefix), after_prefix(encode_key(prefix))
+        start = "" if index is None else index_start(table, index)
+        low, high = start + encode_key(prefix), after_prefix(start + encode_key(prefix))
         low_is_open = False
         if after is not None and reverse:
-            high = min(high, encode_key(after))
-        elif after is not None and encode_key(after) >= low:
-            low, low_is_open = encode_key(after), True
+            high = min(high, start + encode_key(after))
+        elif after is not None and start + encode_key(after) >= low:
+            low, low_is_open = start + encode_key(after), True
         compare, order = (">" if low_is_open else ">="), ("DESC" if reverse else "ASC")
+        parameters: tuple[Any, ...] = (low, high, -1 if limit is None else limit)
         if index is None:
             sql = f"SELECT body FROM records WHERE tbl=? AND key{compare}? AND key<? ORDER BY key {order} LIMIT ?"
-            parameters: tuple[Any, ...] = (table.name, low, high, -1 if limit is None else limit)
+            parameters = (table.name, *parameters)
         else:
+            table.indexes[index]  # of a tally there is nothing to scan
             sql = (
-                f"SELECT r.body FROM entries e JOIN records r ON r.tbl=? AND r.key=e.key WHERE e.idx=? AND "
-                f"e.ordering{compare}? AND e.ordering<? ORDER BY e.ordering {order} LIMIT ?"
-            )
-            parameters = (
-                table.name,
-                _index_name(table, index),
-                low,
-                high,
-                -1 if limit is None else limit,
+                f"SELECT r.body FROM entries e JOIN records r ON r.rid=e.rid WHERE e.position{compare}? AND "
+                f"e.position<? ORDER BY e.position {order} LIMIT ?"
             )
         decode = _decoders[table.name]
-        return [decode(row[0]) for row in self._db.execute(sql, parameters)]
+        return [decode(row[0]) for row in self._db.execute(sql, parameters).fetchall()]
 
     def count(
         self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
     ) -> int:
-        low = encode_key(prefix)
-        high = after_prefix(low) if before is None else min(after_prefix(low), encode_key(before))
+        start = "" if index is None else index_start(table, index)
+        low = start + encode_key(prefix)
+        high = after_prefix(low) if before is None else min(after_prefix(low), start + encode_key(before))
+        parameters: tuple[str, ...] = (low, high)
         if index is None:
-            sql, name = "SELECT count(*) FROM records WHERE tbl=? AND key>=? AND key<?", table.name
+            sql = "SELECT count(*) FROM records WHERE tbl=? AND key>=? AND key<?"
+            parameters = (table.name, *parameters)
+        elif index in table.tallies:
+            sql = "SELECT coalesce(sum(count), 0) FROM tallies WHERE position>=? AND position<?"
         else:
-            sql, name = (
-                "SELECT count(*) FROM entries WHERE idx=? AND ordering>=? AND ordering<?",
-                _index_name(table, index),
-            )
-        return int(self._db.execute(sql, (name, low, high)).fetchone()[0])
+            sql = "SELECT count(*) FROM entries WHERE position>=? AND position<?"
+        return int(self._db.execute(sql, parameters).fetchone()[0])
 
 
-class WrittenRecords:
-    """What the one writing connection wrote last, decoded: it is most often what is read and written next.
+class Kept:
+    """What the one writing connection wrote or found last, decoded: it is most often what is needed next.
 
-    Right because nobody else writes to the file; emptied whenever a unit of work is taken back.
+    Right because nobody else writes to the file; emptied whenever something that SQLite was told is taken back.
     """
 
-    def __init__(self) -> None:
-        self.records: dict[tuple[str, str], Record] = {}
+    def __init__(self, next_rid: int) -> None:
+        self.next_rid = next_rid
+        self.rows: dict[tuple[str, str], Row] = {}
+        self._scans: dict[str, dict[Any, Any]] = {}
 
-    def put(self, table: str, primary: str, record: Record) -> None:
-        if len(self.records) >= MAX_WRITTEN_RECORDS:
-            self.records.clear()
-        self.records[table, primary] = record
+    def take(self, rows: Mapping[tuple[str, str], Row]) -> None:
+        """Rows that are committed."""
+        if len(self.rows) >= MAX_WRITTEN_ROWS:
+            self.rows.clear()
+        for (table, primary), row in rows.items():
+            if row.record is None:
+                self.rows.pop((table, primary), None)
+            elif table not in _APPENDED:
+                self.rows[table, primary] = row
+
+    def scan(self, table: Table[Any], question: Any, ask: Callable[[], Any]) -> Any:
+        """The answer to a question about a table that is read mostly, asked again only after it was written to."""
+        if not table.read_mostly:
+            return ask()
+        answers = self._scans.setdefault(table.name, {})
+        if question not in answers:
+            if len(answers) >= MAX_KEPT_SCANS:
+                answers.clear()
+            answers[question] = ask()
+        return answers[question]
+
+    def wrote(self, table: str) -> None:
+        """What was found in it may be otherwise now."""
+        self._scans.pop(table, None)
 
     def clear(self) -> None:
-        self.records.clear()
+        """Nothing is known."""
+        self.rows.clear()
+        self._scans.clear()
 
 
 class WriteHandle(ReadHandle):
-    """`hutch.store.contract.Tx` on the writing connection; `changes` are those it made."""
+    """`hutch.store.contract.Tx` on the writing connection. What it writes is gathered in `work`, on top of `batch`: the
+    writes of the units of work before it. SQLite is told of both when a scan would miss them: then `told` is set, in a
+    savepoint that is the maker's to end."""
 
-    def __init__(self, db: sqlite3.Connection, cause: Cause, written: WrittenRecords) -> None:
+    def __init__(self, db: sqlite3.Connection, batch: Batch, kept: Kept) -> None:
         super().__init__(db)
-        self._cause = cause
-        self._cause_bytes = _encode(cause)
-        self._written = written
-        self.changes: list[Change] = []
+        self._batch = batch
+        self._kept = kept
+        self.work = Batch()
+        self.changes: list[NewChange] = []
+        self.told = False
 
     def get(self, table: Table[R], *key: str) -> R | None:
-        return self._current(table, encode_key(key))
+        row = self._row(table, encode_key(key))
+        return row.record if row else None  # type: ignore[return-value]
+
+    def scan(
+        self,
+        table: Table[R],
+        *prefix: str,
+        index: str | None = None,
+        after: IndexKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> list[R]:
+        def ask() -> list[R]:
+            self._tell(table)
+            return super(WriteHandle, self).scan(
+                table, *prefix, index=index, after=after, limit=limit, reverse=reverse
+            )
+
+        return list(self._kept.scan(table, (prefix, index, after, limit, reverse), ask))
+
+    def count(
+        self, table: Table[R], *prefix: str, index: str | None = None, before: IndexKey | None = None
+    ) -> int:
+        def ask() -> int:
+            self._tell(table)
+            return super(WriteHandle, self).count(table, *prefix, index=index, before=before)
+
+        return int(self._kept.scan(table, ("count", prefix, index, before), ask))
 
     def put(self, table: Table[R], record: R) -> R:
         key = table.key(record)
         primary = encode_key(key)
-        before = self._current(table, primary)
+        row = self._row(table, primary)
+        before: R | None = row.record if row else None  # type: ignore[assignment]
         if (before.version if before else 0) != record.version:
             raise StaleWrite(f"{table.name} {'/'.join(key)} changed since it was read")
         fresh = replace(record, version=record.version + 1)
-        self._db.execute(
-            "INSERT OR REPLACE INTO records VALUES (?,?,?,?)",
-            (table.name, primary, fresh.version, _encode(fresh)),
-        )
-        self._reindex(table, primary, before, fresh)
-        note = table.journal(before, fresh) if table.journal else b""
-        self._note(table.name, key, primary, fresh.version, note)
-        if not table.append_only:
-            self._written.put(table.name, primary, fresh)
+        if row is None:
+            row = Row(self._kept.next_rid, None)
+            self._kept.next_rid += 1
+        self._write(table, key, primary, Row(row.rid, fresh), before)
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:
         primary = encode_key(key)
-        before = self._current(table, primary)
-        if before is None:
+        row = self._row(table, primary)
+        if row is None or row.record is None:
             return False
-        self._db.execute("DELETE FROM records WHERE tbl=? AND key=?", (table.name, primary))
-        self._reindex(table, primary, before, None)
-        note = table.journal(before, None) if table.journal else b""
-        self._note(table.name, key, primary, 0, note)
-        self._written.records.pop((table.name, primary), None)
+        self._write(table, key, primary, Row(row.rid, None), row.record)
         return True
 
-    def _current(self, table: Table[R], primary: str) -> R | None:
-        known = self._written.records.get((table.name, primary))
-        return known if known is not None else self._read(table, primary)  # type: ignore[return-value]
+    def _row(self, table: Table[R], primary: str) -> Row | None:
+        """The newest state. None if there is no row; a row without a record was deleted and not yet told of."""
+        place = (table.name, primary)
+        for known in (self.work.rows, self._batch.rows, self._kept.rows):
+            if (row := known.get(place)) is not None:
+                return row
+        found = self._db.execute(
+            "SELECT rid, body FROM records WHERE tbl=? AND key=?", (table.name, primary)
+        ).fetchone()
+        return Row(found[0], _decoders[table.name](found[1])) if found else None
 
-    def _reindex(self, table: Table[R], primary: str, before: R | None, now: R | None) -> None:
+    def _write(self, table: Table[R], key: IndexKey, primary: str, row: Row, before: Record | None) -> None:
+        now: Any = row.record
+        self.work.put(table.name, primary, row)
+        self._kept.wrote(table.name)
         for name, key_of in table.indexes.items():
-            old = key_of(before) if before is not None else None
-            new = key_of(now) if now is not None else None
-            if old == new:
-                continue
-            idx = _index_name(table, name)
-            if old is not None:
-                self._db.execute(
-                    "DELETE FROM entries WHERE idx=? AND ordering=?", (idx, encode_key(old) + primary)
-                )
-            if new is not None:
-                self._db.execute(
-                    "INSERT INTO entries VALUES (?,?,?)", (idx, encode_key(new) + primary, primary)
-                )
+            old, new = _keys(key_of, before, now)
+            if old != new:
+                start = index_start(table, name)
+                if old is not None:
+                    self.work.entries[start + encode_key(old) + primary] = None
+                if new is not None:
+                    self.work.entries[start + encode_key(new) + primary] = row.rid
+        for name, key_of in table.tallies.items():
+            old, new = _keys(key_of, before, now)
+            if old != new:
+                start = index_start(table, name)
+                if old is not None:
+                    self.work.count(start + encode_key(old), -1)
+                if new is not None:
+                    self.work.count(start + encode_key(new), +1)
+        note = table.journal(before, now) if table.journal else b""  # type: ignore[arg-type]
+        self.changes.append(NewChange(table.name, key, now.version if now else 0, note))
 
-    def _note(self, table: str, key: IndexKey, primary: str, version: int, note: bytes) -> None:
-        cursor = self._db.execute(
-            "INSERT INTO changes (tbl, key, version, cause, note) VALUES (?,?,?,?,?)",
-            (table, primary, version, self._cause_bytes, note or None),
-        )
-        seq = cursor.lastrowid or 0
-        self.changes.append(
-            Change(seq=seq, table=table, key=key, version=version, cause=self._cause, note=note)
-        )
+    def _tell(self, table: Table[Any]) -> None:
+        """Have SQLite know of all writes to a table."""
+        if table.name in self._batch.tables:
+            self._batch.flush(self._db)
+        if table.name in self.work.tables:
+            if not self.told:
+                # A failure of this unit of work takes back what comes after.
+                self._batch.flush(self._db)
+                self._db.execute("SAVEPOINT job")
+                self.told = True
+            self.work.flush(self._db)
 
 
-def _index_name(table: Table[Any], index: str) -> str:
-    return f"{table.name}.{index}"
+def _keys(key_of: Callable[[Any], IndexKey | None], before: Any, now: Any) -> tuple[Any, Any]:
+    return (key_of(before) if before is not None else None), (key_of(now) if now is not None else None)

@@ -14,7 +14,7 @@ from hutch.model.event import (
     ScheduleGroup,
     ScheduleRun,
 )
-from hutch.model.host import ContainerInstance, Host, Reservation
+from hutch.model.host import ContainerInstance, Host, HostReports, Reservation
 from hutch.model.iam import AccessKey, InstanceProfile, ManagedPolicy, Role, User
 from hutch.model.image import LocalImage
 from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
@@ -54,16 +54,17 @@ TASKS = Table(
     {
         "by_id": lambda r: (r.task_id,),
         "by_desired": lambda r: (r.cluster, r.desired_status),
-        "by_last": lambda r: (r.cluster, r.last_status),
         "by_host": lambda r: (r.host_id,) if r.host_id and not r.is_stopped else None,
         "unplaced": lambda r: (f"{r.created_at:020.6f}",) if not r.host_id and not r.is_stopped else None,
         "untried": lambda r: () if not r.host_id and not r.is_stopped and not r.waiting_reason else None,
         "stopped": lambda r: (f"{r.stopped_at:020.6f}",) if r.is_stopped and r.stopped_at else None,
         "by_deadline": lambda r: (f"{r.deadline:020.6f}",) if r.max_runtime_s and r.deadline else None,
     },
+    tallies={"by_last": lambda r: (r.cluster, r.last_status)},
     journal=task_journal,
 )
 HOSTS = Table("hosts", Host, lambda r: (r.host_id,), read_mostly=True, journal=host_journal)
+HOST_REPORTS = Table("host_reports", HostReports, lambda r: (r.host_id,))
 RESERVATIONS = Table("reservations", Reservation, lambda r: (r.host_id,))
 CONTAINER_INSTANCES = Table(
     "container_instances",
@@ -80,11 +81,7 @@ ADDRESS_LEASES = Table(
     "address_leases",
     AddressLease,
     lambda r: (r.address,),
-    {
-        "by_subnet": lambda r: (r.subnet_id,),
-        "by_task": lambda r: (r.task_id,),
-        "by_eni": lambda r: (r.eni_id,),
-    },
+    tallies={"by_subnet": lambda r: (r.subnet_id,)},
 )
 PORT_LEASES = Table(
     "port_leases",
@@ -155,6 +152,7 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     TASK_DEFINITIONS,
     TASKS,
     HOSTS,
+    HOST_REPORTS,
     RESERVATIONS,
     CONTAINER_INSTANCES,
     VPCS,

@@ -23,7 +23,8 @@ class Toys:
 
     def __init__(self) -> None:
         self.seen: list[Request] = []
-        self.answers: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, dict[str, Any]] = {"ListSchedules": {"Schedules": []}}
+        """By operation; nothing at all otherwise. Without its required members AWS's client would not read it."""
         self.closed = asyncio.Event()
 
     @property

@@ -141,7 +141,7 @@ class _Room(msgspec.Struct, frozen=True):
 def _room(reader: Reader, host_id: str) -> _Room:
     host = reader.get(tables.HOSTS, host_id)
     return _Room(
-        replace(host, version=0, last_report_seq=0) if host else None,
+        replace(host, version=0) if host else None,
         tuple(reader.scan(tables.CONTAINER_INSTANCES, host_id, index="by_host")),
         reader.get(tables.RESERVATIONS, host_id) or Reservation(host_id=host_id),
     )

@@ -60,7 +60,8 @@ class HostOps:
             self._recount(tx, host_id)
             for cluster in self._member_of(tx):
                 ensure_instance(tx, cluster, host_id, self._ids, self._clock)
-            return host.last_report_seq
+            reports = tx.get(tables.HOST_REPORTS, host_id)
+            return reports.last_seq if reports else 0
 
         return await self._store.write(self._cause(host_id, "connect"), work)
 

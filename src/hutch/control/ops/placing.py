@@ -228,7 +228,7 @@ def place_on(tx: Tx, task: Task, host_id: str, limits: PlacementLimits, ids: IdS
 def release_all(tx: Tx, task: Task) -> None:
     """Give back the task's address and ports. Idempotent."""
     if task.network is not None:
-        release_address(tx, task.task_id)
+        release_address(tx, task.task_id, task.network.private_ipv4)
     if task.publish:
         release_ports(tx, task.task_id)
 

@@ -147,10 +147,11 @@ def lease_address(
     )
 
 
-def release_address(tx: Tx, task_id: str) -> None:
+def release_address(tx: Tx, task_id: str, address: str) -> None:
     """Give back the task's address. Idempotent."""
-    for lease in tx.scan(tables.ADDRESS_LEASES, task_id, index="by_task"):
-        tx.delete(tables.ADDRESS_LEASES, lease.address)
+    lease = tx.get(tables.ADDRESS_LEASES, address)
+    if lease is not None and lease.task_id == task_id:
+        tx.delete(tables.ADDRESS_LEASES, address)
 
 
 def lease_port(
