@@ -19,7 +19,7 @@ def clients(fake_platform: Platform) -> dict[str, Any]:
     return made
 
 
-def launch(ecs: Any, **container: Any) -> dict[str, Any]:
+def launch(ecs: Any, role: str = "", **container: Any) -> dict[str, Any]:
     """A task of one container that ends by itself; as it was when it had stopped."""
     dials = {"HUTCH_FAKE_RUN_MS": "50"}
     given = {
@@ -35,6 +35,7 @@ def launch(ecs: Any, **container: Any) -> dict[str, Any]:
         requiresCompatibilities=["FARGATE"],
         cpu="256",
         memory="512",
+        **({"executionRoleArn": role} if role else {}),
     )["taskDefinition"]["taskDefinitionArn"]
     answer = ecs.run_task(cluster="flow", taskDefinition=definition, launchType="FARGATE")
     assert answer["failures"] == []
@@ -97,6 +98,35 @@ def test_a_launch_without_its_secret_says_why(clients: dict[str, Any]) -> None:
     secrets.delete_secret(SecretId=name)
     task = launch(ecs, **exit_from(arn))
     assert "marked for deletion" in task["stoppedReason"]
+
+
+def test_an_execution_role_must_allow_what_is_fetched_as_it(
+    clients: dict[str, Any], fake_platform: Platform
+) -> None:
+    ecs, iam = clients["ecs"], fake_platform.client("iam")
+    name = f"app/{uuid.uuid4().hex[:6]}"
+    arn = clients["secretsmanager"].create_secret(Name=name, SecretString="7")["ARN"]
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Service": "ecs-tasks.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+    }
+    document = json.dumps({"Version": "2012-10-17", "Statement": trust})
+    role = iam.create_role(RoleName="exec", AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    managed = "arn:aws:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
+    iam.attach_role_policy(RoleName="exec", PolicyArn=managed)
+    task = launch(ecs, role, **exit_from(arn))
+    assert task["stopCode"] == "TaskFailedToStart"
+    assert (
+        "AccessDeniedException: User: arn:aws:sts::000000000000:assumed-role/exec/" in task["stoppedReason"]
+    )
+    said = fake_platform.hutch("why", task["taskArn"].rpartition("/")[2]).stdout
+    assert f"does not allow secretsmanager:GetSecretValue on {arn}" in said and "fix: allow " in said
+    allow = {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": arn}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": allow})
+    iam.put_role_policy(RoleName="exec", PolicyName="secret", PolicyDocument=policy)
+    task = launch(ecs, role, **exit_from(arn))
+    assert task["containers"][0]["exitCode"] == 7, task
 
 
 def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
+from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.hosts import HostOps
@@ -71,6 +72,9 @@ class Control:
                     secrets,
                     ParameterOps(self.store, vault, self.clock, **where),
                     ObjectOps(self.store, vault, self.clock, self.ids),
+                    ExecutionRoles(sts, authorizer, self.clock, **where),
+                    lambda group: False,
+                    **where,
                 ),
                 task_roles=TaskRoles(self.store, self.clock, sts, **where, path_key="00" * 32),
                 addresses=TaskAddresses(path_key="00" * 32),

@@ -44,6 +44,7 @@ from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, Reten
 from hutch.control.controllers.prefetch import PrefetchLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.exec_sessions import ExecSessions
+from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
@@ -156,7 +157,10 @@ async def _compose(
     secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
     parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
     objects = ObjectOps(store, vault, clock, ids)
-    launch_secrets = LaunchSecrets(secrets, parameters, objects)
+    roles = ExecutionRoles(sts_ops, authorizer, clock, region=region, account_id=account_id)
+    launch_secrets = LaunchSecrets(
+        secrets, parameters, objects, roles, logs.group_exists, region=region, account_id=account_id
+    )
     fleet = Fleet(
         FleetContext(
             store=store,

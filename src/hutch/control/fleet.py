@@ -20,7 +20,8 @@ from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.host_streams import HostStream, StreamDesk
-from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets, stop_unlaunched
+from hutch.control.launch_refusals import LaunchRefused
+from hutch.control.launch_secrets import LaunchSecrets, stop_unlaunched
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import settle_suspension, store_stopped

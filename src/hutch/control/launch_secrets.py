@@ -2,21 +2,25 @@
 credentials of its registries.
 
 Resolved from the store while the assignment is made, each time that one is made; so nothing of it is kept anywhere.
+With an execution role they are only given if that role may have them, as on AWS; so are log streams.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
 
 from hutch.base.errors import HutchError, Invalid, LimitExceeded, NotFound
+from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
+from hutch.control.launch_refusals import LaunchRefused, not_allowed, unassumable, unavailable
 from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import store_stopped
 from hutch.control.ops.secrets import SecretOps
 from hutch.model.record import Cause
-from hutch.model.task import PENDING, CauseLink, Task
+from hutch.model.task import PENDING, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules import execution_role as role_rules
 from hutch.rules import lifecycle
 from hutch.rules.environment_files import MAX_FILE_BYTES, merged_files, parse_environment_file
 from hutch.rules.objects import parse_object_arn
@@ -32,42 +36,30 @@ from hutch.store.contract import Reader, Store, Tx
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
 MAX_SECRETS_BYTES = 512 * 1024
-_AWS_PREFIX = "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval failed: "
-_FILES_PREFIX = "ResourceInitializationError: failed to download env files: file download command: non empty error stream: "
-_FIXES = {
-    "EnvironmentFileNotFound": "correct the ARN in the task definition, or upload the file (aws s3 cp)",
-    "EnvironmentFileInvalid": "make it a text file of lines NAME=VALUE, and upload it again",
-    "EnvironmentFileUnreadable": "restore secrets.key of the data directory from a backup",
-    "SecretNotFound": "correct the reference in the task definition, or create what it names",
-    "SecretInvalid": "correct the value, or the JSON key in the task definition",
-    "SecretsTooLarge": "put large values into a file of the image or of a volume",
-    "SecretUnreadable": "restore secrets.key of the data directory from a backup",
-}
 _RESOLVED = ("secrets", "repositoryCredentials", "environmentFiles")
-
-
-class LaunchRefused(HutchError):
-    """A task can't be launched for want of a secret or an environment file. `message` is the reason as AWS words it; never a value."""
-
-    def __init__(
-        self, kind: str, message: str, container: str, reference: str, prefix: str = _AWS_PREFIX
-    ) -> None:
-        super().__init__(prefix + message)
-        self.link = CauseLink(
-            kind=kind,
-            text=message,
-            evidence={"container": container, "reference": reference},
-            fix=_FIXES[kind],
-        )
 
 
 class LaunchSecrets:
     """Fills in what an assignment has besides its records."""
 
-    def __init__(self, secrets: SecretOps, parameters: ParameterOps, objects: ObjectOps) -> None:
+    def __init__(
+        self,
+        secrets: SecretOps,
+        parameters: ParameterOps,
+        objects: ObjectOps,
+        roles: ExecutionRoles,
+        log_group_exists: Callable[[str], bool],
+        *,
+        region: str,
+        account_id: str,
+    ) -> None:
         self._secrets = secrets
         self._parameters = parameters
         self._objects = objects
+        self._roles = roles
+        self._log_group_exists = log_group_exists
+        self._region = region
+        self._account_id = account_id
 
     def fill(
         self, reader: Reader, spec: TaskSpec, definition: TaskDefinition, overrides: Mapping[str, Any]
@@ -79,32 +71,62 @@ class LaunchSecrets:
             if "environmentFiles" in override:
                 name = override["name"]
                 documents[name] = {**documents[name], "environmentFiles": override["environmentFiles"]}
-        if not any(c.get(k) for c in documents.values() for k in _RESOLVED):
+        wanted = any(c.get(k) for c in documents.values() for k in _RESOLVED)
+        role_arn = role_rules.role_of(overrides, definition.document)
+        logs = role_rules.awslogs_uses(definition.document) if role_arn else ()
+        if not wanted and not logs:
             return spec
-        containers = tuple(self._container(reader, c, documents[c.name]) for c in spec.containers)
-        size = sum(len(k) + len(v.encode()) for c in containers for k, v in c.secrets.items())
-        if size > MAX_SECRETS_BYTES:
-            text = f"the task's secrets and environment files have {size} bytes in all, and {MAX_SECRETS_BYTES} can be passed"
-            raise LaunchRefused("SecretsTooLarge", text, "", "")
-        return replace(spec, containers=containers)
+        role = self.assume(role_arn, spec.task_id)
+        if wanted:
+            containers = tuple(self._container(reader, c, documents[c.name], role) for c in spec.containers)
+            _check_size(containers)
+            spec = replace(spec, containers=containers)
+        for use in logs:
+            self.check_logging(use, spec.task_id, role)
+        return spec
 
-    def registry_login(self, reader: Reader, container: dict[str, Any]) -> tuple[str, str] | None:
+    def assume(self, role: str, session_name: str) -> AssumedExecutionRole | None:
+        """Become an execution role (ARN or name; "" gives None). `session_name` is the task's id. Raises `LaunchRefused`."""
+        if not role:
+            return None
+        assumed = self._roles.assume(role, session_name)
+        if isinstance(assumed, Unassumable):
+            raise unassumable(assumed)
+        return assumed
+
+    def registry_login(
+        self, reader: Reader, container: dict[str, Any], role: AssumedExecutionRole | None
+    ) -> tuple[str, str] | None:
         """The user name and password for the image of a container of a task definition; None if it names none. Raises
         `LaunchRefused`."""
         given = container.get("repositoryCredentials")
-        return self._credentials(reader, container["name"], given["credentialsParameter"]) if given else None
+        if not given:
+            return None
+        return self._credentials(reader, container["name"], given["credentialsParameter"], role)
 
-    def _container(self, reader: Reader, spec: ContainerSpec, document: dict[str, Any]) -> ContainerSpec:
-        files = [self._file(reader, spec.name, f["value"]) for f in document.get("environmentFiles", ())]
-        # What is in files is as secret as its owner thinks: it takes the way of the secrets.
-        values = merged_files(files, spec.environment)
-        for secret in document.get("secrets", ()):
-            values[secret["name"]] = self._value(reader, spec.name, secret["valueFrom"])
-        credentials = self.registry_login(reader, document)
-        names = tuple(dict.fromkeys((*spec.secret_names, *values)))
-        return replace(spec, secret_names=names, secrets=values, registry_credentials=credentials)
+    def check_logging(
+        self, use: role_rules.AwslogsUse, task_id: str, role: AssumedExecutionRole | None
+    ) -> None:
+        """Whether the role may do what AWS's log driver does before the container starts: make the stream, and the group if
+        that is missing. Raises `LaunchRefused`."""
+        if role is None:
+            return
+        needed = [(role_rules.CREATE_STREAM, use.stream(task_id))]
+        if use.create_group and not self._log_group_exists(use.group):
+            needed.append((role_rules.CREATE_GROUP, ""))
+        for action, stream in needed:
+            resource = role_rules.log_resource(self._region, self._account_id, use.group, stream)
+            if denied := role.denied(action, resource):
+                evidence = {"container": use.container, "log_group": use.group}
+                raise not_allowed(role, denied, role_rules.logging_denied(action, denied.text), evidence)
 
-    def _file(self, reader: Reader, container: str, arn: str) -> dict[str, str]:
+    def environment_file(
+        self, reader: Reader, container: str, arn: str, role: AssumedExecutionRole | None
+    ) -> dict[str, str]:
+        """The variables in an environment file. Raises `LaunchRefused`."""
+        if role and (denied := role.denied(role_rules.GET_OBJECT, arn)):
+            evidence = {"container": container, "reference": arn}
+            raise not_allowed(role, denied, role_rules.file_denied(denied.text), evidence)
         try:
             found = self._objects.find(reader, *parse_object_arn(arn))
             if found.size_bytes > MAX_FILE_BYTES:
@@ -113,8 +135,12 @@ class LaunchSecrets:
         except HutchError as error:
             raise _file_refused(error, container, arn) from None
 
-    def _value(self, reader: Reader, container: str, value_from: str) -> str:
+    def value(
+        self, reader: Reader, container: str, value_from: str, role: AssumedExecutionRole | None
+    ) -> str:
+        """What a `valueFrom` stands for, in the clear. Raises `LaunchRefused`."""
         reference = parse_value_from(value_from)
+        self._check_access(reference, container, value_from, role)
         try:
             if isinstance(reference, ParameterReference):
                 return _usable(self._parameter(reader, reference))
@@ -123,12 +149,53 @@ class LaunchSecrets:
         except HutchError as error:
             raise _refused(error, reference, container, value_from) from None
 
-    def _credentials(self, reader: Reader, container: str, secret_id: str) -> tuple[str, str]:
+    def _container(
+        self,
+        reader: Reader,
+        spec: ContainerSpec,
+        document: dict[str, Any],
+        role: AssumedExecutionRole | None,
+    ) -> ContainerSpec:
+        given = document.get("environmentFiles", ())
+        files = [self.environment_file(reader, spec.name, f["value"], role) for f in given]
+        # What is in files is as secret as its owner thinks: it takes the way of the secrets.
+        values = merged_files(files, spec.environment)
+        for secret in document.get("secrets", ()):
+            values[secret["name"]] = self.value(reader, spec.name, secret["valueFrom"], role)
+        credentials = self.registry_login(reader, document, role)
+        names = tuple(dict.fromkeys((*spec.secret_names, *values)))
+        return replace(spec, secret_names=names, secrets=values, registry_credentials=credentials)
+
+    def _credentials(
+        self, reader: Reader, container: str, secret_id: str, role: AssumedExecutionRole | None
+    ) -> tuple[str, str]:
         reference = SecretReference(secret_id=secret_id)
+        self._check_access(reference, container, secret_id, role)
         try:
             return registry_credentials(self._secret(reader, reference))
         except HutchError as error:
             raise _refused(error, reference, container, secret_id) from None
+
+    def _check_access(
+        self,
+        reference: SecretReference | ParameterReference,
+        container: str,
+        text: str,
+        role: AssumedExecutionRole | None,
+    ) -> None:
+        """Before it is looked for: who may not read it is not told whether it is there, as in AWS."""
+        if role is None:
+            return
+        evidence = {"container": container, "reference": text}
+        if isinstance(reference, ParameterReference):
+            resource, tags = self._parameters.resource_of(reference.name)
+            if denied := role.denied(role_rules.GET_PARAMETERS, resource, tags):
+                raise not_allowed(role, denied, role_rules.parameter_denied(denied.text), evidence)
+            return
+        resource, tags = self._secrets.resource_of(reference.secret_id)
+        if denied := role.denied(role_rules.GET_SECRET, resource, tags):
+            message = role_rules.secret_denied(reference.secret_id, denied.text)
+            raise not_allowed(role, denied, message, evidence)
 
     def _secret(self, reader: Reader, reference: SecretReference) -> str:
         found = self._secrets.read_value(reader, reference.secret_id, reference.version_id, reference.stage)
@@ -138,6 +205,13 @@ class LaunchSecrets:
 
     def _parameter(self, reader: Reader, reference: ParameterReference) -> str:
         return self._parameters.open(self._parameters.read(reader, reference.name)[0])
+
+
+def _check_size(containers: tuple[ContainerSpec, ...]) -> None:
+    size = sum(len(k) + len(v.encode()) for c in containers for k, v in c.secrets.items())
+    if size > MAX_SECRETS_BYTES:
+        text = f"the task's secrets and environment files have {size} bytes in all, and {MAX_SECRETS_BYTES} can be passed"
+        raise unavailable("SecretsTooLarge", text, "", "")
 
 
 def _usable(value: str) -> str:
@@ -156,11 +230,11 @@ def _refused(
         kind = "SecretInvalid"
     if isinstance(reference, ParameterReference):
         what = f"invalid ssm parameters: {reference.name}" if kind == "SecretNotFound" else error.message
-        return LaunchRefused(kind, f"unable to retrieve secrets from ssm: {what}", container, text)
+        return unavailable(kind, f"unable to retrieve secrets from ssm: {what}", container, text)
     code = {"SecretNotFound": error.code or "ResourceNotFoundException"}.get(kind, "")
     words = f"{code}: {error.message}" if code else error.message
     message = f"unable to retrieve secret from asm: failed to fetch secret {reference.secret_id} from secrets manager: "
-    return LaunchRefused(kind, message + words, container, text)
+    return unavailable(kind, message + words, container, text)
 
 
 def _file_refused(error: HutchError, container: str, arn: str) -> LaunchRefused:
@@ -170,7 +244,7 @@ def _file_refused(error: HutchError, container: str, arn: str) -> LaunchRefused:
         words = f"{error.code}: {error.message} status code: 404, {arn}"
     elif isinstance(error, Invalid | LimitExceeded):
         kind, words = "EnvironmentFileInvalid", f"{arn}: {error.message}"
-    return LaunchRefused(kind, words, container, arn, _FILES_PREFIX)
+    return unavailable(kind, words, container, arn, role_rules.DOWNLOAD)
 
 
 async def stop_unlaunched(store: Store, cause: Cause, task: Task, refused: LaunchRefused, now: float) -> None:

@@ -14,10 +14,12 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.base.units import GIB
-from hutch.control.launch_secrets import LaunchRefused, LaunchSecrets
+from hutch.control.launch_refusals import LaunchRefused
+from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.images import HostRequests
 from hutch.control.taskspec import ARCHITECTURES, DEFAULT_EPHEMERAL_GIB
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.execution_role import role_of
 from hutch.store import tables
 from hutch.store.contract import Store
 from hutch.wire.fleet import ImageWanted, PrefetchedImage, PrefetchWanted
@@ -27,6 +29,8 @@ log = get_logger(__name__)
 MAX_AT_ONCE = 2
 """Definitions; each host takes one image at a time."""
 MAX_WAITING = 100
+SESSION_NAME = "image-prefetch"
+"""As whom registry credentials are read, if the definition has an execution role."""
 _TABLES = frozenset({tables.TASK_DEFINITIONS.name})
 
 Tell = Callable[[dict[str, Any], str], Awaitable[None]]
@@ -113,8 +117,10 @@ class PrefetchLoop:
         """What hosts are asked for. Raises `LaunchRefused`."""
         document = definition.document
         containers = document["containerDefinitions"]
+        private = any(c.get("repositoryCredentials") for c in containers)
+        role = self._secrets.assume(role_of({}, document), SESSION_NAME) if private else None
         with self._store.read() as reader:
-            logins = [self._secrets.registry_login(reader, c) for c in containers]
+            logins = [self._secrets.registry_login(reader, c, role) for c in containers]
         images = {
             (c["image"], login): ImageWanted(reference=c["image"], credentials=login)
             for c, login in zip(containers, logins, strict=True)

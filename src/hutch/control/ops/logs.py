@@ -63,6 +63,10 @@ class LogOps:
         _check_group(name)
         await self._store.delete_group(name)
 
+    def group_exists(self, name: str) -> bool:
+        """Whether there is a log group of this name."""
+        return bool(self._store.groups(name, after="", limit=1, exact=True))
+
     def groups(self, prefix: str, pattern: str, after: str, limit: int) -> tuple[list[LogGroup], bool]:
         """A page of groups, and whether there are more."""
         found = self._store.groups(prefix, after=after, limit=limit + 1, pattern=pattern)

@@ -44,6 +44,14 @@ class ParameterOps:
         """The ARN of a parameter."""
         return parameter_arn(self.arn_prefix, name)
 
+    def resource_of(self, name: str) -> tuple[str, dict[str, str]]:
+        """The ARN by which permissions for a parameter (name or ARN) are decided, also if there is none, and its tags."""
+        selection = self._select(name)
+        with self._store.read() as reader:
+            found = self._record(reader, selection) if selection.name else None
+        arn = self.arn(found.name if found else selection.name) if selection.name else name
+        return arn, found.tags if found else {}
+
     def open(self, version: ParameterVersion) -> str:
         """A version's value in the clear: for an answer, never to be kept or logged."""
         return self._vault.open(version.sealed, _belongs(version.name, version.number)).decode()

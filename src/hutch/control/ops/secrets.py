@@ -361,6 +361,13 @@ class SecretOps:
             except NotFound:
                 return None
 
+    def resource_of(self, secret_id: str) -> tuple[str, dict[str, str]]:
+        """The ARN by which permissions for a secret are decided, also if there is none, and its tags."""
+        found = self.find(secret_id)
+        if found:
+            return self.arn(found), found.tags
+        return secret_id if secret_id.startswith("arn:") else self.arn_prefix + secret_id, {}
+
     def _named(self, reader: Reader, secret_id: str) -> Secret:
         for name, suffix in rules.name_candidates(secret_id, self.arn_prefix):
             secret = self._live(reader.get(tables.SECRETS, name))

@@ -27,6 +27,7 @@ _REGISTER = Coverage(
         "pidMode",
         "ipcMode",
         "taskRoleArn",
+        "executionRoleArn",
         "volumes.name",
         "volumes.host",
         "volumes.configuredAtLaunch",
@@ -86,7 +87,6 @@ _REGISTER = Coverage(
     ),
     inert={
         "volumes.dockerVolumeConfiguration.labels": "shown with the task definition; nothing else reads them",
-        "executionRoleArn": "hutch itself pulls and ships logs; no role is needed",
         f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",
         f"{_C}.versionConsistency": "an image is resolved to its digest at each start",
         "enableFaultInjection": "shown only; the endpoint is not served",

@@ -21,7 +21,6 @@ _NOT_YET = {
     "overrides.containerOverrides.resourceRequirements": "hutch offers no GPUs",
 }
 _INERT = {
-    "overrides.executionRoleArn": "hutch needs no execution role",
     "volumeConfigurations.managedEBSVolume.iops": "a volume is as fast as the host's disk",
     "volumeConfigurations.managedEBSVolume.throughput": "a volume is as fast as the host's disk",
     "volumeConfigurations.managedEBSVolume.tagSpecifications": "EC2's volumes are not served; the task shows its own",

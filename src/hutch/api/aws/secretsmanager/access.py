@@ -31,10 +31,7 @@ class SecretAccess:
         return (Access(resources=(self._arn(request.input["SecretId"]),)),)
 
     def _arn(self, secret_id: str) -> str:
-        found = self._ops.find(secret_id)
-        if found:
-            return self._ops.arn(found)
-        return secret_id if secret_id.startswith("arn:") else self._ops.arn_prefix + secret_id
+        return self._ops.resource_of(secret_id)[0]
 
     def _new(self, request: Request) -> Sequence[Access]:
         """Its six random characters are not known yet: a policy's `name-*` or `name-??????` is what fits."""
