@@ -120,6 +120,23 @@ SETTINGS: tuple[Setting, ...] = (
         help="Clusters in which this host is a container instance, comma separated; *: all.",
     ),
     Setting(
+        name="host_silence_s",
+        type=float,
+        default=15.0,
+        unit="s",
+        check=_at_least(1),
+        help="A host whose agent says nothing for so long counts as not connected: it gets no tasks, those that it has go on.",
+    ),
+    Setting(
+        name="host_lost_after_s",
+        type=float,
+        default=900.0,
+        unit="s",
+        check=_at_least(0),
+        help="A host that is not connected for so long is lost: its tasks are given up as STOPPED, and ended should it come "
+        "back; 0: never by itself (see hutch host lost).",
+    ),
+    Setting(
         name="task_api",
         type=str,
         default="on",
@@ -282,6 +299,8 @@ if typing.TYPE_CHECKING:
         drivers: str = ""
         firecracker_program: str = ""
         host_clusters: str = ""
+        host_silence_s: float = 0.0
+        host_lost_after_s: float = 0.0
         task_api: str = ""
         cpu_overcommit: float = 0.0
         memory_reserve_mib: int = 0

@@ -508,3 +508,17 @@ async def test_images_are_made_ready_ahead_for_the_drivers_that_would_run_them(h
         reply = await host.control.request("image.prefetch", **{**wanted, **changes})
         assert reply.result == {"images": []}, "nothing that this host would not run"
     assert (await host.control.request("image.prefetch", images="all")).error
+
+
+async def test_the_agent_says_that_it_is_alive_as_often_as_it_is_asked_to(host: Host) -> None:
+    control = host.control
+    control.alive_every_s = 0.01
+    await host.start_agent()
+    await control.until(lambda: control.alive >= 3)
+    await control.close()
+    control.alive_every_s, control.alive = 0.0, 0
+    await control.listen()
+    await control.until(lambda: len(control.hellos) == 2)
+    control.assign(make_task(ID))
+    await control.until_status(ID, "RUNNING")
+    assert control.alive == 0, "an earlier connection's beat is over"

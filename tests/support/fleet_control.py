@@ -34,6 +34,9 @@ class ControlEnd:
         self.batches: list[wire.LogBatch] = []
         self.replies: dict[str, wire.Reply] = {}
         self.acked_seq = 0
+        self.alive_every_s = 0.0
+        self.alive = 0
+        """How often the host has said so."""
         self._news = asyncio.Condition()
         self._server: asyncio.Server | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -118,6 +121,7 @@ class ControlEnd:
                 platform_id="t1",
                 vpc_cidr="172.31.0.0/16",
                 subnets=(("172.31.0.0/20", "172.31.0.1"),),
+                alive_every_s=self.alive_every_s,
             )
         )
         self.send(wire.Assignments(tasks=tuple(self.tasks.values()), stop=tuple(self.stops.values())))
@@ -126,6 +130,8 @@ class ControlEnd:
             message = await read_message(reader, wire.FromHost)
             if isinstance(message, wire.Report):
                 self._take_report(message)
+            elif isinstance(message, wire.Alive):
+                self.alive += 1
             elif isinstance(message, wire.Refreshed):
                 self.fingerprints.append(message.fingerprint)
             elif isinstance(message, wire.LogBatch):

@@ -5,11 +5,23 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from hutch.base.errors import Invalid
+from hutch.model.notes import TaskNote
 from hutch.model.task import CauseLink, Container, NetworkInterface, Phase, Task
+from hutch.rules.events.task_changes import snapshots
 from hutch.rules.facts import ObservedContainer, ObservedTask
-from hutch.rules.lifecycle import ORDER, can_move, never_ran, observed, placed, stop_requested, task_health
+from hutch.rules.lifecycle import (
+    ORDER,
+    can_move,
+    host_lost,
+    never_ran,
+    observed,
+    placed,
+    stop_requested,
+    task_health,
+)
 
 AFTER_RUNNING = ("DEACTIVATING", "STOPPING", "DEPROVISIONING", "STOPPED")
 
@@ -206,3 +218,34 @@ def test_health_of_a_task(states: list[str], wanted: str) -> None:
     )
     unchecked = Container(name="y", container_id="", image="", health_status="UNHEALTHY")
     assert task_health((*checked, ignored, unchecked)) == wanted
+
+
+LOST = CauseLink(kind="HostLost", text="gone", evidence={"host_id": "i-1"})
+
+
+@given(st.lists(_facts, max_size=6), st.booleans(), st.booleans())
+def test_on_a_lost_host_every_task_ends_whatever_was_known_of_it(
+    facts: list[ObservedTask], asked: bool, asleep: bool
+) -> None:
+    """Its end is told once, with a version for each state on the way, and nothing that the host says later counts."""
+    before = placed(task(), "i-1", 5.0)
+    for fact in facts:
+        before = observed(before, fact)
+    if before.is_stopped:
+        return
+    if asked:
+        before = stop_requested(before, "UserInitiated", "enough", "me", 60.0)
+    if asleep:
+        before = replace(before, suspended_at=70.0)
+    after = host_lost(before, LOST, 90.0)
+    assert (after.last_status, after.desired_status, after.stopped_at) == ("STOPPED", "STOPPED", 90.0)
+    assert after.suspended_at is None and after.causes[-1] == LOST
+    if not before.stopped_reason:
+        assert after.stopped_reason == "Host EC2 (instance i-1) terminated."
+    if not before.stop_code:
+        assert after.stop_code == "TerminationNotice"
+    assert after.network is not None and after.network.status == "DELETED"
+    assert {c.last_status for c in after.containers} == {"STOPPED"}
+    versions = [t.event_version for t, _ in snapshots(TaskNote(before.last_status, after))]
+    assert versions == list(range(before.event_version + 1, after.event_version + 1))
+    assert all(observed(after, f) is after for f in facts)

@@ -1,5 +1,6 @@
 """hutch's own routes: what AWS's API has no words for. All are signed, with the service name `hutch`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ MAX_WAIT_S = 50.0
 class NativeApi:
     """The handlers of hutch's own routes."""
 
-    def __init__(self, tasks: TaskOps, suspending: SuspendOps, images: ImageOps, fleet: HostRequests) -> None:
+    def __init__(
+        self,
+        tasks: TaskOps,
+        suspending: SuspendOps,
+        images: ImageOps,
+        fleet: HostRequests,
+        host_of_task: Callable[[str], dict[str, Any] | None],
+    ) -> None:
+        self._host_of_task = host_of_task
         self._suspending = suspending
         self._tasks = tasks
         self._images = images
@@ -85,12 +94,12 @@ class NativeApi:
 
     async def why(self, request: NativeRequest) -> dict[str, Any]:
         """The cause chain and the launch waterfall of a task."""
-        return _why(self._tasks.find_anywhere(request.params["task"]))
+        return self._why(self._tasks.find_anywhere(request.params["task"]))
 
     async def wait(self, request: NativeRequest) -> dict[str, Any]:
         """As `why`, as soon as the task has one of the statuses in `until` (comma separated), or after 50 s."""
         until = frozenset(request.query.get("until", "RUNNING,STOPPED").split(","))
-        return _why(await self._tasks.wait(request.params["task"], until, MAX_WAIT_S))
+        return self._why(await self._tasks.wait(request.params["task"], until, MAX_WAIT_S))
 
     async def logs(self, request: NativeRequest) -> dict[str, Any]:
         """The newest lines that the host kept of a container (query: container, tail)."""
@@ -112,11 +121,13 @@ class NativeApi:
 
     async def suspend_task(self, request: NativeRequest) -> dict[str, Any]:
         """Take a running task out of memory; answered when it is."""
-        return _why(await self._suspending.suspend(request.params["task"]))
+        return self._why(await self._suspending.suspend(request.params["task"]))
 
     async def resume_task(self, request: NativeRequest) -> dict[str, Any]:
         """Let a suspended task go on; answered when it does."""
-        return _why(await self._suspending.resume(_cause(request, "task resume"), request.params["task"]))
+        return self._why(
+            await self._suspending.resume(_cause(request, "task resume"), request.params["task"])
+        )
 
     async def fork_task(self, request: NativeRequest) -> dict[str, Any]:
         """Copies of a running task. Body: `{"count": 1}`."""
@@ -125,7 +136,11 @@ class NativeApi:
             raise Invalid("count must be a whole number")
         cause = _cause(request, "task fork")
         forks = await self._suspending.fork(cause, request.params["task"], count)
-        return {"tasks": [_why(t) for t in forks]}
+        return {"tasks": [self._why(t) for t in forks]}
+
+    def _why(self, task: Task) -> dict[str, Any]:
+        host = None if task.is_stopped else self._host_of_task(task.host_id)
+        return {**_why(task), "host_id": task.host_id, "host": host}
 
 
 def _cause(request: NativeRequest, action: str) -> Cause:

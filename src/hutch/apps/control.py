@@ -29,6 +29,7 @@ from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
 from hutch.api.native_exec import NativeExec
+from hutch.api.native_hosts import HostApi
 from hutch.api.sessions.app import MAX_MESSAGE_BYTES, SessionSockets
 from hutch.apps.collector import calm_collector
 from hutch.apps.events import EventParts
@@ -40,6 +41,7 @@ from hutch.base.ids import IdSource, RandomIds
 from hutch.base.log import configure_logging, get_logger
 from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
+from hutch.control.controllers.host_loss import HostLossLoop
 from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
 from hutch.control.controllers.prefetch import PrefetchLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
@@ -48,6 +50,7 @@ from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.host_loss import HostLossOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.images import ImageOps
 from hutch.control.ops.logs import LogOps
@@ -187,6 +190,7 @@ async def _compose(
             account_id=account_id,
             platform_id=platform.identity.platform_id,
             vpc_cidr=platform.vpc_cidr,
+            silence_s=settings.host_silence_s,
         )
     )
     tasks = TaskOps(
@@ -202,6 +206,8 @@ async def _compose(
     sessions = ExecSessions(store, clock, ids, fleet)
     execs = NativeExec(tasks, sessions, authorizer, region=region, account_id=account_id)
     events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
+    host_loss = HostLossLoop(store, hosts, clock, ids, lost_after_s=settings.host_lost_after_s)
+    host_api = HostApi(hosts, HostLossOps(store, clock), host_loss.gives_up_at)
     app = Gateway(
         services=[
             ecs.service(
@@ -231,7 +237,8 @@ async def _compose(
         region=region,
         account_id=account_id,
         native_routes=(
-            *NativeApi(tasks, suspending, ImageOps(store, fleet), fleet).routes(),
+            *NativeApi(tasks, suspending, ImageOps(store, fleet), fleet, host_api.of_task).routes(),
+            *host_api.routes(),
             *events.routes(),
             *execs.routes(),
         ),
@@ -245,6 +252,7 @@ async def _compose(
         PlacementLoop(store, clock, ids, limits).run(),
         retention.run(),
         MembershipLoop(store, hosts).run(),
+        host_loss.run(),
         DefinitionLoop(store, ids).run(),
         SecretExpiryLoop(secrets, ids).run(),
         fleet.dispatch_changes(),

@@ -4,6 +4,7 @@ Wall-clock times are `float` seconds since the Unix epoch, UTC (the form that AW
 """
 
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -17,6 +18,11 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never go backwards, for measuring durations within one process."""
         ...
+
+
+def iso_time(at: float) -> str:
+    """Epoch seconds as "2030-01-31T12:00:00.123Z"."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class SystemClock:

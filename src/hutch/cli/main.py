@@ -3,7 +3,7 @@
 import typer
 
 from hutch import __version__
-from hutch.cli import events, images, platform, suspending, tasks, volumes
+from hutch.cli import events, hosts, images, platform, suspending, tasks, volumes
 from hutch.cli import exec as exec_
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(suspending.resume)
 app.command()(suspending.fork)
 app.command()(events.events)
 app.add_typer(events.app, name="schedule")
+app.add_typer(hosts.app, name="host")
 app.add_typer(images.app, name="image")
 app.add_typer(volumes.app, name="volume")
 

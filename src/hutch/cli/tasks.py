@@ -283,6 +283,8 @@ def why(
         console.print(Text(f"suspended since {clock_time(seen['suspended_at'])}"))
     if seen.get("fork_of"):
         console.print(Text(f"a fork of task {seen['fork_of']}"))
+    if (host := seen.get("host")) is not None and not host["connected"]:
+        console.print(Text(_away(host)))
     if seen["waiting_reason"]:
         console.print(Text(f"waits: {seen['waiting_reason']}"))
     if seen["stopped_reason"]:
@@ -298,6 +300,15 @@ def why(
         note = f" ({container['reason']})" if container["reason"] else ""
         console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
     print_waterfall(seen)
+
+
+def _away(host: dict[str, Any]) -> str:
+    """Of a task whose host is not connected: what that means for it."""
+    name, since = host["name"], clock_time(host["last_seen_at"]) or "an unknown time"
+    text = f"host {name} ({host['host_id']}) is not connected, last heard of at {since}: its tasks go on there unseen"
+    if host["gives_up_at"] is not None:
+        return f"{text}, and are given up at {clock_time(host['gives_up_at'])} unless it comes back"
+    return f"{text}; `hutch host lost {host['host_id']}` gives them up"
 
 
 def print_waterfall(seen: dict[str, Any]) -> None:

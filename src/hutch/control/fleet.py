@@ -44,6 +44,10 @@ log = get_logger(__name__)
 MAX_REPORTS_PER_WRITE = 256
 REQUEST_TIMEOUT_S = 900.0
 HOST_ARRIVAL_S = 10.0
+ALIVE_PER_SILENCE = 3
+"""How many times a host says that it is alive in the time after which its silence counts."""
+OVERSLEPT_S = 1.0
+"""Woken so much later than asked for, it was this process that did not run."""
 
 
 class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +65,8 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str
     platform_id: str
     vpc_cidr: str
+    silence_s: float = 15.0
+    """A host that says nothing for so long is not connected any more."""
 
 
 class Fleet:
@@ -69,6 +75,8 @@ class Fleet:
     def __init__(self, context: FleetContext) -> None:
         self._context = context
         self._sessions: dict[str, HostSession] = {}
+        self._newest: dict[str, HostSession] = {}
+        """The newest connection of each host, from its hello on: the end of an older one says nothing about the host."""
         self._server: asyncio.Server | None = None
         self._arrived = asyncio.Event()
         self._streams = StreamDesk()
@@ -160,8 +168,9 @@ class Fleet:
                 log.warning("host refused", reason="no hello of protocol version 1")
                 return
             session = HostSession(self._context, hello, reader, writer)
-            if old := self._sessions.get(hello.host_id):
+            if old := self._newest.get(hello.host_id):
                 old.close()
+            self._newest[hello.host_id] = session
             await session.welcome()
             self._sessions[hello.host_id] = session
             self._arrived.set()
@@ -179,11 +188,13 @@ class Fleet:
             log.error("host session failed", reason=error.message)
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
             if session and self._sessions.get(session.host_id) is session:
                 del self._sessions[session.host_id]
-                await self._context.hosts.disconnected(session.host_id)
+            if session and self._newest.get(session.host_id) is session:
+                del self._newest[session.host_id]
+                await self._context.hosts.disconnected(session.host_id, session.silent_s)
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 class HostSession:
@@ -208,6 +219,12 @@ class HostSession:
         """Task ids, and their clusters."""
         self._stopping: set[str] = set()
         self._pending: dict[str, asyncio.Future[wire.Reply]] = {}
+        self._heard_at = asyncio.get_running_loop().time()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come from the host."""
+        return asyncio.get_running_loop().time() - self._heard_at
 
     async def welcome(self) -> None:
         """Record the host and take it in."""
@@ -222,12 +239,19 @@ class HostSession:
                 platform_id=self._context.platform_id,
                 vpc_cidr=self._context.vpc_cidr,
                 subnets=subnets,
+                alive_every_s=self._context.silence_s / ALIVE_PER_SILENCE,
             )
         )
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
-        works = (self._receive(), self._apply_reports(), self._store_logs(), self._stop_refused())
+        works = (
+            self._receive(),
+            self._apply_reports(),
+            self._store_logs(),
+            self._stop_refused(),
+            self._watch_silence(),
+        )
         parts = [asyncio.create_task(w) for w in works]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -328,6 +352,7 @@ class HostSession:
     async def _receive(self) -> None:
         while True:
             message = await read_message(self._reader, wire.FromHost)
+            self._heard_at = asyncio.get_running_loop().time()
             if isinstance(message, wire.Report):
                 await self._reports.put(message)
             elif isinstance(message, wire.LogBatch):
@@ -341,6 +366,19 @@ class HostSession:
 
             elif isinstance(message, wire.CredentialsWanted):
                 self._send(self._credentials(message))
+
+    async def _watch_silence(self) -> None:
+        """Raise `Unavailable` when nothing was heard of the host for too long: it hangs, or the way to it is cut."""
+        loop = asyncio.get_running_loop()
+        while (left_s := self._context.silence_s - self.silent_s) > 0:
+            wake_at = loop.time() + left_s
+            await asyncio.sleep(left_s)
+            if loop.time() - wake_at > OVERSLEPT_S:
+                # What it said meanwhile may lie unread.
+                self._heard_at = loop.time()
+        # What it was told and did not read would keep the connection open.
+        self._writer.transport.abort()
+        raise Unavailable(f"nothing was heard of the host for {self.silent_s:.0f} s (--host-silence-s)")
 
     def _credentials(self, wanted: wire.CredentialsWanted) -> wire.CredentialsGiven:
         """Credentials of a task's role: a host gets those of its own tasks only."""

@@ -31,6 +31,8 @@ class Host(Record, frozen=True, kw_only=True, omit_defaults=True):
     drivers: tuple[DriverFact, ...] = ()
     attributes: dict[str, str] = {}
     registered_at: float = 0.0
+    last_seen_at: float = 0.0
+    """When something was last heard of it, if it is not connected; kept when a connection comes or ends."""
 
 
 class HostReports(Record, frozen=True, kw_only=True, omit_defaults=True):

@@ -43,6 +43,7 @@ _RANK = {status: rank for rank, status in enumerate(ORDER)}
 
 USER_INITIATED = "UserInitiated"
 FAILED_TO_START = "TaskFailedToStart"
+TERMINATION_NOTICE = "TerminationNotice"
 
 
 def can_move(old: str, new: str) -> bool:
@@ -91,9 +92,23 @@ def never_ran(task: Task, reason: str, causes: tuple[CauseLink, ...], now: float
         stop_code=task.stop_code or FAILED_TO_START,
         stopped_reason=task.stopped_reason or reason,
         causes=(*task.causes, *causes),
-        event_version=task.event_version + 1,
     )
-    return _stopped(changed, now)
+    return _counted(task, _stopped(changed, now))
+
+
+def host_lost(task: Task, cause: CauseLink, now: float) -> Task:
+    """The task after its host was given up: nothing more is known of it, and nobody waits for it. `cause` is of kind
+    HostLost, with the host's id as evidence; whoever asked for the task's end before gives the reason."""
+    words = f"Host EC2 (instance {cause.evidence.get('host_id', '')}) terminated."  # AWS's own
+    changed = replace(
+        task,
+        desired_status=STOPPED,
+        stop_code=task.stop_code or TERMINATION_NOTICE,
+        stopped_reason=task.stopped_reason or words,
+        causes=(*task.causes, cause),
+        suspended_at=None,
+    )
+    return _counted(task, _stopped(changed, now))
 
 
 def observed(task: Task, facts: ObservedTask) -> Task:
@@ -133,9 +148,7 @@ def observed(task: Task, facts: ObservedTask) -> Task:
     )
     if not emits:
         return changed
-    # Each state that was passed is an event of its own, with a version of its own.
-    passed = len(passed_states(task.last_status, changed))
-    return replace(changed, event_version=task.event_version + passed)
+    return _counted(task, changed)
 
 
 def task_health(containers: tuple[Container, ...]) -> str:
@@ -162,6 +175,12 @@ def _stopped(task: Task, now: float) -> Task:
         network=replace(task.network, status="DELETED") if task.network else None,
         phases=task.phases if task.placed_at is not None else (*task.phases, placement),
     )
+
+
+def _counted(before: Task, after: Task) -> Task:
+    """The task with a version for each state that it passed: each is an event of its own."""
+    passed = len(passed_states(before.last_status, after))
+    return replace(after, event_version=before.event_version + passed)
 
 
 def _container(container: Container, facts: tuple[ObservedContainer, ...]) -> Container:

@@ -371,6 +371,10 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     fingerprint: Fingerprint
 
 
+class Alive(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="alive"):
+    """The agent runs; said again and again, as `Welcome` asks for."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="report"):
     """Facts about a task, to be made durable and acknowledged."""
 
@@ -417,6 +421,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     vpc_cidr: str
     subnets: tuple[tuple[str, str], ...]
     """(subnet CIDR, gateway address) pairs that the host's bridge serves."""
+    alive_every_s: float = 0.0
+    """How often the host is to say `Alive`; 0: never. One that says nothing for some times as long counts as gone."""
 
 
 class Assignments(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assignments"):
@@ -492,5 +498,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     arguments: dict[str, Any] = {}
 
 
-FromHost = Hello | StreamHello | Refreshed | Report | LogBatch | Reply | CredentialsWanted
+FromHost = Hello | StreamHello | Refreshed | Alive | Report | LogBatch | Reply | CredentialsWanted
 ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request | CredentialsGiven

@@ -5,11 +5,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hutch.base.clock import Clock
+from hutch.base.clock import Clock, iso_time
 from hutch.base.errors import HutchError
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
-from hutch.control.events.shapes import EventShapes, iso_time
+from hutch.control.events.shapes import EventShapes
 from hutch.model.event import (
     Delivery,
     DeliveryCount,

@@ -4,12 +4,11 @@ import asyncio
 
 import msgspec
 
-from hutch.base.clock import Clock
+from hutch.base.clock import Clock, iso_time
 from hutch.base.errors import StaleWrite, StorageFull
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.events.publishing import Publisher, forget_runs, record_run
-from hutch.control.events.shapes import iso_time
 from hutch.control.events.waiting import wait_until
 from hutch.model.event import MAX_EVENT_AGE_S, EventRule, Schedule, ScheduleRun
 from hutch.model.record import Cause

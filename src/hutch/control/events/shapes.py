@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from hutch.base.clock import iso_time
 from hutch.control.ops.instances import InstanceView
 from hutch.model.event import LogEntry
 from hutch.model.notes import decode_task_note
@@ -88,11 +89,6 @@ class EventShapes:
         }
         detail["updatedAt"] = iso_time(at)
         return detail
-
-
-def iso_time(at: float) -> str:
-    """Epoch seconds as "2030-01-31T12:00:00.123Z"."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _event_id(task: Task) -> str:

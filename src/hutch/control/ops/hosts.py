@@ -1,5 +1,6 @@
 """Use cases of hosts: a host connects, disconnects, reports what it is. Called by the fleet."""
 
+import asyncio
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -26,6 +27,8 @@ class HostOps:
         self._ids = ids
         self._clusters = clusters
         self._default_zone = default_zone
+        self.connections_changed = asyncio.Event()
+        """Set whenever a host has come or gone; whoever waits for it clears it."""
 
     async def connected(self, host_id: str, fingerprint: Fingerprint) -> int:
         """Record a host and its memberships; its newest durable report sequence number."""
@@ -38,6 +41,7 @@ class HostOps:
                 before,
                 name=fingerprint.name,
                 connected=True,
+                last_seen_at=before.last_seen_at if before.connected else self._clock.now(),
                 agent_version=fingerprint.agent_version,
                 architecture=fingerprint.architecture,
                 availability_zone=before.availability_zone or self._default_zone,
@@ -63,27 +67,46 @@ class HostOps:
             reports = tx.get(tables.HOST_REPORTS, host_id)
             return reports.last_seq if reports else 0
 
-        return await self._store.write(self._cause(host_id, "connect"), work)
+        newest = await self._store.write(self._cause(host_id, "connect"), work)
+        self.connections_changed.set()
+        return newest
 
-    async def disconnected(self, host_id: str) -> None:
-        """The host's connection ended. Its tasks are left as they are: they go on without us."""
+    async def disconnected(self, host_id: str, silent_s: float = 0.0) -> None:
+        """The host's connection ended, or nothing came for `silent_s`. Its tasks are left as they are: they go on
+        without us."""
 
         def work(tx: Tx) -> None:
             host = tx.get(tables.HOSTS, host_id)
             if host and host.connected:
-                tx.put(tables.HOSTS, replace(host, connected=False))
+                seen_at = self._clock.now() - silent_s
+                tx.put(tables.HOSTS, replace(host, connected=False, last_seen_at=seen_at))
 
         await self._store.write(self._cause(host_id, "disconnect"), work)
+        self.connections_changed.set()
 
     async def all_disconnected(self) -> None:
-        """At start: whoever was connected to an earlier control plane is not connected to this one yet."""
+        """At start: whoever was connected to an earlier control plane is not connected to this one yet, and was last
+        heard of we don't know when, but not after now."""
 
         def work(tx: Tx) -> None:
             for host in tx.scan(tables.HOSTS):
                 if host.connected:
-                    tx.put(tables.HOSTS, replace(host, connected=False))
+                    tx.put(tables.HOSTS, replace(host, connected=False, last_seen_at=self._clock.now()))
 
         await self._store.write(self._cause("", "start"), work)
+
+    def get(self, host_id: str) -> Host | None:
+        """A host."""
+        with self._store.read() as reader:
+            return reader.get(tables.HOSTS, host_id)
+
+    def all(self) -> list[tuple[Host, Reservation]]:
+        """Every host that was ever here, with what it has promised."""
+        with self._store.read() as reader:
+            return [
+                (h, reader.get(tables.RESERVATIONS, h.host_id) or Reservation(host_id=h.host_id))
+                for h in reader.scan(tables.HOSTS)
+            ]
 
     async def images_reported(self, host_id: str, images: Sequence[ImageFact]) -> None:
         """Make the list of local images equal to what the host says."""

@@ -71,6 +71,7 @@ class HostAgent:
     def __init__(self, context: AgentContext) -> None:
         self._context = context
         self._network_path = context.state_directory / "network.json"
+        self._heartbeat: asyncio.Task[None] | None = None
         self._watcher = FileWatcher()
         self._driver_watch = DriverWatch(context.drivers, self._watcher, context.install_places)
         self._link = ControlLink()
@@ -159,11 +160,20 @@ class HostAgent:
             sender.cancel()
             self._log_batches.disconnected()
             self._credentials.disconnected()
+            if self._heartbeat is not None:
+                self._heartbeat.cancel()
+                self._heartbeat = None
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
             await asyncio.gather(sender, return_exceptions=True)
         return True
+
+    async def _say_alive(self, every_s: float) -> None:
+        """For ever. On this loop and no other: an agent that hangs says nothing."""
+        while True:
+            await asyncio.sleep(every_s)
+            self._link.send(wire.Alive())
 
     async def _wait_for_socket(self, delay_s: float) -> None:
         """Before another try: a while, or until something happens where the control plane makes its socket."""
@@ -217,6 +227,8 @@ class HostAgent:
         self._reports.welcomed(welcome.acked_seq)
         await self._set_up_network(welcome)
         self._link.welcomed.set()
+        if welcome.alive_every_s > 0:
+            self._heartbeat = asyncio.create_task(self._say_alive(welcome.alive_every_s))
         if tuple(self._driver_watch.facts.values()) != fingerprint.drivers:
             self._drivers_changed()
         self._reports.send_all_again()

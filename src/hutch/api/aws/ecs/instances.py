@@ -7,9 +7,10 @@ import msgspec
 from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
+from hutch.base.clock import iso_time
 from hutch.base.errors import Invalid
 from hutch.control.ops.instances import InstanceOps, InstanceView, Registration, all_attributes
-from hutch.model.host import ContainerInstance
+from hutch.model.host import ContainerInstance, Host
 from hutch.rules.arns import short_name
 from hutch.rules.tags import tags_from_list
 
@@ -194,12 +195,22 @@ def instance_shape(arns: Arns, view: InstanceView, *, with_tags: bool) -> dict[s
         "remainingResources": _resources(left_cpu, left_memory),
         "status": instance.status,
         "agentConnected": host.connected,
+        **_away(host),
         "runningTasksCount": view.running,
         "pendingTasksCount": view.pending,
         "attributes": [{"name": k, "value": v} for k, v in all_attributes(instance, host).items()],
         "registeredAt": instance.registered_at,
         "attachments": [],
         "tags": tag_list(instance.tags) if with_tags else [],
+    }
+
+
+def _away(host: Host) -> dict[str, str]:
+    """Why an instance's agent is not connected, as far as that is known."""
+    if host.connected or not host.last_seen_at:
+        return {}
+    return {
+        "statusReason": f"The host agent is not connected, last heard of at {iso_time(host.last_seen_at)}."
     }
 
 
