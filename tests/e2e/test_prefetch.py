@@ -1,17 +1,14 @@
 """Images are made ready when a task definition is registered, and what came of it is an event; the driver only pretends."""
 
-import json
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import BIN, Platform
+from tests.support.event_stream import EventStream
+from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root")
-LIMIT_S = 30
 
 
 @pytest.fixture
@@ -23,21 +20,13 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 
 @pytest.fixture
-def prefetched(platform: Platform) -> Iterator[Iterator[dict[str, Any]]]:
-    """The details of the events of prefetching, as they come."""
-    command = [str(BIN / "hutch"), "events", "--follow", "--json"]
-    with subprocess.Popen(command, env=platform.environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        limit = threading.Timer(LIMIT_S, process.kill)
-        limit.start()
-        found = (json.loads(line) for line in process.stdout)
-        yield (e["detail"] for e in found if (e["source"], e["detail-type"]) == ("hutch", "Image Prefetch"))
-        limit.cancel()
-        process.kill()
+def events(platform: Platform) -> Iterator[EventStream]:
+    with EventStream(platform) as stream:
+        yield stream
 
 
 def test_what_came_of_it_is_told_and_the_registration_never_fails(
-    platform: Platform, prefetched: Iterator[dict[str, Any]]
+    platform: Platform, events: EventStream
 ) -> None:
     ecs = platform.client("ecs")
 
@@ -47,7 +36,7 @@ def test_what_came_of_it_is_told_and_the_registration_never_fails(
         return str(answer["taskDefinition"]["taskDefinitionArn"])
 
     first = register("good:1", "repo/not-found:1", "good:1")
-    told = next(prefetched)
+    told = events.next("Image Prefetch")
     assert told["taskDefinitionArn"] == first and told["hostId"].startswith("i-")
     assert told["result"] == "FAILED"
     ready, failed = told["images"]
@@ -56,9 +45,9 @@ def test_what_came_of_it_is_told_and_the_registration_never_fails(
         "repo/not-found:1", "ImageNotFound", "use another image",
     )  # fmt: skip
     second = register("good:2")
-    told = next(prefetched)
+    told = events.next("Image Prefetch")
     assert (told["taskDefinitionArn"], told["result"]) == (second, "SUCCEEDED")
     no_login = {"repositoryCredentials": {"credentialsParameter": "no-such-secret"}}
     register("private:1", **no_login)
-    told = next(prefetched)
+    told = events.next("Image Prefetch")
     assert told["images"][0]["kind"] == "SecretNotFound" and told["images"][0]["fix"]

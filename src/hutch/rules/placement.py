@@ -136,8 +136,9 @@ _Filter = tuple[Callable[[Candidate], bool], str, Callable[[list[Candidate]], st
 
 
 def _filters(task: Task) -> list[_Filter]:
-    filters: list[_Filter] = [
-        (lambda c: c.host.connected, "AGENT", lambda _: "no host is connected"),
+    filters = _named_instance(task)
+    filters += [
+        (lambda c: c.host.connected, "AGENT", lambda left: _away(task, left)),
         (lambda c: c.host.status == "ACTIVE", "AGENT", lambda _: "every connected host is draining"),
         (
             lambda c: any(d.healthy and task.launch_type in d.launch_types for d in c.host.drivers),
@@ -178,6 +179,25 @@ def _too_much(what: str, cure: str, wanted: int, whole_hosts: Sequence[int]) -> 
     return f"needs {what}, and no host has as much left; it starts when a task stops, or with a {cure}"
 
 
+def _named_instance(task: Task) -> list[_Filter]:
+    """First of all: of a task that is for one instance, only that one counts."""
+    if not task.container_instance_id or task.launch_type == "FARGATE":
+        return []
+
+    def is_it(c: Candidate) -> bool:
+        instance = c.instances.get(task.cluster)
+        return instance is not None and instance.instance_id == task.container_instance_id
+
+    text = f"there is no container instance {task.container_instance_id} in cluster {task.cluster}"
+    return [(is_it, "MISSING", lambda _: text)]
+
+
+def _away(task: Task, left: list[Candidate]) -> str:
+    if task.container_instance_id and left:
+        return f"host {left[0].host.name} of container instance {task.container_instance_id} is not connected"
+    return "no host is connected"
+
+
 def _instance_filters(task: Task) -> list[_Filter]:
     def instance_ok(c: Candidate) -> bool:
         instance = c.instances.get(task.cluster)
@@ -191,14 +211,6 @@ def _instance_filters(task: Task) -> list[_Filter]:
         ),
         (instance_ok, "NO ACTIVE INSTANCES", lambda _: "every container instance of the cluster is draining"),
     ]
-    if task.container_instance_id:
-        filters.append(
-            (
-                lambda c: c.instances[task.cluster].instance_id == task.container_instance_id,
-                "MISSING",
-                lambda _: f"container instance {task.container_instance_id} can't take tasks",
-            )
-        )
     for constraint in task.placement_constraints:
         filters.append(_constraint(task, constraint))
     return filters
