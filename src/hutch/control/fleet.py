@@ -220,11 +220,12 @@ class HostSession:
         self._stopping: set[str] = set()
         self._pending: dict[str, asyncio.Future[wire.Reply]] = {}
         self._heard_at = asyncio.get_running_loop().time()
+        self._listens = True
 
     @property
     def silent_s(self) -> float:
-        """For how long nothing has come from the host."""
-        return asyncio.get_running_loop().time() - self._heard_at
+        """For how long nothing has come from the host; nothing, while what came is still being taken in."""
+        return asyncio.get_running_loop().time() - self._heard_at if self._listens else 0.0
 
     async def welcome(self) -> None:
         """Record the host and take it in."""
@@ -351,8 +352,10 @@ class HostSession:
 
     async def _receive(self) -> None:
         while True:
+            self._listens = True
             message = await read_message(self._reader, wire.FromHost)
             self._heard_at = asyncio.get_running_loop().time()
+            self._listens = False
             if isinstance(message, wire.Report):
                 await self._reports.put(message)
             elif isinstance(message, wire.LogBatch):
