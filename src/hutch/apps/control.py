@@ -42,8 +42,10 @@ from hutch.base.log import configure_logging, get_logger
 from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.host_loss import HostLossLoop
-from hutch.control.controllers.loops import MembershipLoop, PlacementLoop, RetentionLoop
+from hutch.control.controllers.membership import MembershipLoop
+from hutch.control.controllers.placement import PlacementLoop
 from hutch.control.controllers.prefetch import PrefetchLoop
+from hutch.control.controllers.retention import RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.exec_sessions import ExecSessions
 from hutch.control.execution_roles import ExecutionRoles

@@ -24,7 +24,7 @@ from hutch.apps.events import EventParts
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.controllers.definitions import DefinitionLoop
-from hutch.control.controllers.loops import MembershipLoop
+from hutch.control.controllers.membership import MembershipLoop
 from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps

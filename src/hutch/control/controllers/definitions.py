@@ -4,19 +4,13 @@ A revision that still has a task is remembered with that task as its witness, an
 witness changes: with a full fleet, the many other changes cost nothing.
 """
 
-import asyncio
-
-from hutch.base.errors import StaleWrite, StorageFull
 from hutch.base.ids import IdSource
-from hutch.base.log import get_logger
 from hutch.control.ops.taskdefs import DELETE_IN_PROGRESS, remove_unused
+from hutch.control.rounds import is_done
 from hutch.model.record import Cause
 from hutch.store import tables
 from hutch.store.contract import Change, Store
 
-log = get_logger(__name__)
-
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 MAX_CHANGES = 1000
 """Of the feed, read at once; when there are more, the state itself is looked at instead."""
 
@@ -35,15 +29,9 @@ class DefinitionLoop:
         while True:
             newest = self._store.last_seq()
             changes = self._store.changes(seen, MAX_CHANGES) if seen >= 0 else None
-            if changes is None or len(changes) == MAX_CHANGES or any(self._matters(c) for c in changes):
-                try:
-                    await self.once()
-                except StaleWrite:
-                    continue
-                except StorageFull as error:
-                    log.error("removal of task definitions waits", reason=error.message)
-                    await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
-                    continue
+            looks = changes is None or len(changes) == MAX_CHANGES or any(self._matters(c) for c in changes)
+            if looks and not await is_done(self.once, "removal of task definitions"):
+                continue
             seen = newest
             await self._store.wait_for_change(seen)
 

@@ -7,11 +7,12 @@ clock that stands still while the machine sleeps: a host is never blamed for the
 import asyncio
 
 from hutch.base.clock import Clock
-from hutch.base.errors import Conflict, StaleWrite, StorageFull
+from hutch.base.errors import Conflict
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.control.ops.hosts import HostOps
+from hutch.control.rounds import is_done
 from hutch.model.record import Cause
 from hutch.store import tables
 from hutch.store.contract import Store
@@ -20,7 +21,6 @@ log = get_logger(__name__)
 
 OVERSLEPT_S = 1.0
 """Woken so much later than asked for, this process itself was not running; hosts could not have reached it."""
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 
 
 class HostLossLoop:
@@ -51,15 +51,8 @@ class HostLossLoop:
         while True:
             self._changed.clear()
             self._look()
-            try:
-                await self._give_up_due()
-            except StaleWrite:
-                continue
-            except StorageFull as error:
-                log.error("a lost host's tasks wait to be given up", reason=error.message)
-                await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
-                continue
-            await self._sleep()
+            if await is_done(self._give_up_due, "giving up a lost host's tasks"):
+                await self._sleep()
 
     def _look(self) -> None:
         """Bring what is known of who is away up to date."""

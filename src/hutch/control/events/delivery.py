@@ -5,12 +5,12 @@ import asyncio
 from msgspec.structs import replace
 
 from hutch.base.clock import Clock
-from hutch.base.errors import HutchError, StorageFull, Unavailable
+from hutch.base.errors import HutchError, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.events.publishing import count_failure, record_run
 from hutch.control.events.senders import Senders
-from hutch.control.events.waiting import wait_until
+from hutch.control.rounds import is_done, wait_until
 from hutch.model.event import Delivery, ScheduleRun
 from hutch.model.record import Cause
 from hutch.store import tables
@@ -24,7 +24,6 @@ MAX_AT_ONCE_PER_TARGET = 4
 PAGE = 50
 MAX_LOOKED_AT = 2000
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 600.0
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 FAILED = "FAILED"
 
 
@@ -96,13 +95,8 @@ class DeliveryLoop:
         tried = replace(delivery, attempts=delivery.attempts + 1, last_error=detail[:500] if error else "")
         if error is not None and (not isinstance(error, Unavailable) or _used_up(tried, self._clock.now())):
             outcome = FAILED
-        while True:
-            try:
-                await self._write_down(tried, outcome, detail)
-                return
-            except StorageFull as full:
-                log.error("a delivery can't be written down", reason=full.message)
-                await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
+        while not await is_done(lambda: self._write_down(tried, outcome, detail), "what came of a delivery"):
+            pass
 
     async def _write_down(self, tried: Delivery, outcome: str, detail: str) -> None:
         now = self._clock.now()

@@ -7,12 +7,12 @@ what was made of it, so each note becomes an event once, wherever the control pl
 import asyncio
 
 from hutch.base.clock import Clock
-from hutch.base.errors import StaleWrite, StorageFull
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.events.publishing import Publisher
 from hutch.control.events.shapes import TASK
 from hutch.control.ops.instances import instance_view
+from hutch.control.rounds import is_done
 from hutch.model.event import EventCursor, LogEntry
 from hutch.model.notes import decode_host_note, decode_instance_note
 from hutch.model.record import Cause
@@ -29,7 +29,6 @@ BUSY_NOTES = 16
 MAX_CHANGES = 2000
 MAX_UNSAVED = 20_000
 """Changes without notes after which the position is saved nevertheless; far less than the feed keeps."""
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 _NOTED = frozenset(t.name for t in tables.ALL_TABLES if t.journal is not None)
 
 
@@ -48,17 +47,14 @@ class EventLoop:
     async def run(self) -> None:
         """For ever."""
         while True:
-            try:
-                while await self.once():
-                    pass
-            except StaleWrite:
-                continue
-            except StorageFull as error:
-                log.error("events wait", reason=error.message)
-                await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
+            if not await is_done(self._catch_up, "the event log"):
                 continue
             await self._store.wait_for_change(self._seen, _NOTED)
             await asyncio.sleep(GATHER_BUSY_S if self._busy else GATHER_S)
+
+    async def _catch_up(self) -> None:
+        while await self.once():
+            pass
 
     async def once(self) -> bool:
         """One round; whether there may be more to do at once."""

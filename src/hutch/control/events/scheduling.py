@@ -1,15 +1,12 @@
 """The loop that runs what is due: rules with a schedule, and EventBridge Scheduler's schedules."""
 
-import asyncio
-
 import msgspec
 
 from hutch.base.clock import Clock, iso_time
-from hutch.base.errors import StaleWrite, StorageFull
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.events.publishing import Publisher, forget_runs, record_run
-from hutch.control.events.waiting import wait_until
+from hutch.control.rounds import run_when_due
 from hutch.model.event import MAX_EVENT_AGE_S, EventRule, Schedule, ScheduleRun
 from hutch.model.record import Cause
 from hutch.rules.events.due import Due, decide, planned_rule, planned_schedule
@@ -21,7 +18,6 @@ log = get_logger(__name__)
 
 MAX_AT_ONCE = 100
 QUEUED, MISSED = "QUEUED", "MISSED"
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 
 
 class ScheduleLoop:
@@ -36,21 +32,14 @@ class ScheduleLoop:
 
     async def run(self) -> None:
         """For ever: asleep until the next time is due, or until a rule or schedule changes."""
-        watched = {tables.EVENT_RULES.name, tables.SCHEDULES.name}
-        while True:
-            seen = self._store.last_seq()
-            with self._store.read() as reader:
-                next_at = _next(reader)
-            if next_at is None or next_at > self._clock.now():
-                await wait_until(self._store, watched, seen, next_at, self._clock)
-                continue
-            try:
-                await self.once()
-            except StaleWrite:
-                continue
-            except StorageFull as error:
-                log.error("schedules wait", reason=error.message)
-                await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
+        await run_when_due(
+            self._store,
+            self._clock,
+            self.once,
+            "what is scheduled",
+            tables={tables.EVENT_RULES.name, tables.SCHEDULES.name},
+            next_at=_next,
+        )
 
     async def once(self) -> int:
         """Queue all that is due; how many rules and schedules that was."""

@@ -18,6 +18,22 @@ MAX_URL_CHARACTERS = 2048
 MAX_TASKS = 10
 CONCURRENCY_TAG = "hutch:concurrencyPolicy"
 POLICIES = ("Allow", "Forbid", "Replace")
+ECS_MEMBERS = (
+    "TaskDefinitionArn",
+    "TaskCount",
+    "LaunchType",
+    "NetworkConfiguration",
+    "PlatformVersion",
+    "Group",
+    "CapacityProviderStrategy",
+    "EnableECSManagedTags",
+    "EnableExecuteCommand",
+    "PlacementConstraints",
+    "PlacementStrategy",
+    "PropagateTags",
+    "Tags",
+)
+"""Members of `EcsParameters` that a run heeds, whether a rule or a schedule has them."""
 _OWN_HEADERS = frozenset(
     [
         "host",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hutch.api.aws.events.access import EventAccess
-from hutch.api.aws.events.targets import ECS_MEMBERS, target_record, target_shape
+from hutch.api.aws.events.targets import target_record, target_shape
 from hutch.api.gateway.operation import Coverage, Operation, Request, RunAccess, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
@@ -18,7 +18,7 @@ from hutch.base.errors import (
 from hutch.control.ops.events import EventOps
 from hutch.model.event import DISABLED, ENABLED, EventBus, EventRule
 from hutch.model.record import Cause
-from hutch.rules.events.targets import check_target
+from hutch.rules.events.targets import ECS_MEMBERS, check_target
 from hutch.rules.tags import tags_from_list
 
 MAX_PAGE = 100

@@ -4,22 +4,6 @@ from typing import Any
 
 from hutch.model.event import MAX_EVENT_AGE_S, MAX_RETRIES, Target
 
-ECS_MEMBERS = (
-    "TaskDefinitionArn",
-    "TaskCount",
-    "LaunchType",
-    "NetworkConfiguration",
-    "PlatformVersion",
-    "Group",
-    "CapacityProviderStrategy",
-    "EnableECSManagedTags",
-    "EnableExecuteCommand",
-    "PlacementConstraints",
-    "PlacementStrategy",
-    "PropagateTags",
-    "Tags",
-)
-
 
 def target_record(given: dict[str, Any]) -> Target:
     """A `Target` shape as a record, unchecked."""

@@ -25,26 +25,11 @@ from hutch.base.errors import (
 from hutch.control.ops.schedules import DEFAULT_GROUP, ScheduleOps
 from hutch.model.event import ENABLED, MAX_EVENT_AGE_S, MAX_RETRIES, Schedule, ScheduleGroup, Target
 from hutch.model.record import Cause
-from hutch.rules.events.targets import BUS, check_target, overrides_in
+from hutch.rules.events.targets import BUS, ECS_MEMBERS, check_target, overrides_in
 from hutch.rules.tags import tags_from_list
 
 MAX_PAGE = 100
 SCHEDULER_SERVICE = "scheduler.amazonaws.com"
-_ECS = (
-    "TaskDefinitionArn",
-    "TaskCount",
-    "LaunchType",
-    "NetworkConfiguration",
-    "PlatformVersion",
-    "Group",
-    "CapacityProviderStrategy",
-    "EnableECSManagedTags",
-    "EnableExecuteCommand",
-    "PlacementConstraints",
-    "PlacementStrategy",
-    "PropagateTags",
-    "Tags",
-)
 _SCHEDULE = Coverage(
     enforced=(
         "Name",
@@ -62,7 +47,7 @@ _SCHEDULE = Coverage(
         "Target.Input",
         "Target.RetryPolicy",
         "Target.EventBridgeParameters",
-        *(f"Target.EcsParameters.{m}" for m in _ECS),
+        *(f"Target.EcsParameters.{m}" for m in ECS_MEMBERS),
     ),
     inert={
         "Target.RoleArn": "hutch delivers itself; the caller must be allowed to pass the role, and to run the tasks",

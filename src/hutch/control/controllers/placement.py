@@ -1,7 +1,7 @@
-"""The loops that carry decisions out: placement and retention. Each wakes on what it waits for, and on nothing else.
+"""The loop that places tasks that wait for room.
 
-All are level-triggered: they look at the state, not at what led to it, so one that was killed anywhere does no harm
-when it runs again.
+Level-triggered: it looks at the state, not at what led to it, so one that was killed anywhere does no
+harm when it runs again.
 """
 
 import asyncio
@@ -11,25 +11,16 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.base.clock import Clock
-from hutch.base.errors import StaleWrite, StorageFull
 from hutch.base.ids import IdSource
-from hutch.base.log import get_logger
-from hutch.control.ops.hosts import HostOps
-from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import PlacementLimits, commit_plan, plan_for
-from hutch.control.ops.tasks import stopped_before
+from hutch.control.rounds import is_done
 from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.record import Cause
 from hutch.model.task import Task
 from hutch.store import tables
 from hutch.store.contract import Change, IndexKey, Reader, Store, Tx, ordering_key
 
-log = get_logger(__name__)
-
 MAX_QUEUE_PER_PLAN = 500
-TOKEN_LIFE_S = 24 * 3600.0
-RETENTION_ROUND_S = 600.0
-RETRY_AFTER_STORAGE_FULL_S = 5.0
 _ROOM_TABLES = {t.name for t in (tables.HOSTS, tables.CONTAINER_INSTANCES, tables.RESERVATIONS)}
 _WAKES_PLACEMENT = _ROOM_TABLES | {tables.TASKS.name}
 
@@ -51,16 +42,12 @@ class PlacementLoop:
     async def run(self) -> None:
         """For ever."""
         while True:
-            try:
-                await self.once()
-            except StaleWrite:
-                continue
-            except StorageFull as error:
-                log.error("placement waits", reason=error.message)
+            if await is_done(self.once, "placement"):
+                await self._store.wait_for_change(self._seen)
+            else:
+                # Room that this round found is found again by the next.
                 self._seen = -1
-                await asyncio.sleep(RETRY_AFTER_STORAGE_FULL_S)
-                continue
-            await self._store.wait_for_change(self._seen)
+                self._rooms.clear()
 
     async def once(self) -> int:
         """One round; how many tasks were placed."""
@@ -152,70 +139,3 @@ def _host_of(change: Change) -> str | None:
     if change.table in (tables.HOSTS.name, tables.RESERVATIONS.name):
         return change.key[0]
     return "" if change.table == tables.CONTAINER_INSTANCES.name else None
-
-
-class RetentionLoop:
-    """Drops what has outlived its time: stopped tasks, idempotency tokens, log events."""
-
-    def __init__(
-        self, store: Store, logs: LogOps, clock: Clock, ids: IdSource, *, stopped_task_retention_s: float
-    ) -> None:
-        self._store = store
-        self._logs = logs
-        self._clock = clock
-        self._ids = ids
-        self._retention_s = stopped_task_retention_s
-
-    async def run(self) -> None:
-        """For ever, each `RETENTION_ROUND_S` seconds: what is dropped here is old by hours at least."""
-        while True:
-            try:
-                await self.once()
-            except StorageFull as error:
-                log.error("retention waits", reason=error.message)
-            await asyncio.sleep(RETENTION_ROUND_S)
-
-    async def once(self) -> int:
-        """One round; how many records were dropped."""
-        cause = Cause(id=self._ids.uuid(), actor="controller:retention", action="expire")
-
-        def work(tx: Tx) -> int:
-            old = stopped_before(tx, self._clock.now() - self._retention_s, 1000)
-            for task in old:
-                tx.delete(tables.TASKS, task.cluster, task.task_id)
-            tokens = tx.scan(tables.IDEMPOTENCY_TOKENS, index="by_age", limit=1000)
-            expired = [t for t in tokens if t.created_at < self._clock.now() - TOKEN_LIFE_S]
-            for token in expired:
-                tx.delete(tables.IDEMPOTENCY_TOKENS, token.scope, token.token)
-            return len(old) + len(expired)
-
-        dropped = await self._store.write(cause, work)
-        await self._logs.expire()
-        return dropped
-
-
-class MembershipLoop:
-    """Lets hosts join clusters that come into being."""
-
-    def __init__(self, store: Store, hosts: HostOps) -> None:
-        self._store = store
-        self._hosts = hosts
-
-    async def run(self) -> None:
-        """For ever."""
-        seen = self._store.last_seq()
-        while True:
-            await self._store.wait_for_change(seen)
-            newest = self._store.last_seq()
-            changes = self._store.changes(seen)
-            with self._store.read() as reader:
-                if changes is None:  # the feed was trimmed: all clusters may be new
-                    clusters = reader.scan(tables.CLUSTERS)
-                else:
-                    names = {c.key[0] for c in changes if c.table == tables.CLUSTERS.name and c.version}
-                    clusters = [c for n in names if (c := reader.get(tables.CLUSTERS, n))]
-            # The feed answers a bounded number of changes at a time: the rest is for the next round.
-            seen = changes[-1].seq if changes else newest
-            for cluster in clusters:
-                if cluster.status == "ACTIVE":
-                    await self._hosts.join_cluster(cluster.name)
