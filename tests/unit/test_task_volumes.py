@@ -98,7 +98,6 @@ def test_a_host_is_told_all_of_it() -> None:
 
 
 INERT = {
-    "executionRoleArn",
     "containerDefinitions.portMappings.appProtocol",
     "containerDefinitions.versionConsistency",
     "volumes.dockerVolumeConfiguration.labels",
