@@ -27,7 +27,9 @@ pytestmark = pytest.mark.needs("root", "nft")
 FETCH = """
 import sys, urllib.request, urllib.error
 try:
-    print(urllib.request.urlopen("http://169.254.170.2" + sys.argv[1], timeout=5).read().decode())
+    method, body = sys.argv[2:] or ("GET", "")
+    asked = urllib.request.Request("http://169.254.170.2" + sys.argv[1], body.encode() or None, method=method)
+    print(urllib.request.urlopen(asked, timeout=5).read().decode())
 except urllib.error.HTTPError as error:
     print('{"status": %d}' % error.code)
 except OSError as error:
@@ -35,10 +37,10 @@ except OSError as error:
 """
 
 
-async def fetch(namespace: str, path: str) -> Any:
-    """What a program in a namespace gets at the endpoint."""
+async def fetch(namespace: str, path: str, *request: str) -> Any:
+    """What a program in a namespace gets at the endpoint; `request`: method and body."""
     prefix = ["/sbin/ip", "netns", "exec", namespace] if namespace else []
-    argv = [*prefix, sys.executable, "-c", FETCH, path]
+    argv = [*prefix, sys.executable, "-c", FETCH, path, *request]
     done = await asyncio.to_thread(
         subprocess.run, argv, capture_output=True, text=True, timeout=30, check=True
     )
@@ -136,6 +138,24 @@ async def test_each_task_sees_itself_only(tmp_path: Path) -> None:
             assert await fetch(two_ns, path + what) == {"status": 404}
             assert await fetch("", path + what) == {"status": 404}
         assert (await fetch(two_ns, f"/v3/{two.containers[0].metadata_id}/task"))["KnownStatus"] == "RUNNING"
+
+
+async def test_a_task_asks_for_its_protection_as_of_the_ecs_agent(tmp_path: Path) -> None:
+    async with endpoint(tmp_path, 237) as there:
+        one, one_ns, _ = await there.task()
+        _, two_ns, _ = await there.task()
+        path = f"/api/{one.containers[0].metadata_id}/task-protection/v1/state"
+        for request in ((), ("PUT", '{"ProtectionEnabled": true, "ExpiresInMinutes": 60}')):
+            told = await fetch(one_ns, path, *request)
+            assert told["failure"]["Reason"] == "TASK_NOT_VALID" and told["failure"]["Arn"] == one.arn
+            assert await fetch(two_ns, path, *request) == {"status": 404}
+        for wrong in ('{"ProtectionEnabled": 1}', "{", '{"ProtectionEnabled": true, "ExpiresInMinutes": 0}'):
+            assert await fetch(one_ns, path, "PUT", wrong) == {"status": 400}
+        assert await fetch(one_ns, path, "PUT", "x" * 5000) == {"status": 400}
+        assert await fetch(one_ns, path, "DELETE", "") == {"status": 404}
+        assert await fetch(one_ns, f"/v4/{one.containers[0].metadata_id}", "PUT", "{}") == {"status": 405}
+        fault = path.replace("task-protection/v1/state", "fault/v1/network-latency/start")
+        assert await fetch(one_ns, fault, "POST", "{}") == {"status": 400}
 
 
 async def test_two_platforms_serve_the_same_address_apart(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_the_task() -> None:
     task = task_document(view(stops=True), "v4", tags=True, disk_bytes=300 * 2**20)
     assert task["Cluster"] == "arn:aws:ecs:us-east-1:000000000000:cluster/c"
     assert (task["Family"], task["Revision"], task["VPCID"]) == ("web", "7", "vpc-1")
+    assert task["FaultInjectionEnabled"] is False
     assert (task["DesiredStatus"], task["KnownStatus"]) == ("STOPPED", "RUNNING")
     assert task["Limits"] == {"CPU": 0.5, "Memory": 1024}
     assert task["EphemeralStorageMetrics"] == {"Utilized": 300, "Reserved": 21504}
@@ -197,6 +198,7 @@ def test_what_containers_are_told() -> None:
     assert side.environment["AWS_ENDPOINT_URL"] == "http://169.254.170.2:14566"
     assert main.environment["ECS_CONTAINER_METADATA_URI_V4"] == f"http://169.254.170.2/v4/{main.metadata_id}"
     assert main.environment["ECS_CONTAINER_METADATA_URI"] == f"http://169.254.170.2/v3/{main.metadata_id}"
+    assert main.environment["ECS_AGENT_URI"] == f"http://169.254.170.2/api/{main.metadata_id}"
     assert main.metadata_id != side.metadata_id and main.metadata_id.startswith(TASK_ID)
     assert told.surroundings.service == "shop" and told.surroundings.vpc_id == "vpc-1"
     other = TaskAddresses(path_key="cd" * 32).add(spec, task, subnet)
@@ -211,3 +213,4 @@ def test_a_task_without_an_interface_has_no_metadata() -> None:
         side = told.containers[1]
         assert side.metadata_id == "" and side.environment.get("AWS_ENDPOINT_URL") == api
         assert "ECS_CONTAINER_METADATA_URI_V4" not in side.environment
+        assert "ECS_AGENT_URI" not in side.environment

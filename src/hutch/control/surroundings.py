@@ -13,7 +13,12 @@ from hutch.model.task import Task
 from hutch.rules.netplan import TASK_API_PORT, TASK_ENDPOINT
 from hutch.wire.fleet import ContainerSpec, Surroundings, TaskSpec
 
-METADATA_VERSIONS = {"ECS_CONTAINER_METADATA_URI_V4": "v4", "ECS_CONTAINER_METADATA_URI": "v3"}
+TASK_PATHS = {
+    "ECS_CONTAINER_METADATA_URI_V4": "v4",
+    "ECS_CONTAINER_METADATA_URI": "v3",
+    "ECS_AGENT_URI": "api",
+}
+"""Variables, and the beginnings of the paths that they lead to."""
 
 
 class TaskAddresses(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +43,7 @@ class TaskAddresses(msgspec.Struct, frozen=True, kw_only=True):
         if spec.interface is not None:
             metadata_id = self._metadata_id(owner, container.name)
             base = f"http://{TASK_ENDPOINT[0]}"
-            ours = {name: f"{base}/{version}/{metadata_id}" for name, version in METADATA_VERSIONS.items()}
+            ours = {name: f"{base}/{path}/{metadata_id}" for name, path in TASK_PATHS.items()}
         if api := self._api(spec):
             ours["AWS_ENDPOINT_URL"] = api
         return replace(container, environment={**ours, **container.environment}, metadata_id=metadata_id)

@@ -18,6 +18,7 @@ import msgspec
 from hutch.base.clock import Clock
 from hutch.base.errors import HutchError, Unavailable
 from hutch.base.log import get_logger
+from hutch.host.agent import agent_api
 from hutch.host.agent.credentials import RoleCredentials, RoleRefused
 from hutch.host.agent.dockerstats import Sample, Samples, docker_stats
 from hutch.host.agent.metadata import TaskView, container_document, docker_id, task_document
@@ -26,6 +27,7 @@ from hutch.wire.fleet import ContainerSpec, CredentialsGiven
 log = get_logger(__name__)
 
 CREDENTIALS_PATH = "/v2/credentials/"
+AGENT_API_PATH = "/api/"
 METADATA_VERSIONS = ("v3", "v4")
 STATS_TIMEOUT_S = 5.0
 MAX_HEAD_BYTES = 8192
@@ -113,9 +115,24 @@ class TaskEndpoint:
     async def _answer(self, reader: asyncio.StreamReader, address: str) -> bytes:
         head = await reader.readuntil(b"\r\n\r\n")
         try:
-            return _response(200, await self._document(_path_of(head), address))
+            method, path = _request_line(head)
+            if path.startswith(AGENT_API_PATH):
+                body = await reader.readexactly(_body_length(head)) if method != "GET" else b""
+                return _response(*self._agent_api(method, path, body, address))
+            if method != "GET":
+                raise _Refused(405, "InvalidMethod", "Use GET.")
+            return _response(200, await self._document(path, address))
         except _Refused as refused:
             return _response(refused.status, {"code": refused.code, "message": refused.message})
+
+    def _agent_api(self, method: str, path: str, body: bytes, address: str) -> tuple[int, Any]:
+        view = self._task_at(address)
+        metadata_id, _, what = path.removeprefix(AGENT_API_PATH).partition("/")
+        if view is not None and _container_at(view, metadata_id) is not None:
+            found = agent_api.answer(view, method, what, body)
+            if found is not None:
+                return found
+        raise _Refused(404, "NotFound", f"Nothing is served at {path[:100]} for {method[:10]}.")
 
     async def _document(self, path: str, address: str) -> Any:
         """What the task at an address finds at a path."""
@@ -189,13 +206,29 @@ class TaskEndpoint:
         return now.stats.disk_bytes
 
 
-def _path_of(head: bytes) -> str:
+def _request_line(head: bytes) -> tuple[str, str]:
+    """Method and path."""
     method, _, rest = head.split(b"\r\n", 1)[0].decode("latin-1").partition(" ")
     if not rest.startswith("/"):
         raise _Refused(400, "InvalidRequest", "This is no HTTP request.")
-    if method != "GET":
-        raise _Refused(405, "InvalidMethod", "Use GET.")
-    return rest.partition(" ")[0].partition("?")[0]
+    return method, rest.partition(" ")[0].partition("?")[0]
+
+
+def _body_length(head: bytes) -> int:
+    """How many bytes follow. Chunks are not taken: no client sends so little in chunks."""
+    lengths = [
+        v
+        for k, _, v in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        if k.lower() == b"content-length"
+    ]
+    text = lengths[0].strip() if lengths else b"0"
+    if len(lengths) > 1 or not text.isdigit() or len(text) > 6 or int(text) > agent_api.MAX_BODY_BYTES:
+        raise _Refused(
+            400,
+            "InvalidRequest",
+            f"The body must have a Content-Length of at most {agent_api.MAX_BODY_BYTES}.",
+        )
+    return int(text)
 
 
 def _same(given: str, secret: str) -> bool:

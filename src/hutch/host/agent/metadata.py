@@ -75,7 +75,7 @@ def task_document(
         "Containers": [container_document(view, c, version) for c in spec.containers],
     }
     if version == "v4":
-        document |= {"LaunchType": spec.launch_type, "VPCID": around.vpc_id}
+        document |= {"LaunchType": spec.launch_type, "VPCID": around.vpc_id, "FaultInjectionEnabled": False}
         if spec.launch_type == "FARGATE":
             utilized = {"Utilized": disk_bytes // MIB} if disk_bytes is not None else {}
             document["EphemeralStorageMetrics"] = {**utilized, "Reserved": spec.ephemeral_gib * GIB // MIB}
