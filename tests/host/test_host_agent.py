@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from tests.support.fleet_control import Host, make_container, make_task
 
 from hutch.base.clock import SystemClock
@@ -354,14 +355,32 @@ async def test_damaged_records_are_put_aside(host: Host, damage: str) -> None:
     if damage == "file":
         path.write_bytes(b"this is not a database, whatever its name says" * 100)
     else:
+        book = TaskBook(path)
+        book.open()
+        await book.save(TaskFile(spec=make_task(ID)))
+        await book.close()
         with contextlib.closing(sqlite3.connect(path)) as db, db:
-            db.execute("CREATE TABLE tasks (task_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
-            db.execute("INSERT INTO tasks VALUES (?, ?)", (ID, b"{not json"))
+            db.execute("UPDATE specs SET body=?", (b"{not json",))
     await host.start_agent()
     assert not (host.directory / "tasks" / ID).exists()
     assert path.with_suffix(".damaged").exists() == (damage == "file")
     host.control.assign(make_task(ID))
     await host.control.until_status(ID, "RUNNING")
+
+
+async def test_the_tasks_of_an_earlier_hutch_are_taken_over(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "tasks.db")
+    db.execute("CREATE TABLE tasks (task_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
+    content = TaskFile(spec=make_task(ID), driver="fake", ended=True)
+    db.execute("INSERT INTO tasks VALUES (?,?)", (ID, msgspec.json.encode(content)))
+    db.commit()
+    db.close()
+    book = TaskBook(tmp_path / "tasks.db")
+    assert book.open() == {ID: content}
+    await book.save(replace(content, ended=False))
+    await book.close()
+    assert book.open() == {ID: replace(content, ended=False)}
+    await book.close()
 
 
 async def test_many_saves_at_once_are_all_there_after_a_crash(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from hutch.model.task import STOPPED, CauseLink, Phase, Task
 from hutch.rules import lifecycle
 from hutch.rules.facts import ObservedContainer, ObservedTask
 from hutch.store import tables
-from hutch.store.contract import Reader, Store, Tx
+from hutch.store.contract import Change, Reader, Store, Tx
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message, write_message
 
@@ -140,22 +140,25 @@ class Fleet:
         store = self._context.store
         seen = store.last_seq()
         while True:
-            await store.wait_for_change(seen)
+            await store.wait_for_change(seen, {tables.TASKS.name})
             changes = store.changes(seen)
             if changes is None:
                 seen = store.last_seq()
                 for session in list(self._sessions.values()):
                     session.send_all()
                 continue
-            keys = {c.key for c in changes if c.table == tables.TASKS.name and c.version}
             seen = changes[-1].seq if changes else seen
-            if keys:
-                with store.read() as reader:
-                    tasks = [reader.get(tables.TASKS, *key) for key in keys]
-                    for task in tasks:
-                        owner = self._sessions.get(task.host_id) if task and task.host_id else None
-                        if task and owner:
-                            owner.send_task(reader, task)
+            latest = {c.key: c for c in changes if c.table == tables.TASKS.name and c.version}
+            for change in latest.values():
+                self._dispatch(change)
+
+    def _dispatch(self, change: Change) -> None:
+        task = change.record
+        if task is None:
+            with self._context.store.read() as reader:
+                task = reader.get(tables.TASKS, *change.key)
+        if isinstance(task, Task) and (owner := self._sessions.get(task.host_id)):
+            owner.send_task(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session: HostSession | None = None
@@ -284,7 +287,7 @@ class HostSession:
                     stop.append(_stop(task))
         self._send(wire.Assignments(tasks=tuple(assign), stop=tuple(stop)))
 
-    def send_task(self, reader: Reader, task: Task) -> None:
+    def send_task(self, task: Task) -> None:
         """Bring the host up to date about one task of its own."""
         if task.is_stopped:
             self._assigned.pop(task.task_id, None)
@@ -292,7 +295,8 @@ class HostSession:
             self._send(wire.Forget(task_id=task.task_id))
             return
         if task.task_id not in self._assigned:
-            spec = self._spec(reader, task)
+            with self._context.store.read() as reader:
+                spec = self._spec(reader, task)
             if spec is None:
                 return
             self._assigned[task.task_id] = task.cluster

@@ -70,6 +70,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     cause: Cause
     note: bytes = b""
     """What the table's journal says of the change."""
+    record: Record | None = None
+    """The record after it, if that is at hand: it is for a while."""
 
 
 class Reader(Protocol):

@@ -79,7 +79,7 @@ class _Handle:
     def __init__(self, tables: dict[str, _TableData]) -> None:
         self._tables = tables
         self.undo: list[tuple[_TableData, str, Any]] = []
-        self.changes: list[tuple[str, IndexKey, int, bytes]] = []
+        self.changes: list[tuple[str, IndexKey, Record | None, bytes]] = []
 
     def get(self, table: Table[R], *key: str) -> R | None:
         return self._tables[table.name].records.get(encode_key(key))
@@ -123,7 +123,7 @@ class _Handle:
         self.undo.append((data, primary, stored))
         data.set(primary, fresh)
         note = table.journal(stored, fresh) if table.journal else b""
-        self.changes.append((table.name, table.key(record), fresh.version, note))
+        self.changes.append((table.name, table.key(record), fresh, note))
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:
@@ -135,7 +135,7 @@ class _Handle:
         self.undo.append((data, primary, stored))
         data.unset(primary)
         note = table.journal(stored, None) if table.journal else b""
-        self.changes.append((table.name, key, 0, note))
+        self.changes.append((table.name, key, None, note))
         return True
 
     def roll_back(self) -> None:
@@ -171,8 +171,16 @@ class MemoryStore:
             raise
         seq = self._signal.newest
         fresh = [
-            Change(seq=n, table=name, key=key, version=version, cause=cause, note=note)
-            for n, (name, key, version, note) in enumerate(handle.changes, seq + 1)
+            Change(
+                seq=n,
+                table=name,
+                key=key,
+                version=record.version if record else 0,
+                cause=cause,
+                note=note,
+                record=record,
+            )
+            for n, (name, key, record, note) in enumerate(handle.changes, seq + 1)
         ]
         self._feed += fresh
         del self._feed[: -self._feed_length]

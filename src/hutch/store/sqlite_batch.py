@@ -34,6 +34,7 @@ class NewChange(NamedTuple):
     table: str
     key: IndexKey
     version: int
+    record: Record | None
     note: bytes
 
 
@@ -70,7 +71,15 @@ class Batch:
         for position, change in work.tallies.items():
             self.count(position, change)
         made = [
-            Change(seq=seq, table=c.table, key=c.key, version=c.version, cause=cause, note=c.note)
+            Change(
+                seq=seq,
+                table=c.table,
+                key=c.key,
+                version=c.version,
+                cause=cause,
+                note=c.note,
+                record=c.record,
+            )
             for seq, c in enumerate(changes, newest + 1)
         ]
         self._changes += made

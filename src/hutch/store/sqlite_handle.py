@@ -232,7 +232,8 @@ class WriteHandle(ReadHandle):
                 if new is not None:
                     self.work.count(start + encode_key(new), +1)
         note = table.journal(before, now) if table.journal else b""  # type: ignore[arg-type]
-        self.changes.append(NewChange(table.name, key, now.version if now else 0, note))
+        at_hand = None if table.append_only else now
+        self.changes.append(NewChange(table.name, key, now.version if now else 0, at_hand, note))
 
     def _tell(self, table: Table[Any]) -> None:
         """Have SQLite know of all writes to a table."""

@@ -14,6 +14,8 @@ from hutch.store.contract import Change, Store
 MAX_CHANGES = 1000
 """Of the feed, read at once; when there are more, the state itself is looked at instead."""
 
+_WATCHED = {tables.TASK_DEFINITIONS.name, tables.TASKS.name}
+
 
 class DefinitionLoop:
     """Removes task definition revisions whose deletion was asked for."""
@@ -33,7 +35,7 @@ class DefinitionLoop:
             if looks and not await is_done(self.once, "removal of task definitions"):
                 continue
             seen = newest
-            await self._store.wait_for_change(seen)
+            await self._store.wait_for_change(seen, _WATCHED)
 
     def _matters(self, change: Change) -> bool:
         if change.table == tables.TASK_DEFINITIONS.name:

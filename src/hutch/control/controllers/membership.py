@@ -16,7 +16,7 @@ class MembershipLoop:
         """For ever."""
         seen = self._store.last_seq()
         while True:
-            await self._store.wait_for_change(seen)
+            await self._store.wait_for_change(seen, {tables.CLUSTERS.name})
             newest = self._store.last_seq()
             changes = self._store.changes(seen)
             with self._store.read() as reader:

@@ -43,7 +43,7 @@ class PlacementLoop:
         """For ever."""
         while True:
             if await is_done(self.once, "placement"):
-                await self._store.wait_for_change(self._seen)
+                await self._store.wait_for_change(self._seen, _WAKES_PLACEMENT)
             else:
                 # Room that this round found is found again by the next.
                 self._seen = -1
@@ -52,6 +52,11 @@ class PlacementLoop:
     async def once(self) -> int:
         """One round; how many tasks were placed."""
         newest = self._store.last_seq()
+        if self._seen >= 0 and not self._somebody_waits():
+            # What room there is matters to nobody; who waits next finds all of it to be more than was known.
+            self._rooms.clear()
+            self._seen = newest
+            return 0
         changes = self._store.changes(self._seen) if self._seen >= 0 else None
         touched = {c.table for c in changes} if changes is not None else _WAKES_PLACEMENT
         placed = 0
@@ -62,6 +67,10 @@ class PlacementLoop:
         # Only now: a round that failed is done again.
         self._seen = newest if not changes else changes[-1].seq
         return placed
+
+    def _somebody_waits(self) -> bool:
+        with self._store.read() as reader:
+            return bool(reader.scan(tables.TASKS, index="unplaced", limit=1))
 
     async def _place(self, index: str) -> int:
         """Go through the queue in its order; a record is written only when its task is placed or its reason changes."""

@@ -82,7 +82,7 @@ class TaskRecord:
             if content == before:
                 return
             try:
-                await asyncio.shield(self._context.book.save(content))
+                await self._context.book.save(content)
             except StorageFull as error:
                 if strict:
                     raise

@@ -1,7 +1,7 @@
 """A task's set-up on this host: a row of named, measured steps, side by side where they may be."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -112,13 +112,14 @@ class SetUp:
     async def _step(self, name: str, detail: str, work: Callable[[], Awaitable[T]]) -> T:
         """Run a step and measure it; a fault that may pass is tried again for a while."""
         started_at = self._now()
-        delays = backoff_seconds(0.2, 4.0, Random(self._spec.task_id))
+        delays: Iterator[float] | None = None
         give_up_at = self._context.clock.monotonic() + RETRY_FOR_S
         try:
             while True:
                 try:
                     return await work()
                 except HostFault as fault:
+                    delays = delays or backoff_seconds(0.2, 4.0, Random(self._spec.task_id))
                     delay = next(delays)
                     if not fault.retryable or self._context.clock.monotonic() + delay > give_up_at:
                         raise

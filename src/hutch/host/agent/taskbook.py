@@ -11,6 +11,7 @@ one transaction, made right there. Only the checkpoint, which does fsync, has a 
 
 import asyncio
 import sqlite3
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +19,18 @@ import msgspec
 
 from hutch.base.errors import StorageFull
 from hutch.base.log import get_logger
-from hutch.host.agent.taskfile import FORMAT, TaskFile
+from hutch.host.agent.taskfile import FORMAT, TaskFile, TaskState
+from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
 
 CHECKPOINT_AFTER_SAVES = 1_000
-_SCHEMA = "CREATE TABLE IF NOT EXISTS tasks (task_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID"
+FILE_FORMAT = 1
+_SCHEMA = """
+CREATE TABLE specs (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
+CREATE TABLE states (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
+"""
+"""A task's specification is written once, its state again and again: small, and beside those of its neighbours."""
 
 
 class TaskBook:
@@ -32,9 +39,11 @@ class TaskBook:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db: sqlite3.Connection | None = None
-        self._pending: dict[str, bytes | None] = {}
+        self._numbers: dict[str, int] = {}
+        self._next_number = 1
+        self._pending: dict[str, TaskFile | None] = {}
         """Task ids to what shall be kept of them; None: nothing."""
-        self._flushed: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._saves = 0
         self._checkpoint: asyncio.Task[None] | None = None
 
@@ -42,7 +51,9 @@ class TaskBook:
         """All tasks that are known. A file that can't be read is put aside and said in the log."""
         try:
             db = self._connect()
-            rows = db.execute("SELECT task_id, body FROM tasks").fetchall()
+            rows = db.execute(
+                "SELECT task_id, specs.number, specs.body, states.body FROM specs JOIN states USING (number)"
+            ).fetchall()
         except sqlite3.OperationalError as error:
             raise StorageFull(f"can't open {self._path}: {error}; free space there") from None
         except sqlite3.DatabaseError as error:
@@ -53,15 +64,18 @@ class TaskBook:
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
             db, rows = self._connect(), []
         self._db = db
-        return {task_id: content for task_id, body in rows if (content := _decode(task_id, body)) is not None}
+        self._next_number = 1 + max((number for _, number, _, _ in rows), default=0)
+        found = {t: content for t, _, *bodies in rows if (content := _decode(t, *bodies)) is not None}
+        self._numbers = {task_id: number for task_id, number, _, _ in rows if task_id in found}
+        return found
 
-    async def save(self, content: TaskFile) -> None:
-        """Keep it, whoever is killed next. Raises `StorageFull`."""
-        await self._keep(content.spec.task_id, msgspec.json.encode(content))
+    def save(self, content: TaskFile) -> asyncio.Future[None]:
+        """Keep it, whoever is killed next, and whether or not it is waited for. The future raises `StorageFull`."""
+        return self._keep(content.spec.task_id, content)
 
-    async def remove(self, task_id: str) -> None:
-        """Forget a task; no error if it is not there. Raises `StorageFull`."""
-        await self._keep(task_id, None)
+    def remove(self, task_id: str) -> asyncio.Future[None]:
+        """Forget a task, as `save`; no error if it is not there."""
+        return self._keep(task_id, None)
 
     async def close(self) -> None:
         """Write what is under way and let go of the file."""
@@ -72,47 +86,68 @@ class TaskBook:
         if db is not None:
             db.close()
 
-    async def _keep(self, task_id: str, body: bytes | None) -> None:
+    def _keep(self, task_id: str, content: TaskFile | None) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        kept: asyncio.Future[None] = loop.create_future()
         if self._db is None:
-            raise StorageFull(f"{self._path} is closed")
-        self._pending[task_id] = body
-        if self._flushed is None:
-            loop = asyncio.get_running_loop()
-            self._flushed = loop.create_future()
+            kept.set_exception(StorageFull(f"{self._path} is closed"))
+            return kept
+        self._pending[task_id] = content
+        if not self._waiters:
             loop.call_soon(self._flush)
-        await asyncio.shield(self._flushed)
+        self._waiters.append(kept)
+        return kept
 
     def _flush(self) -> None:
-        flushed, self._flushed = self._flushed, None
+        waiters, self._waiters = self._waiters, []
         pending, self._pending = self._pending, {}
-        if flushed is None or self._db is None:
+        if not waiters or self._db is None:
             return
+        refusal: StorageFull | None = None
         try:
             self._write(self._db, pending)
         except sqlite3.Error as error:
-            flushed.set_exception(StorageFull(f"can't write {self._path}: {error}; free space there"))
-            flushed.exception()  # who waited may have been cancelled
-            return
-        flushed.set_result(None)
+            refusal = StorageFull(f"can't write {self._path}: {error}; free space there")
+        for waiter in waiters:
+            if waiter.done():
+                continue  # given up meanwhile
+            if refusal is None:
+                waiter.set_result(None)
+            else:
+                waiter.set_exception(refusal)
         self._saves += len(pending)
         if self._saves >= CHECKPOINT_AFTER_SAVES and (self._checkpoint is None or self._checkpoint.done()):
             self._saves = 0
             self._checkpoint = asyncio.create_task(asyncio.to_thread(self._do_checkpoint))
 
-    @staticmethod
-    def _write(db: sqlite3.Connection, pending: dict[str, bytes | None]) -> None:
+    def _write(self, db: sqlite3.Connection, pending: dict[str, TaskFile | None]) -> None:
+        """All or nothing."""
+        numbers, next_number = dict[str, int](), self._next_number
+        encode = msgspec.json.encode
         try:
             db.execute("BEGIN IMMEDIATE")
-            for task_id, body in pending.items():
-                if body is None:
-                    db.execute("DELETE FROM tasks WHERE task_id=?", (task_id,))
-                else:
-                    db.execute("INSERT OR REPLACE INTO tasks VALUES (?,?)", (task_id, body))
+            for task_id, content in pending.items():
+                number = self._numbers.get(task_id)
+                if content is None:
+                    db.execute("DELETE FROM specs WHERE number=?", (number,))
+                    db.execute("DELETE FROM states WHERE number=?", (number,))
+                    continue
+                if number is None:
+                    number = numbers[task_id] = next_number
+                    next_number += 1
+                    db.execute(
+                        "INSERT OR REPLACE INTO specs VALUES (?,?,?)", (number, task_id, encode(content.spec))
+                    )
+                db.execute("INSERT OR REPLACE INTO states VALUES (?,?)", (number, encode(content.state())))
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
+        self._numbers |= numbers
+        self._next_number = next_number
+        for task_id in (t for t, content in pending.items() if content is None):
+            self._numbers.pop(task_id, None)
 
     def _do_checkpoint(self) -> None:
         """Bring the write-ahead log's content into the file, so that the log can begin anew."""
@@ -128,17 +163,43 @@ class TaskBook:
         self._path.chmod(0o600)
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
             db.execute(f"PRAGMA {pragma}").fetchall()
-        db.execute(_SCHEMA)
+        _migrate(db)
         return db
 
 
-def _decode(task_id: str, body: bytes) -> TaskFile | None:
+def _migrate(db: sqlite3.Connection) -> None:
+    """Make the tables; what an earlier hutch kept, a document for each task, is taken over."""
+    if db.execute("PRAGMA user_version").fetchone()[0] >= FILE_FORMAT:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA.split(";"):
+        db.execute(statement)
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name='tasks'").fetchone():
+        rows = db.execute("SELECT task_id, body FROM tasks").fetchall()
+        for number, (task_id, body) in enumerate(_readable(rows), 1):
+            db.execute("INSERT INTO specs VALUES (?,?,?)", (number, task_id, msgspec.json.encode(body.spec)))
+            db.execute("INSERT INTO states VALUES (?,?)", (number, msgspec.json.encode(body.state())))
+        db.execute("DROP TABLE tasks")
+    db.execute(f"PRAGMA user_version={FILE_FORMAT}")
+    db.execute("COMMIT")
+
+
+def _readable(rows: list[tuple[str, bytes]]) -> Iterator[tuple[str, TaskFile]]:
+    for task_id, body in rows:
+        try:
+            yield task_id, msgspec.json.decode(body, type=TaskFile)
+        except msgspec.DecodeError as error:
+            log.error("task record unreadable", task=task_id, reason=str(error))
+
+
+def _decode(task_id: str, spec: bytes, state: bytes) -> TaskFile | None:
     try:
-        content = msgspec.json.decode(body, type=TaskFile)
+        found = msgspec.json.decode(state, type=TaskState)
+        whole = msgspec.structs.asdict(found) | {"spec": msgspec.json.decode(spec, type=TaskSpec)}
     except msgspec.DecodeError as error:
         log.error("task record unreadable", task=task_id, reason=str(error))
         return None
-    if content.format > FORMAT:
-        log.error("task record of a newer hutch", task=task_id, format=content.format)
+    if found.format > FORMAT:
+        log.error("task record of a newer hutch", task=task_id, format=found.format)
         return None
-    return content
+    return TaskFile(**whole)

@@ -29,11 +29,10 @@ class SavedContainer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     exit: dict[str, Any] | None = None
 
 
-class TaskFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All of it."""
+class TaskState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What changes in the course of a task's life."""
 
     format: int = FORMAT
-    spec: TaskSpec
     driver: str = ""
     handle: Handle | None = None
     attachment: Attachment | None = None
@@ -47,6 +46,16 @@ class TaskFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Since when it is not in memory. The driver knows better: this may be a step behind."""
     ended: bool = False
     """Everything is cleaned up; only the report's acknowledgement is waited for."""
+
+
+class TaskFile(TaskState, frozen=True, kw_only=True, omit_defaults=True):
+    """All of it."""
+
+    spec: TaskSpec
+
+    def state(self) -> TaskState:
+        """Without the specification, which stays as it is."""
+        return TaskState(**{name: getattr(self, name) for name in TaskState.__struct_fields__})
 
 
 def without_secrets(spec: TaskSpec) -> TaskSpec:
