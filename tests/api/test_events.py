@@ -4,7 +4,6 @@ import itertools
 import json
 import queue
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.api.support.aws import AwsServer
+from tests.api.support.aws import AwsServer, until_changed
 
 from hutch.client.client import HutchClient
 
@@ -47,7 +46,7 @@ class Hook:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def next(self) -> tuple[str, dict[str, str], Any]:
-        path, headers, body = self.calls.get(timeout=10)
+        path, headers, body = self.calls.get(timeout=30)
         return path, headers, json.loads(body)
 
 
@@ -87,13 +86,13 @@ def refusal(code: str) -> Any:
     return pytest.raises(ClientError, match=code)
 
 
-def until(what: Any, seconds: float = 10.0) -> Any:
-    """Ask until there is an answer; the events of other tests pass by meanwhile."""
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-    return found
+def until(aws: AwsServer, what: Any) -> Any:
+    """Ask, and again after each change in the store, until there is an answer."""
+    while True:
+        seq = aws.store.last_seq()
+        if found := what():
+            return found
+        until_changed(aws, seq)
 
 
 def put_rule(aws: AwsServer, name: str, pattern: dict[str, Any], *targets: dict[str, Any]) -> Any:
@@ -258,7 +257,7 @@ def test_a_target_that_fails_is_tried_again_and_one_that_refuses_is_given_up(
     events.put_events(Entries=[{"Source": name, "DetailType": "t", "Detail": "{}"}])
     hook.next()
     with native(aws) as client:
-        runs = until(lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
+        runs = until(aws, lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
     assert runs["failed"] == 1 and "redirects are not followed" in runs["last_error"]
     assert hook.calls.empty()
 
@@ -267,7 +266,7 @@ def test_addresses_of_the_machine_itself_are_not_called(aws: AwsServer, name: st
     events = put_rule(aws, name, {"source": [name]}, {"Arn": "http://169.254.169.254/latest/meta-data"})
     events.put_events(Entries=[{"Source": name, "DetailType": "t", "Detail": "{}"}])
     with native(aws) as client:
-        runs = until(lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
+        runs = until(aws, lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
     assert "calls for nobody" in runs["last_error"]
 
 
@@ -277,7 +276,7 @@ def test_a_log_group_gets_events(aws: AwsServer, name: str) -> None:
     events = put_rule(aws, name, {"source": [name]}, {"Arn": group, "InputPath": "$.detail"})
     events.put_events(Entries=[{"Source": name, "DetailType": "t", "Detail": '{"a": 1}'}])
     logs = aws.client("logs")
-    found = until(lambda: logs.filter_log_events(logGroupName=f"/{name}")["events"])
+    found = until(aws, lambda: logs.filter_log_events(logGroupName=f"/{name}")["events"])
     assert [json.loads(e["message"]) for e in found] == [{"a": 1}]
 
 
@@ -434,7 +433,7 @@ def test_a_rule_runs_tasks(aws: AwsServer, name: str, definition: str) -> None:
     assert events.list_targets_by_rule(Rule=name)["Targets"][0]["EcsParameters"] == target["EcsParameters"]
     events.put_events(Entries=[{"Source": name, "DetailType": "t", "Detail": '{"who": "me"}'}])
     ecs = aws.client("ecs")
-    arns = until(lambda: ecs.list_tasks(startedBy=f"events-rule/{name}")["taskArns"])
+    arns = until(aws, lambda: ecs.list_tasks(startedBy=f"events-rule/{name}")["taskArns"])
     tasks = ecs.describe_tasks(tasks=arns, include=["TAGS"])["tasks"]
     assert len(tasks) == 2 and tasks[0]["tags"] == [{"key": "a", "value": "b"}]
     assert tasks[0]["overrides"]["containerOverrides"][0]["environment"] == [{"name": "WHO", "value": "me"}]
@@ -541,11 +540,12 @@ def test_a_schedule_that_runs_once_goes_when_it_is_done(aws: AwsServer, hook: Ho
         scheduler.get_schedule(Name=name)
     with native(aws) as client:
         runs = until(
+            aws,
             lambda: (
                 (r := client.native("GET", f"/runs/schedule/default/{name}")["runs"])[0]["outcome"]
                 == "DELIVERED"
                 and r
-            )
+            ),
         )
     assert len(runs) == 1 and runs[0]["detail"] == "HTTP 200"
 
@@ -591,7 +591,7 @@ def test_what_happens_while_the_run_before_still_runs(
             ]
         return len(done) >= 2
 
-    until(outcome)
+    until(aws, outcome)
     scheduler.update_schedule(
         Name=name,
         State="DISABLED",
@@ -692,6 +692,6 @@ def test_an_event_does_not_choose_the_role_of_a_task(aws: AwsServer, name: str, 
     detail = '{"taskRoleArn": "arn:aws:iam::000000000000:role/admin"}'
     events.put_events(Entries=[{"Source": name, "DetailType": "t", "Detail": detail}])
     with native(aws) as client:
-        runs = until(lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
+        runs = until(aws, lambda: (r := client.native("GET", f"/runs/rule/default/{name}"))["failed"] and r)
     assert "only a constant Input" in runs["last_error"]
     assert aws.client("ecs").list_tasks(startedBy=f"events-rule/{name}")["taskArns"] == []

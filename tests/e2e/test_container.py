@@ -65,7 +65,7 @@ def launch(ecs: Any, definition: str, launch_type: str = "EC2") -> dict[str, Any
 
 def wait_for(ecs: Any, arn: str, status: str) -> dict[str, Any]:
     """The waiter's own delay is whole seconds; nobody tells an AWS client, so it has to ask again."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         task: dict[str, Any] = ecs.describe_tasks(tasks=[arn])["tasks"][0]
         if task["lastStatus"] == status:
@@ -81,7 +81,7 @@ def stop(ecs: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def fetch(url: str) -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:

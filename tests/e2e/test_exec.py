@@ -210,7 +210,7 @@ def test_an_exec_session_does_not_hold_up_the_platform(fake_platform: Platform, 
     stuck.shake_hands()
     began = time.monotonic()
     assert fake_platform.hutch("exec", task, "--", "echo", "quick").stdout == "quick\n"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     # Not in order: nobody reads what is on its way.
     stuck.socket.socket.close()
 
@@ -292,16 +292,19 @@ def test_who_terminates_it_is_not_kept_waiting_by_a_process_that_takes_no_input(
             stdin=given,
             stderr=subprocess.PIPE,
         )
-    # It has connected when there is something in its way: its standard input is not read any further.
-    position = Path(f"/proc/{process.pid}/fdinfo/0")
-    seen = -1
-    while seen <= 0 or seen != (now := _position(position)):
-        seen = _position(position)
-        time.sleep(0.3)
+    taken = _taken_when_stuck(process)
     process.terminate()
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 3 and b"the session ended" in errors, now
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3 and b"the session ended" in errors, taken
 
 
-def _position(path: Path) -> int:
-    return int(path.read_text().split()[1])
+def _taken_when_stuck(process: subprocess.Popen[bytes]) -> int:
+    """How much of its standard input was read when no more of it was. That nothing happens is no event: it is looked at
+    until it was the same for a while, which is long beside what a reader needs on a busy machine."""
+    position = Path(f"/proc/{process.pid}/fdinfo/0")
+    seen: list[int] = []
+    while len(seen) < 10 or seen[-1] == 0 or len(set(seen[-10:])) > 1:
+        assert process.poll() is None
+        seen.append(int(position.read_text().split()[1]))
+        time.sleep(0.1)
+    return seen[-1]

@@ -56,7 +56,7 @@ def details(task: dict[str, Any]) -> dict[str, str]:
 
 def fetch(url: str) -> str:
     """Waits for the server inside to listen: nobody tells us when, so a refused connection is tried again."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:

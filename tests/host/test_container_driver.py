@@ -28,7 +28,7 @@ from hutch.host.kernel.process import ProcessRef, find_processes, process_ref, w
 from hutch.wire.fleet import ContainerSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "runc")
-LIMIT_S = 20
+LIMIT_S = 60
 
 
 class Room(ContainerHarness):

@@ -78,7 +78,7 @@ async def fault_of(store: DiskImageStore, reference: str, **more: Any) -> ImageF
     begun = time.monotonic()
     with pytest.raises(ImageFault) as caught:
         await prepare(store, reference, **more)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     fault = caught.value
     assert fault.aws_prefix == "CannotPullContainerError" and fault.fix and fault.message
     return fault
@@ -488,7 +488,7 @@ async def test_killed_in_the_middle(registry: LocalRegistry, tmp_path: Path, roo
 
 async def _no_process_names(text: str) -> None:
     """Programs of a process that was killed end with it: the kernel sees to that, within moments."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while any(re.search(rf"{re.escape(text)}[/\0]", c) for c in _command_lines()):
             await asyncio.sleep(0.01)
 

@@ -88,10 +88,10 @@ async def test_a_flood_is_slowed_and_never_stored(guest: Guest, kind: str) -> No
     session, connection = await guest.session()
     before = resident_bytes()
     thread = guest.say(connection, FLOODS[kind], FLOOD_BYTES)
-    longest, turns, last = 0.0, 0, time.monotonic()
+    longest, turns, last = 0.0, 0, time.thread_time()
     while not session.closed.is_set():
         await asyncio.sleep(0)
-        now = time.monotonic()
+        now = time.thread_time()  # on a busy machine a turn may be long without work
         longest, turns, last = max(longest, now - last), turns + 1, now
     await session.close()
     connection.close()
@@ -111,7 +111,7 @@ async def test_a_guest_that_does_not_read_is_told_no_more(guest: Guest) -> None:
         for _ in range(10_000):
             session._ask("state", {"padding": "x" * 10_000})
     assert session._unsent() < 400_000
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await session.close()  # which does not wait for the guest to read
     connection.close()
 

@@ -22,7 +22,7 @@ from hutch.wire.guest import (
 )
 from hutch.wire.guest_documents import StateAnswer
 
-LIMIT_S = 10
+LIMIT_S = 60
 
 
 class Guest:

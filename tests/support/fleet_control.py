@@ -15,7 +15,7 @@ from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message, write_message
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class ControlEnd:

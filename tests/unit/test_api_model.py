@@ -31,9 +31,9 @@ def test_no_pattern_of_a_model_can_run_for_long(name: str) -> None:
             for second in pieces:
                 for head in ("", "arn:aws:"):
                     value = (head + (first + second) * MAX_PATTERN_INPUT)[: MAX_PATTERN_INPUT - 1] + "\x01"
-                    began = time.perf_counter()
+                    began = time.process_time()
                     pattern.fullmatch(value)
-                    assert time.perf_counter() - began < 0.5, (source, first, second)
+                    assert time.process_time() - began < 0.5, (source, first, second)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ async def queued(world: World, **target: Any) -> str:
 
 async def settled(world: World, sender: Sender, times: int) -> None:
     """Wait until so many tries were written down."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(sender.sent) < times or any(d.attempts < times for d in world.deliveries()):
             await world.store.wait_for_change(world.store.last_seq())
 

@@ -169,6 +169,6 @@ def test_any_json_is_compiled_or_refused_and_matched_without_error(document: Any
 
 def test_a_hostile_wildcard_takes_linear_time() -> None:
     pattern = compile_pattern(json.dumps({"x": [{"wildcard": "*a" * 1000 + "b"}]}))
-    began = time.perf_counter()
+    began = time.process_time()
     assert not pattern.matches({"x": "a" * 200_000})
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 5

@@ -59,10 +59,10 @@ def test_a_pattern_without_wildcards_is_equality(text: str) -> None:
 
 
 def test_no_pattern_is_slow() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for pattern in ("a*" * 3000 + "b", "*?a" * 2000 + "b", "*" * 6000 + "b", "*" + "a?" * 1000 + "b" + "*"):
         assert not Pattern(pattern).matches("a" * 6000, {})
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_variables_are_text_not_patterns() -> None:

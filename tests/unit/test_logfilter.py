@@ -173,7 +173,7 @@ def test_a_wildcard_with_dots_matches_as_its_regular_expression(pattern: str, te
 def test_a_hostile_pattern_takes_linear_time(pattern: str, message: str) -> None:
     started = time.process_time()
     assert parse_filter(pattern)(message) is False
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("pattern", ["(", "a{2000}", r"(?:\pL{1,30}){33}", r"\1", "(?=a)", "(?<=a)b"])

@@ -248,7 +248,7 @@ def test_no_expression_breaks_the_parser(expression: str) -> None:
 def test_a_hostile_pattern_takes_no_time() -> None:
     started = time.process_time()
     assert not matches("attribute:x =~ .*a.*a.*a.*b", {"attribute:x": "a" * 20_000})
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5
 
 
 def test_hundreds_of_tasks_on_hundreds_of_hosts_are_placed_in_little_time() -> None:

@@ -102,7 +102,7 @@ class AwsServer:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Carry out work on the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.http.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self.http.loop).result(60)
 
     def connect_host(self) -> None:
         """As the fleet does when a host's agent has connected."""
@@ -138,4 +138,4 @@ class AwsServer:
 
 def until_changed(server: AwsServer, seq: int) -> int:
     """Wait for the store to change after `seq`; its newest sequence number."""
-    return int(server.run(asyncio.wait_for(server.store.wait_for_change(seq), 10)))
+    return int(server.run(asyncio.wait_for(server.store.wait_for_change(seq), 30)))
