@@ -165,6 +165,19 @@ def test_a_host_without_control_groups_is_told(tmp_path: Path) -> None:
         cgroup.host_cgroups(tmp_path)
 
 
+async def test_a_cap_can_come_and_go_later(host: Host) -> None:
+    host.cgroups.make(host.task, CgroupLimits(cpu_units=512, memory_bytes=64 << 20))
+    for units, v1, v2 in ((256, "25000", "25000 100000"), (0, "-1", "max 100000")):
+        host.cgroups.cap_cpu(host.task, units)
+        assert host.value("cpu/cpu.cfs_quota_us", "cpu.max") == (v1 if host.cgroups.version == 1 else v2)
+    assert host.value("memory/memory.limit_in_bytes", "memory.max") == str(64 << 20), (
+        "nothing else is touched"
+    )
+    await host.cgroups.remove(host.task)
+    with pytest.raises((cgroup.CgroupError, AssertionError), match=r"cpu\."):
+        host.cgroups.cap_cpu(host.task, 256)
+
+
 async def test_the_smallest_cap_is_one_that_the_kernel_takes(host: Host) -> None:
     """A period of 100 ms has quotas from 1 ms on."""
     host.cgroups.make(host.task, CgroupLimits(cpu_units=1, cpu_cap_units=1))

@@ -239,7 +239,14 @@ async def test_a_capped_task_gets_its_share_and_no_more(prison: Prison, tmp_path
         confinement=Confinement(cap_cpu=True, disk_bytes_per_s=100 << 20 if whole_disk(tmp_path) else 0),
     )
     await capped.root()
-    ref = capped.start(prison.request("a", BURN), prison.root)
+    assert capped.caps_cpu
+    read_end, write_end = os.pipe()
+    waits = f"import os; os.read({read_end}, 1)\n"
+    ref = capped.start(prison.request("a", waits + BURN, fds=(read_end,)), prison.root)
+    capped.cap_cpu(f"hutch-{prison.platform_id}-a", 256)
+    os.write(write_end, b"x")
+    for fd in (read_end, write_end):
+        os.close(fd)
     assert await wait_gone(ref) == 0
     assert float(prison.output("a")) > 1.0
     used_ns = capped.cpu_ns(f"hutch-{prison.platform_id}-a")

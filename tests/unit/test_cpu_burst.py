@@ -2,11 +2,9 @@
 
 import pytest
 from tests.support.driver_harness import _task
-from tests.unit.test_microvm_warm import size
 
 from hutch.base.errors import Invalid
 from hutch.host.drivers.container.plan import task_limits
-from hutch.host.drivers.microvm.warm import WarmSize
 from hutch.rules.cpu_burst import cpu_capped
 
 OFF, ON = {"hutch:cpuBurst": "off"}, {"hutch:cpuBurst": "on"}
@@ -42,10 +40,3 @@ def test_containers_are_capped_by_their_task(asked: bool, of_all: bool, units: i
 
     task = msgspec.structs.replace(_task("t", ()), cpu_capped=asked, cpu_units=units)
     assert task_limits(task, cap_cpu=of_all).cpu_cap_units == cap
-
-
-def test_a_spare_without_a_cap_is_not_given_to_a_task_with_one() -> None:
-    free = size(512)
-    assert free != WarmSize(
-        key=free.key, cpu_units=free.cpu_units, cpu_capped=True, disk_bytes=free.disk_bytes
-    )

@@ -52,6 +52,10 @@ class Cgroups(Protocol):
         """
         ...
 
+    def cap_cpu(self, path: str, cap_units: int) -> None:
+        """Never more CPU than this for a group that is there; 0: no cap. Raises `CgroupError`."""
+        ...
+
     def processes(self, path: str) -> frozenset[int]:
         """Pids in the group and in those below it; none if there is no such group."""
         ...

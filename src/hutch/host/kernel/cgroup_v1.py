@@ -56,11 +56,15 @@ class CgroupsV1:
 
     def _limit_cpu(self, path: str, limits: CgroupLimits) -> None:
         write_text(self._file("cpu", path, "cpu.shares"), str(_shares(limits.cpu_units)))
-        quota = cpu_quota_us(limits.cpu_cap_units) if limits.cpu_cap_units else -1
-        if self._file("cpu", path, "cpu.cfs_quota_us").exists():
-            write_text(self._file("cpu", path, "cpu.cfs_period_us"), str(CPU_PERIOD_US))
-            write_text(self._file("cpu", path, "cpu.cfs_quota_us"), str(quota))
-        elif limits.cpu_cap_units:
+        self.cap_cpu(path, limits.cpu_cap_units)
+
+    def cap_cpu(self, path: str, cap_units: int) -> None:
+        """See the contract."""
+        period, quota = (self._file("cpu", path, f"cpu.cfs_{what}_us") for what in ("period", "quota"))
+        if quota.exists() or not quota.parent.exists():
+            write_text(period, str(CPU_PERIOD_US))
+            write_text(quota, str(cpu_quota_us(cap_units) if cap_units else -1))
+        elif cap_units:
             raise CgroupError("this host's kernel can't cap CPU (CONFIG_CFS_BANDWIDTH)")
 
     def _limit_memory(self, path: str, limit: int) -> None:

@@ -56,9 +56,7 @@ class CgroupsV2:
 
     def _limit(self, directory: Path, limits: CgroupLimits) -> None:
         write_text(directory / "cpu.weight", str(_weight(limits.cpu_units)))
-        cap = limits.cpu_cap_units
-        quota = str(cpu_quota_us(cap)) if cap else "max"
-        write_text(directory / "cpu.max", f"{quota} {CPU_PERIOD_US}")
+        self._cap_cpu(directory, limits.cpu_cap_units)
         write_text(directory / "memory.max", str(limits.memory_bytes or "max"))
         if (directory / "memory.swap.max").exists():
             write_text(directory / "memory.swap.max", "0" if limits.memory_bytes else "max")
@@ -66,6 +64,15 @@ class CgroupsV2:
         if limits.disk_bytes_per_s and limits.disk is not None:
             rate, (major, minor) = limits.disk_bytes_per_s, limits.disk
             write_text(directory / "io.max", f"{major}:{minor} rbps={rate} wbps={rate}")
+
+    def cap_cpu(self, path: str, cap_units: int) -> None:
+        """See the contract."""
+        self._cap_cpu(self._directory(path), cap_units)
+
+    @staticmethod
+    def _cap_cpu(directory: Path, cap_units: int) -> None:
+        quota = str(cpu_quota_us(cap_units)) if cap_units else "max"
+        write_text(directory / "cpu.max", f"{quota} {CPU_PERIOD_US}")
 
     def processes(self, path: str) -> frozenset[int]:
         """See the contract."""

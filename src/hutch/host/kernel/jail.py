@@ -115,6 +115,10 @@ class Jailer:
         """CPU time used in a jail; None if there is none of that name."""
         return self._cgroups.cpu_ns(self._cgroup(name))
 
+    def cap_cpu(self, name: str, cap_units: int) -> None:
+        """Never more CPU than this for what runs in a jail. Raises `CgroupError`."""
+        self._cgroups.cap_cpu(self._cgroup(name), cap_units)
+
     def close(self) -> None:
         """Remove the platform's own control group, if no jail is left in it."""
         self._cgroups.remove_if_empty(platform_cgroup(self._platform_id))

@@ -67,21 +67,20 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
         """`program`: Firecracker's name on the path, or its path; `state_dir` is the driver's own (made when needed).
         Without `use_templates` every VM boots. `jail` and `obstacle` (why KVM can't be used, given /proc/cpuinfo) are what
         tests put in the place of the host's."""
-        super().__init__(clock)
-        self._platform_id = platform_id
-        self._jail = jail or MonitorJail(
+        jail = jail or MonitorJail(
             platform_id=platform_id,
             state_dir=state_dir,
             confinement=confinement or Confinement(),
             monitor=monitor_program(program),
         )
+        super().__init__(clock, jail, platform_id)
         self._launcher = FirecrackerLauncher(
             platform_id=platform_id,
             program=program,
             guest_dir=guest_dir,
             state_dir=state_dir,
             clock=clock,
-            jail=self._jail,
+            jail=jail,
             kvm_obstacle=obstacle,
             boot_timeout_s=boot_timeout_s,
             use_templates=use_templates,
@@ -149,6 +148,8 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
         try:
             answer = await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S)
             await sandbox.take_over(answer.containers)
+            if sandbox.started:
+                await self._hold_to_share(sandbox)
         except BaseException:
             await sandbox.release()
             raise

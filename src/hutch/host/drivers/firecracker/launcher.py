@@ -268,7 +268,6 @@ class FirecrackerLauncher:
             program=self._program,
             config=config,
             cpu_units=task.cpu_units,
-            cpu_capped=task.cpu_capped,
             disks=tuple(path for _, path in disks),
         )
 

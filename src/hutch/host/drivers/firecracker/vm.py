@@ -50,7 +50,6 @@ class FirecrackerRequest(msgspec.Struct, frozen=True, kw_only=True):
     program: str
     config: VmConfig
     cpu_units: int
-    cpu_capped: bool = False
     disks: tuple[str, ...] = ()
     snapshot_directory: str = ""
     """Where it can write its memory and state to."""
@@ -102,7 +101,6 @@ def _launch(
                 vcpus=request.config.vcpus,
                 memory_mib=request.config.memory_mib,
                 cpu_units=request.cpu_units,
-                cpu_capped=request.cpu_capped,
                 largest_file_bytes=largest,
                 binds=_binds(request, files, image),
             ),

@@ -67,25 +67,24 @@ class MicrovmDriver(RunningVms[Sandbox]):
     ) -> None:
         """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). Without
         `use_templates` every VM boots; `warm` bounds the pool of VMs that wait for a task (None: no pool)."""
-        super().__init__(clock)
-        self._platform_id = platform_id
-        self._jail = MonitorJail(
+        jail = MonitorJail(
             platform_id=platform_id, state_dir=state_dir, confinement=confinement or Confinement()
         )
+        super().__init__(clock, jail, platform_id)
         self._launcher = Launcher(
             platform_id=platform_id,
             guest_dir=guest_dir,
             state_dir=state_dir,
             accelerator=accelerator,
             clock=clock,
-            jail=self._jail,
+            jail=jail,
             use_templates=use_templates,
             warm=warm or WarmLimits(),
         )
 
         # More launches at once than this only take the CPUs from one another: twenty took 25 s, and now take 9.
         self._launching = LaunchSlots((os.cpu_count() or 1) + 1)
-        self._suspender = Suspender(self._launcher, self._jail, clock)
+        self._suspender = Suspender(self._launcher, jail, clock)
 
     async def fingerprint(self) -> DriverFactMsg:
         """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
@@ -165,6 +164,8 @@ class MicrovmDriver(RunningVms[Sandbox]):
             await sandbox.take_over(answer.containers)
             # It may have been killed on the way to the disk, or back.
             await sandbox.thaw()
+            if sandbox.started:
+                await self._hold_to_share(sandbox)
         except BaseException:
             await sandbox.release()
             raise
@@ -195,6 +196,11 @@ class MicrovmDriver(RunningVms[Sandbox]):
         """Bring the VM back; see `SupportsSuspend`."""
         sandbox = await self._suspender.resume(spec, self._vm_name(handle.task_id))
         self._sandboxes[handle.task_id] = sandbox
+        try:
+            await self._hold_to_share(sandbox)
+        except DriverError as error:
+            # It runs already: too much CPU is no reason to lose it.
+            log.error("task not held to its share of CPU", task=handle.task_id, reason=error.message)
         return self._handle(sandbox)
 
     async def snapshot(self, handle: Handle, directory: str) -> None:
@@ -209,10 +215,15 @@ class MicrovmDriver(RunningVms[Sandbox]):
         if task_id in self._sandboxes:
             raise DriverError("SandboxExists", f"task {task_id} has a VM already")
         sandbox: Sandbox | None = None
+        ready = False
         try:
             sandbox = await self._suspender.fork(Path(directory), spec)
+            await self._hold_to_share(sandbox)
+            ready = True
         finally:
-            if sandbox is None:
+            if not ready:
+                if sandbox is not None:
+                    await sandbox.release()
                 await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
         return self._handle(sandbox), observed(sandbox)

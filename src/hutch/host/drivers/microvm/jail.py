@@ -71,8 +71,6 @@ class JailRequest(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int
     """Of the VM."""
     cpu_units: int
-    cpu_capped: bool = False
-    """It gets its share of CPU and never more, whatever the host's owner decided about all."""
     largest_file_bytes: int
     early: bool = False
     """As in `JailSpec`: only for a VM that does not run before it is told to."""
@@ -180,7 +178,6 @@ class MonitorJail:
         translated_mib = TCG_BUFFER_MIB if request.accelerator == "tcg" else 0
         limits = CgroupLimits(
             cpu_units=request.cpu_units,
-            cpu_cap_units=request.cpu_units if self._confinement.cap_cpu or request.cpu_capped else 0,
             memory_bytes=(request.memory_mib + translated_mib + MONITOR_MEMORY_MIB) * MIB,
             pids=request.vcpus + MONITOR_THREADS,
             disk_bytes_per_s=self._confinement.disk_bytes_per_s,
@@ -215,6 +212,23 @@ class MonitorJail:
                 fix="use --vm-disk-mib-per-s 0, or put --data-dir on a disk's own file system",
             )
         return disk
+
+    @property
+    def caps_cpu(self) -> bool:
+        """Whether no task may have more CPU than its share."""
+        return self._confinement.cap_cpu
+
+    def cap_cpu(self, name: str, cpu_units: int) -> None:
+        """From now on, what runs in the jail of that name gets so much CPU and never more. Blocking, below a millisecond.
+        Idempotent. Raises `DriverError`."""
+        try:
+            self._jailer.cap_cpu(name, cpu_units)
+        except CgroupError as error:
+            raise DriverError(
+                "CpuNotCapped",
+                f"the task can't be held to its share of CPU: {error.message}",
+                fix="run it without hutch:cpuBurst=off, or start hutch with --cpu-burst on",
+            ) from None
 
     async def remove(self, name: str) -> None:
         """End whatever runs in the jail of that name, and leave nothing of it. Idempotent. Raises `DriverError`."""

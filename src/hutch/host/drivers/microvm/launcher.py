@@ -165,12 +165,7 @@ class Launcher:
         if request.writable_disks > 1:
             # Its disks are claimed as they are opened, which is when QEMU starts.
             return None
-        size = WarmSize(
-            key=key,
-            cpu_units=request.cpu_units,
-            cpu_capped=request.cpu_capped,
-            disk_bytes=plan.scratch_bytes(spec.task),
-        )
+        size = WarmSize(key=key, cpu_units=request.cpu_units, disk_bytes=plan.scratch_bytes(spec.task))
         spare = self._pool.take(size)
         if spare is None:
             return None
@@ -300,7 +295,6 @@ class Launcher:
             vcpus=vm_vcpus(task.cpu_units),
             memory_mib=vm_memory_mib(task.memory_mib),
             cpu_units=task.cpu_units,
-            cpu_capped=task.cpu_capped,
             disks=disks,
             disk_slots=disk_slots(len(disks)),
             writable_disks=len(own),
@@ -516,7 +510,6 @@ def _request_of(size: WarmSize, name: str) -> VmRequest:
         vcpus=size.key.vcpus,
         memory_mib=size.key.memory_mib,
         cpu_units=size.cpu_units,
-        cpu_capped=size.cpu_capped,
         disk_slots=size.key.disk_slots,
         writable_disks=size.key.writable_disks,
         disk_bytes=size.disk_bytes,

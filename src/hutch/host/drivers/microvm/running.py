@@ -10,6 +10,7 @@ import msgspec
 from hutch.base.clock import Clock
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
+from hutch.base.units import CPU_UNITS_PER_VCPU
 from hutch.host.drivers.contract import (
     ContainerStats,
     DriverError,
@@ -24,8 +25,10 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.exec import open_exec
+from hutch.host.drivers.microvm.jail import MonitorJail
+from hutch.host.drivers.microvm.qemu import vm_vcpus
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
-from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log
+from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log, vm_name
 from hutch.host.drivers.oci_config import build_further_process
 from hutch.host.drivers.start_faults import start_fault
 from hutch.host.drivers.volume_disks import volume_disks
@@ -44,8 +47,10 @@ S = TypeVar("S", bound=Sandbox)
 class RunningVms(Generic[S]):
     """The VMs of one driver, by task, and the verbs of the contract that only need their guests."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, jail: MonitorJail, platform_id: str) -> None:
         self._clock = clock
+        self._jail = jail
+        self._platform_id = platform_id
         self._sandboxes: dict[str, S] = {}
 
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
@@ -63,8 +68,19 @@ class RunningVms(Generic[S]):
             raise _start_fault(container, error) from None
         finally:
             sandbox.settle_start(started, ok=ok)
+        await self._hold_to_share(sandbox)
         started.started_at = self._clock.now()
         return StartedContainer(runtime_id=started.runtime_id, started_at=started.started_at)
+
+    async def _hold_to_share(self, sandbox: S) -> None:
+        """Once its first container runs, a task that is to have its share of CPU and no more is held to it; up to then
+        a launch is as quick as any other. Raises `DriverError`."""
+        task = sandbox.spec.task
+        if sandbox.is_capped or not (task.cpu_capped or self._jail.caps_cpu):
+            return
+        units = task.cpu_units or vm_vcpus(task.cpu_units) * CPU_UNITS_PER_VCPU
+        await asyncio.to_thread(self._jail.cap_cpu, vm_name(self._platform_id, task.task_id), units)
+        sandbox.is_capped = True
 
     async def signal_container(self, handle: Handle, container: str, signal: int) -> None:
         """Send a signal to the container's first process."""

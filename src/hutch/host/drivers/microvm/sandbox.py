@@ -115,6 +115,8 @@ class Sandbox:
         self.started: dict[str, Started] = {}
         self.next_number = 1
         self.ended: SandboxExited | None = None
+        self.is_capped = False
+        """It is held to its share of CPU."""
         self._clock = clock
         self._logs = SandboxLogs(files.logs, knows_all=is_new)
         self._session: GuestSession | None = None

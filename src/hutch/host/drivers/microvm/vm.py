@@ -77,8 +77,6 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int
     cpu_units: int = 0
     """Its share of the host's CPUs, 1,024 for each; 0: one for each vCPU."""
-    cpu_capped: bool = False
-    """Never more than that share."""
     disks: tuple[tuple[str, bool], ...] = ()
     disk_slots: int = DISK_SLOTS[0]
     writable_disks: int = 1
@@ -150,7 +148,6 @@ def _launch(
                 vcpus=request.vcpus,
                 memory_mib=request.memory_mib,
                 cpu_units=request.cpu_units or request.vcpus * 1024,
-                cpu_capped=request.cpu_capped,
                 largest_file_bytes=max(
                     [MAX_QEMU_LOG_BYTES, request.disk_bytes, *(os.fstat(fd).st_size for fd in writable)]
                 ),

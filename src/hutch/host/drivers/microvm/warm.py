@@ -36,7 +36,6 @@ class WarmSize(msgspec.Struct, frozen=True, kw_only=True):
 
     key: TemplateKey
     cpu_units: int
-    cpu_capped: bool = False
     disk_bytes: int
     """Of the writable disk: the VM's files can't grow beyond it."""
 
