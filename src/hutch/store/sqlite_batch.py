@@ -7,6 +7,7 @@ all units of work that are committed together.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -135,5 +136,10 @@ def _run(db: sqlite3.Connection, sql: str, row: str, values: Sequence[tuple[Any,
     for size in _ROWS_PER_STATEMENT:
         while len(values) - start >= size:
             part = values[start : start + size]
-            db.execute(sql.format(rows=",".join([row] * size)), [v for each in part for v in each])
+            db.execute(_for_rows(sql, row, size), [v for each in part for v in each])
             start += size
+
+
+@lru_cache(64)
+def _for_rows(sql: str, row: str, count: int) -> str:
+    return sql.format(rows=",".join([row] * count))
