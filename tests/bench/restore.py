@@ -198,11 +198,12 @@ def bench_restore(directory: Path, runs: int, row: Callable[..., Any]) -> None:
     for label, values in (
         ("RunTask to HTTP 200, restored", cold.times),
         ("RunTask to HTTP 200, warm pool", warm.times),
+        ("jail made, up to QEMU's execution", cold.phases["jail"]),
         ("template restored, QEMU to agent", cold.phases["restore"]),
     ):
         took = statistics.median(values)
         row(f"  {label}", f"{took:.3f}", f"{boot:.3f}", f"{took / boot:.2f}")
-    row("  memory of an idle task (PSS), MB", f"{statistics.median(cold.pss_mb):.0f}")
+    row("  memory of an idle task that is the only one (PSS), MB", f"{statistics.median(cold.pss_mb):.0f}")
     for name, side in (("restored", cold), ("warm", warm)):
         spent = {n: round(statistics.median(v) * 1000) for n, v in side.phases.items()}
         row(f"  phases, ms, {name}", " ".join(f"{n} {ms}" for n, ms in spent.items()))

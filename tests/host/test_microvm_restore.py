@@ -82,14 +82,14 @@ async def run_one(bench: Bench, script: str, **changes: object) -> tuple[Handle,
 async def test_a_template_is_made_once_and_outlives_the_agent(alone: Bench) -> None:
     first, _ = await run_one(alone, "echo")
     second, _ = await run_one(alone, "echo")
-    assert phases(first) == ["template", "restore", "set up"]
-    assert phases(second) == ["restore", "set up"]
+    assert phases(first) == ["template", "jail", "restore", "set up"]
+    assert phases(second) == ["jail", "restore", "set up"]
     await kept(alone)
     (name,) = templates(alone)
     made_at = (alone.state / "templates" / name / "memory").stat().st_mtime_ns
     # Read from the disk now; neither made again nor written again.
     third, _ = await run_one(alone, "echo")
-    assert phases(third) == ["template", "restore", "set up"]
+    assert phases(third) == ["template", "jail", "restore", "set up"]
     assert templates(alone) == [name]
     assert (alone.state / "templates" / name / "memory").stat().st_mtime_ns == made_at
     memory = alone.state / "templates" / name / "memory"
@@ -193,7 +193,7 @@ async def test_a_cancelled_making_leaves_nothing_and_does_not_hinder_the_next(al
     assert templates(alone) == []
     alone.driver = alone.make_driver()
     handle, _ = await run_one(alone, "echo")
-    assert phases(handle) == ["template", "restore", "set up"]
+    assert phases(handle) == ["template", "jail", "restore", "set up"]
 
 
 async def until(check: object, timeout_s: float = 60) -> None:
@@ -240,7 +240,7 @@ async def test_an_agent_that_is_killed_while_it_makes_a_template_leaves_no_half_
     left = set(find_processes(name))
     assert left
     handle, _ = await run_one(alone, "echo")
-    assert phases(handle) == ["template", "restore", "set up"]
+    assert phases(handle) == ["template", "jail", "restore", "set up"]
     assert not left & set(find_processes(name))
     await kept(alone)
     (kept_name,) = templates(alone)

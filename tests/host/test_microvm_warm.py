@@ -157,4 +157,4 @@ async def test_a_spare_that_died_is_not_given_to_a_task(bench: Bench) -> None:
     await run_one(bench, "echo")
     os.kill(await spare_pid(bench), signal.SIGKILL)
     handle, _ = await run_one(bench, "echo")
-    assert phases(handle)[-2:] == ["restore", "set up"]
+    assert phases(handle)[-3:] == ["jail", "restore", "set up"]

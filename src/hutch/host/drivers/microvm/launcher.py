@@ -309,10 +309,8 @@ class Launcher:
         request = msgspec.structs.replace(request, memory=memory, incoming=True)
         state_fd = template.open_state()
         try:
-            begun = self._clock.now()
             restoration = Restoration(state_fd=state_fd)
-            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, restoration)
-            phases.add("restore", begun)
+            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, restoration, phases)
             sandbox.origin = Origin(
                 machine=_machine(request, ground), template=template.ref, has_link=bool(request.tap)
             )
@@ -321,7 +319,7 @@ class Launcher:
             os.close(state_fd)
 
     async def _booted(self, spec: SandboxSpec, request: VmRequest, ground: Ground, limit_s: float) -> Sandbox:
-        return await self._start(spec, request, ground, limit_s, None)
+        return await self._start(spec, request, ground, limit_s)
 
     async def _start(
         self,
@@ -329,12 +327,18 @@ class Launcher:
         request: VmRequest,
         ground: Ground,
         limit_s: float,
-        restoration: Restoration | None,
+        restoration: Restoration | None = None,
+        phases: Phases | None = None,
     ) -> Sandbox:
-        """Start QEMU and wait for the guest's greeting, while the scratch disk is made."""
+        """Start QEMU and wait for the guest's greeting, while the scratch disk is made. With `phases` its two halves are
+        measured: the jail, up to QEMU's execution, and the rest."""
         files = VmFiles(spec.directory)
         async with scratch_disk(files, plan.scratch_bytes(spec.task)):
+            begun = self._clock.now()
             ref = await launch(request, files, ground.image, self._jail)
+            executed = self._clock.now()
+            if phases is not None:
+                phases.add("jail", begun)
             origin = Origin(machine=_machine(request, ground), has_link=bool(request.tap))
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
             try:
@@ -344,6 +348,8 @@ class Launcher:
             except BaseException:
                 await sandbox.release()
                 raise
+            if phases is not None:
+                phases.add("restore", executed)
         return sandbox
 
     async def resume(
