@@ -542,3 +542,21 @@ async def test_the_agent_says_that_it_is_alive_as_often_as_it_is_asked_to(host: 
     control.assign(make_task(ID))
     await control.until_status(ID, "RUNNING")
     assert control.alive == 0, "an earlier connection's beat is over"
+
+
+async def test_a_task_is_looked_at_before_it_is_there(host: Host) -> None:
+    await host.start_agent()
+    await host.control.until(lambda: bool(host.control.hellos))
+    images = [{"reference": r} for r in ("good:1", "repo/not-found:1", "repo/40g:1")]
+    reply = await host.control.request(
+        "task.preflight", images=images, architecture="x86_64", host_ports=[80]
+    )
+    seen = msgspec.convert(reply.result, wire.PreflightSeen)
+    good, missing, large = seen.images
+    assert good.is_here and good.digest and not good.error_kind
+    assert (missing.error_kind, missing.fix) == ("ImageNotFound", "use another image")
+    assert large.size_bytes == 40 * 1024**3 and large.unpacked_bytes is None and not large.is_here
+    assert seen.free_bytes > 0 and seen.busy_ports == {}
+    for wrong in ({"images": "all"}, {"images": images * 4}, {"host_ports": list(range(1, 1002))}):
+        given = {"images": images, "architecture": "x86_64", **wrong}
+        assert (await host.control.request("task.preflight", **given)).error, wrong

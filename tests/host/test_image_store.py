@@ -32,7 +32,7 @@ from tests.support.registry import (
 from hutch.base.clock import SystemClock
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import RootImage
-from hutch.host.images.contract import ImageFault
+from hutch.host.images.contract import ImageFault, ImageLook
 from hutch.host.images.store import DiskImageStore
 
 pytestmark = pytest.mark.needs("root", "skopeo", "registry")
@@ -155,6 +155,56 @@ async def test_two_pulls_of_one_image_share_the_work(
     reference = registry.push("shared", image_of("shared"))
     made = await asyncio.gather(*(prepare(store, reference) for _ in range(5)))
     assert len({m.directory for m in made}) == 1 and commands.count("copy") == 1
+
+
+async def test_looking_pulls_nothing(
+    registry: LocalRegistry, private: LocalRegistry, store: DiskImageStore, tmp_path: Path
+) -> None:
+    async def look(reference: str, **more: Any) -> ImageLook:
+        return await store.look(reference, **{"architecture": "x86_64", **more})
+
+    def content() -> list[Path]:
+        return [
+            p
+            for d in ("blobs", "images", "roots")
+            for p in (tmp_path / "images" / d).rglob("*")
+            if p.is_file()
+        ]
+
+    reference = registry.push("looked-at", image_of("look"))
+    before = await look(reference)
+    assert not before.is_here and before.unpacked_bytes is None and before.size_bytes > 0
+    assert content() == [] and store.free_bytes() > 0
+    made = await prepare(store, reference)
+    after = await look(reference)
+    assert (after.digest, after.size_bytes) == (made.digest, before.size_bytes)
+    assert after.is_here and after.unpacked_bytes is not None and not after.is_stale
+    for wrong, kind in (
+        ({"architecture": "aarch64"}, "ImageWrongArchitecture"),
+        ({"reference": f"{registry.address}/nowhere:1"}, "ImageNotFound"),
+        ({"reference": "No Name"}, "ImageInvalid"),
+    ):
+        with pytest.raises(ImageFault) as caught:
+            await look(**{"reference": reference, **wrong})
+        assert caught.value.kind == kind and caught.value.fix
+    secret = private.push("looked-at", image_of("secret"))
+    with pytest.raises(ImageFault, match="access"):
+        await look(secret)
+    assert (await look(secret, credentials=(USER, PASSWORD))).size_bytes > 0
+
+
+async def test_looking_while_the_registry_is_away(store: DiskImageStore, tmp_path: Path) -> None:
+    registry = LocalRegistry(tmp_path / "registry")
+    try:
+        reference = registry.push("gone", image_of("gone"))
+        made = await prepare(store, reference)
+    finally:
+        registry.stop()
+    found = await store.look(reference, architecture="x86_64")
+    assert found.is_stale and found.is_here and found.digest == made.digest
+    with pytest.raises(ImageFault) as caught:
+        await store.look(reference.replace("gone", "never"), architecture="x86_64")
+    assert caught.value.kind == "RegistryUnreachable"
 
 
 # -- what can't be had

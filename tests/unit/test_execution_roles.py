@@ -88,6 +88,7 @@ def test_a_secret_that_the_role_may_not_read(control: Launching) -> None:
         "role": role,
         "action": "secretsmanager:GetSecretValue",
         "resource": secret,
+        "explicit": False,
         "container": "main",
         "reference": f"{secret}:key::",
     }

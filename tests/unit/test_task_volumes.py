@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hutch.api.aws.ecs.taskdefs import _REGISTER
+from hutch.api.aws.ecs.taskdefs import REGISTER_COVERAGE
 from hutch.api.coverage_page import rows
 from hutch.api.gateway.coverage import UNDECLARED
 from hutch.api.gateway.operation import Operation, Request
@@ -109,7 +109,7 @@ def test_every_member_of_a_task_definition_is_spoken_for() -> None:
     async def nothing(request: Request) -> dict[str, Any]:
         return {}
 
-    operation = Operation(name="RegisterTaskDefinition", handler=nothing, coverage=_REGISTER)
+    operation = Operation(name="RegisterTaskDefinition", handler=nothing, coverage=REGISTER_COVERAGE)
     found = rows(operation, load_model("ecs"))
     assert [r.path for r in found if r.reason == UNDECLARED] == [], (
         "enforced, inert with a reason, or refused with one"

@@ -19,6 +19,7 @@ import uvicorn
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs_api
 from hutch.api.aws.s3 import service as s3
@@ -28,6 +29,7 @@ from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
+from hutch.api.native_check import NativeCheck
 from hutch.api.native_exec import NativeExec
 from hutch.api.native_hosts import HostApi
 from hutch.api.sessions.app import MAX_MESSAGE_BYTES, SessionSockets
@@ -63,8 +65,10 @@ from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.secrets import SecretOps, values_exist
 from hutch.control.ops.sts import StsOps
 from hutch.control.ops.suspending import SuspendOps
+from hutch.control.ops.tagging import TagOps
 from hutch.control.ops.taskroles import TaskRoles
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.preflight import Preflight
 from hutch.control.sessions import SessionTokens
 from hutch.control.surroundings import TaskAddresses
 from hutch.control.vault import open_vault
@@ -210,6 +214,19 @@ async def _compose(
     events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     host_loss = HostLossLoop(store, hosts, clock, ids, lost_after_s=settings.host_lost_after_s)
     host_api = HostApi(hosts, HostLossOps(store, clock), host_loss.gives_up_at)
+    preflight = Preflight(
+        store,
+        fleet,
+        launch_secrets,
+        roles,
+        logs,
+        clock,
+        ids,
+        limits=limits,
+        region=region,
+        account_id=account_id,
+    )
+    checks = NativeCheck(store, preflight, authorizer, EcsAccess(store, TagOps(store), region, account_id))
     app = Gateway(
         services=[
             ecs.service(
@@ -243,6 +260,7 @@ async def _compose(
             *host_api.routes(),
             *events.routes(),
             *execs.routes(),
+            *checks.routes(),
         ),
         upload_directory=paths.uploads,
         websockets=SessionSockets(sessions, clock, ids),

@@ -3,7 +3,7 @@
 import typer
 
 from hutch import __version__
-from hutch.cli import events, hosts, images, platform, suspending, tasks, volumes
+from hutch.cli import check, events, hosts, images, platform, suspending, tasks, volumes
 from hutch.cli import exec as exec_
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command()(platform.down)
 app.command()(platform.env)
 app.command()(platform.configure)
 app.command()(platform.doctor)
+app.command()(check.check)
 app.command()(tasks.run)
 app.command()(tasks.ps)
 app.command()(tasks.logs)

@@ -57,7 +57,13 @@ def not_allowed(
     link = CauseLink(
         kind="ExecutionRoleDenied",
         text=f"the execution role {role.arn} {verb} {denied.action} on {denied.resource}",
-        evidence={"role": role.arn, "action": denied.action, "resource": denied.resource, **evidence},
+        evidence={
+            "role": role.arn,
+            "action": denied.action,
+            "resource": denied.resource,
+            "explicit": denied.explicit,
+            **evidence,
+        },
         fix=rules.fix_denied(role.arn, denied.action, denied.resource, denied.explicit),
     )
     return LaunchRefused(message, link)

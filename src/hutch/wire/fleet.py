@@ -335,6 +335,42 @@ class PrefetchedImage(_Part, frozen=True, kw_only=True, omit_defaults=True):
     fix: str = ""
 
 
+class PreflightWanted(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Arguments of `task.preflight`: what a task would need of this host. Nothing is pulled, nothing is bound."""
+
+    images: tuple[ImageWanted, ...]
+    architecture: str
+    host_ports: tuple[int, ...] = ()
+
+
+class SeenImage(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host found of an image: with an `error_kind` (those of image faults) only the error is said."""
+
+    reference: str
+    digest: str = ""
+    size_bytes: int = 0
+    """Compressed."""
+    unpacked_bytes: int | None = None
+    """None if it was not unpacked on this host yet."""
+    is_here: bool = False
+    """Its content is on the host: nothing would be pulled."""
+    is_stale: bool = False
+    """Its registry can't be reached; this is what was pulled before."""
+    error_kind: str = ""
+    error: str = ""
+    fix: str = ""
+
+
+class PreflightSeen(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Answer to `task.preflight`; images in the order asked for."""
+
+    images: tuple[SeenImage, ...]
+    free_bytes: int
+    """What the host's disk can still take of images."""
+    busy_ports: dict[str, str] = {}
+    """Host ports (decimal) on which a program other than hutch's ingress listens, and which."""
+
+
 class LogEvent(_Part, frozen=True, kw_only=True, omit_defaults=True, array_like=True):
     """A log event, lines already joined by the multi-line rule. Milliseconds since the epoch."""
 
@@ -486,7 +522,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     """Ask the host to do something and answer with `Reply`.
 
     Verbs: `image.import` {path, name}, `image.remove` {name}, `image.prefetch` (`PrefetchWanted`; answered with `images`, a
-    list of `PrefetchedImage`, when all are done), `volume.list`, `volume.remove` {id},
+    list of `PrefetchedImage`, when all are done), `task.preflight` (`PreflightWanted`; answered with `PreflightSeen`),
+    `volume.list`, `volume.remove` {id},
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a

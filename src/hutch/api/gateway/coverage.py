@@ -16,6 +16,14 @@ UNDECLARED = "hutch does not honour it"
 Check = Callable[[Any], None]
 
 
+class MemberNotServed(NotServed):
+    """A member in use that is not honoured; `path` is its declared one."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def states_of(coverage: Coverage) -> dict[str, str]:
     """Declared path to the reason for refusing it; an empty reason means that it is accepted."""
     return dict.fromkeys((*coverage.enforced, *coverage.inert), "") | dict(coverage.refused)
@@ -41,7 +49,7 @@ class CoverageGuard:
             )
 
     def check(self, value: dict[str, Any]) -> None:
-        """Raises `NotServed` for the first member in use that is not honoured."""
+        """Raises `MemberNotServed` for the first member in use that is not honoured."""
         if self._check is not None:
             self._check(value)
 
@@ -93,6 +101,6 @@ def _refuse(path: str, reason: str | None) -> Check:
     def refuse(value: Any) -> None:
         # Nothing at all asks for nothing: tools send back what they were shown.
         if value not in ([], {}, ""):
-            raise NotServed(message)
+            raise MemberNotServed(path, message)
 
     return refuse

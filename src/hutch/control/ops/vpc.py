@@ -147,6 +147,17 @@ def lease_address(
     )
 
 
+def full_subnets(reader: Reader, subnet_ids: Sequence[str]) -> list[str]:
+    """Those of the subnets in which no task gets an address any more."""
+    found = []
+    for subnet_id in subnet_ids:
+        subnet = reader.get(tables.SUBNETS, subnet_id)
+        usable = ipaddress.ip_network(subnet.cidr).num_addresses - RESERVED_FIRST - 1 if subnet else 0
+        if reader.count(tables.ADDRESS_LEASES, subnet_id, index="by_subnet") >= usable:
+            found.append(subnet_id)
+    return found
+
+
 def release_address(tx: Tx, task_id: str, address: str) -> None:
     """Give back the task's address. Idempotent."""
     lease = tx.get(tables.ADDRESS_LEASES, address)

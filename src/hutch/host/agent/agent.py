@@ -28,6 +28,7 @@ from hutch.host.agent.execs import TaskExecs
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.logbatches import LogBatches
 from hutch.host.agent.prefetch import ImagePrefetch
+from hutch.host.agent.preflight import HostPreflight
 from hutch.host.agent.reports import Reports
 from hutch.host.agent.requests import Requests
 from hutch.host.agent.snapshots import Snapshots
@@ -106,6 +107,7 @@ class HostAgent:
             execs=self._execs,
             images=context.images,
             prefetch=prefetch,
+            preflight=HostPreflight(context.images, context.ingress),
             snapshots=self._snapshots,
             volumes=volumes,
         )

@@ -1,7 +1,7 @@
 """What all task runners of a host share."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -23,6 +23,10 @@ class Ingress(Protocol):
 
     async def serve_api(self) -> None:
         """The network is there: let tasks reach the platform's API, if they are to. Raises `HostFault`."""
+        ...
+
+    async def listeners(self, ports: Sequence[int]) -> Mapping[int, str]:
+        """Those of the ports that other programs listen on, and which programs."""
         ...
 
     async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:

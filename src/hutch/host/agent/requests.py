@@ -8,6 +8,7 @@ from hutch.base.errors import HutchError, Invalid
 from hutch.host.agent.execs import TaskExecs
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.prefetch import ImagePrefetch
+from hutch.host.agent.preflight import HostPreflight
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.tasks import HostTasks
 from hutch.host.agent.volumes import HostVolumes
@@ -27,6 +28,7 @@ class Requests:
         execs: TaskExecs,
         images: ImageStore,
         prefetch: ImagePrefetch,
+        preflight: HostPreflight,
         snapshots: Snapshots,
         volumes: HostVolumes,
     ) -> None:
@@ -35,6 +37,7 @@ class Requests:
         self._execs = execs
         self._images = images
         self._prefetch = prefetch
+        self._preflight = preflight
         self._snapshots = snapshots
         self._volumes = volumes
 
@@ -58,6 +61,8 @@ class Requests:
             return built
         if verb == "image.prefetch":
             return await self._prefetch.run(arguments)
+        if verb == "task.preflight":
+            return await self._preflight.run(arguments)
         if verb == "image.remove":
             return {"removed": await self._images.remove(arguments["name"])}
         if verb == "volume.list":

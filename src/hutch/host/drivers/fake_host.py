@@ -7,9 +7,11 @@ An image reference with one of these words as a part of its path can't be had: `
 import hashlib
 import re
 import socket
+from collections.abc import Mapping, Sequence
 
+from hutch.base.units import GIB
 from hutch.host.drivers.contract import Attachment, RootImage
-from hutch.host.images.contract import ImageFault
+from hutch.host.images.contract import ImageFault, ImageLook
 from hutch.host.network.contract import Traffic
 from hutch.wire.fleet import ImageFact, TaskSpec
 
@@ -20,6 +22,20 @@ _FAULTS = {
     "too-large": ("ImageTooLarge", "the image is larger than the task's disk"),
     "unreachable": ("RegistryUnreachable", "the registry can't be reached"),
 }
+
+
+def _digest_of(reference: str) -> str:
+    for part in re.split(r"[/:@]", reference):
+        if part in _FAULTS:
+            kind, text = _FAULTS[part]
+            raise ImageFault(
+                kind,
+                f"{reference}: {text}",
+                fix="use another image",
+                aws_prefix="CannotPullContainerError",
+                retryable=part == "unreachable",
+            )
+    return f"sha256:{hashlib.sha256(reference.encode()).hexdigest()}"
 
 
 class FakeImages:
@@ -40,18 +56,20 @@ class FakeImages:
         max_bytes: int,
     ) -> RootImage:
         """At once, or the fault that the reference names."""
-        for part in re.split(r"[/:@]", reference):
-            if part in _FAULTS:
-                kind, text = _FAULTS[part]
-                raise ImageFault(
-                    kind,
-                    f"{reference}: {text}",
-                    fix="use another image",
-                    aws_prefix="CannotPullContainerError",
-                    retryable=part == "unreachable",
-                )
-        digest = f"sha256:{hashlib.sha256(reference.encode()).hexdigest()}"
-        return RootImage(reference=reference, digest=digest, config={}, directory="/")
+        return RootImage(reference=reference, digest=_digest_of(reference), config={}, directory="/")
+
+    async def look(
+        self, reference: str, *, architecture: str, credentials: tuple[str, str] | None = None
+    ) -> ImageLook:
+        """As `prepare`. A part `40g` of the reference is its size."""
+        digest = _digest_of(reference)
+        sizes = [int(p[:-1]) for p in re.split(r"[/:@]", reference) if re.fullmatch(r"[0-9]{1,4}g", p)]
+        return ImageLook(
+            digest=digest, size_bytes=sum(sizes) * GIB, unpacked_bytes=None if sizes else 0, is_here=not sizes
+        )
+
+    def free_bytes(self) -> int:
+        return 100 * GIB
 
     def acquire(self, digest: str, task_id: str) -> None:
         self.used.setdefault(task_id, set()).add(digest)
@@ -119,6 +137,9 @@ class FakeIngress:
 
     async def serve_api(self) -> None:
         """There is nobody who could ask."""
+
+    async def listeners(self, ports: Sequence[int]) -> Mapping[int, str]:
+        return {}
 
     async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:
         self.published[task.task_id] = task

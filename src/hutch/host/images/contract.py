@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+import msgspec
+
 from hutch.host.drivers.contract import HostFault, RootImage
 from hutch.wire.fleet import ImageFact
 
@@ -12,6 +14,19 @@ class ImageFault(HostFault):
     `ImageNotFound`, `ImageAccessDenied`, `ImageWrongArchitecture`, `ImageTooLarge` (bigger than the task's disk),
     `ImageInvalid` (not an image, damaged, or dangerous), `RegistryUnreachable` (retryable), `HostDiskFull`.
     """
+
+
+class ImageLook(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be said of an image without pulling it."""
+
+    digest: str
+    size_bytes: int
+    """Compressed."""
+    unpacked_bytes: int | None
+    """None if it was not unpacked here yet."""
+    is_here: bool
+    is_stale: bool = False
+    """Its registry can't be reached; this is what was pulled before."""
 
 
 class ImageStore(Protocol):
@@ -32,6 +47,16 @@ class ImageStore(Protocol):
         `root_format` is "erofs" or "directory". `max_bytes` bounds compressed plus unpacked size.
         Side-by-side calls for the same image share the work.
         """
+        ...
+
+    async def look(
+        self, reference: str, *, architecture: str, credentials: tuple[str, str] | None = None
+    ) -> ImageLook:
+        """What `prepare` would use, without pulling it. Raises the `ImageFault`s that can be known before."""
+        ...
+
+    def free_bytes(self) -> int:
+        """What images may still take of the host's disk."""
         ...
 
     def acquire(self, digest: str, task_id: str) -> None:

@@ -9,6 +9,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ from hutch.host.drivers.contract import RootImage
 from hutch.host.images import archives
 from hutch.host.images.collection import Collection
 from hutch.host.images.content import ContentStore
-from hutch.host.images.contract import ImageFault
+from hutch.host.images.contract import ImageFault, ImageLook
 from hutch.host.images.registry import Found, Registry, classify
 from hutch.host.images.unpack import Space, discard_leftovers, make_root, too_large
 from hutch.host.kernel.run import CommandFailed
@@ -96,12 +97,7 @@ class DiskImageStore:
         max_bytes: int,
     ) -> RootImage:
         """See the contract."""
-        try:
-            parsed = parse_reference(reference)
-        except Invalid as error:
-            raise ImageFault(
-                "ImageInvalid", error.message, fix="correct the image's name", aws_prefix=_PREFIX
-            ) from None
+        parsed = _parsed(reference)
         await self._start()
         digest = await self._resolve(parsed, architecture, credentials, max_bytes)
         ready = await self._share(
@@ -124,6 +120,38 @@ class DiskImageStore:
             group=ready.group,
         )
 
+    async def look(
+        self, reference: str, *, architecture: str, credentials: tuple[str, str] | None = None
+    ) -> ImageLook:
+        """See the contract."""
+        parsed = _parsed(reference)
+        await self._start()
+        local = self._local(parsed, architecture)
+        if local is not None:
+            return self._looked(local.digest, local.size_bytes)
+        try:
+            found = await self._registry.resolve(parsed, architecture, credentials)
+        except ImageFault as fault:
+            known = self._pulled.get(_pull_key(parsed, architecture, credentials), "")
+            content = self._content.get(known) if known and fault.retryable else None
+            if content is None:
+                raise
+            return self._looked(known, self._content.size_of(content.blobs), is_stale=True)
+        return self._looked(found.digest, found.size_bytes)
+
+    def _looked(self, digest: str, size_bytes: int, *, is_stale: bool = False) -> ImageLook:
+        described = self._directory(digest) / "image.json"
+        unpacked = None
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            unpacked = msgspec.json.decode(described.read_bytes(), type=_Ready).unpacked_bytes
+        return ImageLook(
+            digest=digest,
+            size_bytes=size_bytes,
+            unpacked_bytes=unpacked,
+            is_here=self._content.get(digest) is not None,
+            is_stale=is_stale,
+        )
+
     async def _start(self) -> None:
         """Once, before anything else: remove what a process that was killed has left."""
         if not self._started:
@@ -140,10 +168,8 @@ class DiskImageStore:
         max_bytes: int,
     ) -> str:
         """The digest of the image's manifest, its content being here: local names first, then the registry."""
-        local = self._names.get(reference.name)
-        if local is not None and reference.digest in ("", local.digest):
-            if local.architecture != architecture:
-                raise _wrong_architecture(reference, local.architecture, architecture)
+        local = self._local(reference, architecture)
+        if local is not None:
             self._promise(local.digest)
             return local.digest
         key = f"pull/{reference.pull_name}/{architecture}/{hash(credentials)}/{max_bytes}"
@@ -153,6 +179,15 @@ class DiskImageStore:
         self._promise(digest)
         return digest
 
+    def _local(self, reference: ImageReference, architecture: str) -> ImageFact | None:
+        """The local image of a reference, if there is one. Raises `ImageFault` if it is for another machine."""
+        local = self._names.get(reference.name)
+        if local is None or reference.digest not in ("", local.digest):
+            return None
+        if local.architecture != architecture:
+            raise _wrong_architecture(reference, local.architecture, architecture)
+        return local
+
     async def _pull(
         self,
         reference: ImageReference,
@@ -160,8 +195,7 @@ class DiskImageStore:
         credentials: tuple[str, str] | None,
         max_bytes: int,
     ) -> str:
-        # What came with credentials is only given to who has some: never from the cache to one who has none.
-        key = f"{reference.pull_name} {architecture}{' with credentials' if credentials else ''}"
+        key = _pull_key(reference, architecture, credentials)
         known = self._pulled.get(key, "")
         is_here = bool(known) and self._content.get(known) is not None
         if is_here and reference.digest and credentials is None:
@@ -214,10 +248,10 @@ class DiskImageStore:
 
     async def _make_room(self, wanted_bytes: int) -> None:
         """Raise `HostDiskFull` if the host can't take so many more bytes, even without what nobody uses."""
-        if self._free_bytes() >= wanted_bytes:
+        if self.free_bytes() >= wanted_bytes:
             return
         await self._collect(keep_bytes=0)
-        free = self._free_bytes()
+        free = self.free_bytes()
         if free < wanted_bytes:
             raise ImageFault(
                 "HostDiskFull",
@@ -227,8 +261,8 @@ class DiskImageStore:
                 aws_prefix=_PREFIX,
             )
 
-    def _free_bytes(self) -> int:
-        """What images may still take of the host's disk: a tenth, or a GiB, is left to others."""
+    def free_bytes(self) -> int:
+        """See the contract: a tenth, or a GiB, is left to others."""
         disk = shutil.disk_usage(self._root)
         return max(0, disk.free - min(MAX_HOST_RESERVE_BYTES, disk.total // 10))
 
@@ -269,7 +303,7 @@ class DiskImageStore:
 
     def _space_for(self, max_bytes: int) -> Space:
         """What others may grow to is theirs; but few images ever come near it, so a share is left in any case."""
-        free = self._free_bytes()
+        free = self.free_bytes()
         allowed = max(free - sum(self._spaces), free // (MAX_CONVERSIONS + 1))
         return Space(bytes=min(max_bytes, allowed), limited_by_host=allowed < max_bytes)
 
@@ -320,7 +354,7 @@ class DiskImageStore:
             found = await self._registry.inspect_source(source)
             await self._make_room(found.size_bytes)
             async with self._pulling() as layout:
-                await self._registry.copy_source(source, layout, max(1, self._free_bytes()))
+                await self._registry.copy_source(source, layout, max(1, self.free_bytes()))
                 content = await asyncio.to_thread(self._content.take, layout, "")
         except CommandFailed as failure:
             raise classify(failure, path, imported=True) from None
@@ -395,6 +429,20 @@ class DiskImageStore:
 
     def _save_pulled(self) -> None:
         archives.write_atomically(self._root / "pulled.json", msgspec.json.encode(self._pulled))
+
+
+def _parsed(reference: str) -> ImageReference:
+    try:
+        return parse_reference(reference)
+    except Invalid as error:
+        raise ImageFault(
+            "ImageInvalid", error.message, fix="correct the image's name", aws_prefix=_PREFIX
+        ) from None
+
+
+def _pull_key(reference: ImageReference, architecture: str, credentials: tuple[str, str] | None) -> str:
+    """What came with credentials is only given to who has some: never from the cache to one who has none."""
+    return f"{reference.pull_name} {architecture}{' with credentials' if credentials else ''}"
 
 
 def _wrong_architecture(reference: ImageReference, has: str, wanted: str) -> ImageFault:

@@ -11,6 +11,7 @@ import os
 import pwd
 import resource
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -77,6 +78,16 @@ class HaproxyIngress:
             except HostFault:
                 self._serves_api = False
                 raise
+
+    async def listeners(self, ports: Sequence[int]) -> Mapping[int, str]:
+        """See the contract."""
+        own = await self._processes()
+        found = {}
+        for port in ports:
+            listener = await asyncio.to_thread(tcp_listener, self._bind_address, port, but=own)
+            if listener is not None:
+                found[port] = f"{listener.program} (process {listener.pid})"
+        return found
 
     async def publish(self, task: TaskSpec, *, is_asleep: bool = False) -> None:
         """Make the task's published ports reachable, or say otherwise of a task that is published whether it is asleep.
@@ -233,11 +244,8 @@ class HaproxyIngress:
 
     async def _check_ports(self, ports: list[int]) -> None:
         """Before HAProxy tries: it would make the old process pause its listeners for the time of its tries."""
-        own = await self._processes()
-        for port in ports:
-            listener = await asyncio.to_thread(tcp_listener, self._bind_address, port, but=own)
-            if listener is not None:
-                raise self._port_fault(port, f"{listener.program} (process {listener.pid}) listens there")
+        for port, program in (await self.listeners(ports)).items():
+            raise self._port_fault(port, f"{program} listens there")
 
     def _check_api(self, api: TaskApi) -> None:
         """As above. Other platforms listen at the same address, each on its own bridge, so only trying tells."""

@@ -1,6 +1,8 @@
 """The containers of a task definition: AWS's rules for them, and the defaults that are filled in (reference B.2)."""
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from hutch.base.errors import Invalid
@@ -40,32 +42,49 @@ _AWSLOGS_OPTIONS = {
 
 def check_containers(document: dict[str, Any]) -> None:
     """Raises `Invalid` for the first thing that is wrong."""
+    for check in container_checks(document):
+        check()
+
+
+def container_checks(document: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """All checks, in AWS's order; each raises `Invalid` for the first thing that it finds. Those behind a container's first
+    one, `check_identity`, count on it."""
     containers = document["containerDefinitions"]
+    yield partial(_check_count, containers)
+    mode = document.get("networkMode", "bridge")
+    for container in containers:
+        yield partial(check_identity, container)
+        yield partial(_check_memory, container, document)
+        yield partial(_check_ports, container, mode)
+        yield partial(_check_health, container)
+        yield partial(_check_timeouts, container)
+        yield partial(check_linux, container)
+        yield partial(_check_log, container)
+        yield partial(_check_secrets, container)
+        yield partial(check_environment_files, container["name"], container.get("environmentFiles", ()))
+    yield partial(_check_names, containers)
+    yield partial(_check_sums, containers, document)
+    yield partial(_check_dependencies, containers)
+    yield partial(_check_volumes_from, containers)
+
+
+def _check_count(containers: list[dict[str, Any]]) -> None:
     if not containers:
         raise refuse("Container list cannot be empty.")
     if len(containers) > MAX_CONTAINERS:
         raise refuse(f"Too many containers: a task definition can have at most {MAX_CONTAINERS}.")
-    names = [c.get("name", "") for c in containers]
-    for container in containers:
-        _check_identity(container)
-        _check_memory(container, document)
-        _check_ports(container, document.get("networkMode", "bridge"))
-        _check_health(container)
-        _check_timeouts(container)
-        check_linux(container)
-        _check_log(container)
-        _check_secrets(container)
-        check_environment_files(container["name"], container.get("environmentFiles", ()))
+
+
+def _check_names(containers: list[dict[str, Any]]) -> None:
+    names = [c["name"] for c in containers]
     if len(set(names)) != len(names):
         raise refuse("Container names must be unique within a task definition.")
     if not any(c.get("essential", True) for c in containers):
         raise refuse("Task definition doesn't have any essential container")
-    _check_sums(containers, document)
-    _check_dependencies(containers)
-    _check_volumes_from(containers)
 
 
-def _check_identity(container: dict[str, Any]) -> None:
+def check_identity(container: dict[str, Any]) -> None:
+    """Name and image, which all other checks count on. Raises `Invalid`."""
     name, image = container.get("name"), container.get("image")
     if not name:
         raise refuse("Container.name should not be null or empty.")

@@ -1,13 +1,15 @@
 """RegisterTaskDefinition: a validated input to a document with AWS's defaults, or AWS's own refusal (reference B.2)."""
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from hutch.rules.secret_references import SecretReference, parse_value_from
 from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
-from hutch.rules.taskdef.containers import check_containers, container_defaults
+from hutch.rules.taskdef.containers import container_checks, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
 from hutch.rules.taskdef.linux import check_task_namespaces
 from hutch.rules.taskdef.refusals import Problem, refuse
@@ -33,35 +35,49 @@ def register(given: dict[str, Any], *, strict_aws: bool) -> Registration:
 
     Under `strict_aws` what AWS Fargate would refuse is refused in its words; else it becomes a warning.
     """
-    family = given["family"]
-    if not _FAMILY.fullmatch(family):
-        raise refuse("Family contains invalid characters.")
     document = {k: v for k, v in given.items() if k not in ("tags", "family")}
-    if len(msgspec.json.encode(document)) > MAX_DOCUMENT_BYTES:
-        raise refuse(f"The task definition can have at most {MAX_DOCUMENT_BYTES} bytes.")
-    _task_size(document)
-    document.setdefault("volumes", [])
-    document.setdefault("placementConstraints", [])
-    wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
-    _network_mode(document, wants_fargate)
-    check_volumes(document)
-    check_task_namespaces(document)
-    check_containers(document)
+    for check in definition_checks(given["family"], document):
+        check()
     document["containerDefinitions"] = [
         container_defaults(c, document.get("networkMode", "bridge")) for c in document["containerDefinitions"]
     ]
     hard, soft = fargate_refusals(document)
+    wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
     if wants_fargate and hard:
         raise refuse(hard[0].message)
     if wants_fargate and strict_aws and soft:
         raise refuse(soft[0].message)
     return Registration(
-        family=family,
+        family=given["family"],
         document=document,
         compatibilities=_compatibilities(document, hard),
         requires_attributes=_attributes(document),
         warnings=tuple(p.message for p in soft) if wants_fargate else (),
     )
+
+
+def definition_checks(family: str, document: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """All checks but Fargate's, in AWS's order; each raises `Invalid` for the first thing that it finds. The document's
+    sizes are brought into one spelling on the way, and its lists are there from then on."""
+    yield partial(_check_family, family)
+    yield partial(_check_length, document)
+    yield partial(_task_size, document)
+    document.setdefault("volumes", [])
+    document.setdefault("placementConstraints", [])
+    yield partial(_network_mode, document)
+    yield partial(check_volumes, document)
+    yield partial(check_task_namespaces, document)
+    yield from container_checks(document)
+
+
+def _check_family(family: str) -> None:
+    if not _FAMILY.fullmatch(family):
+        raise refuse("Family contains invalid characters.")
+
+
+def _check_length(document: dict[str, Any]) -> None:
+    if len(msgspec.json.encode(document)) > MAX_DOCUMENT_BYTES:
+        raise refuse(f"The task definition can have at most {MAX_DOCUMENT_BYTES} bytes.")
 
 
 def _task_size(document: dict[str, Any]) -> None:
@@ -71,8 +87,9 @@ def _task_size(document: dict[str, Any]) -> None:
         document["memory"] = str(parse_memory_mib(document["memory"]))
 
 
-def _network_mode(document: dict[str, Any], wants_fargate: bool) -> None:
+def _network_mode(document: dict[str, Any]) -> None:
     mode = document.get("networkMode")
+    wants_fargate = "FARGATE" in document.get("requiresCompatibilities", [])
     if mode is not None and mode not in _MODES:
         raise refuse(f"Network mode {mode} is not supported; use one of {', '.join(_MODES)}.")
     if wants_fargate and mode != "awsvpc":

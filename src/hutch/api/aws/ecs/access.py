@@ -91,8 +91,12 @@ class EcsAccess:
             return {}
 
     def _registering(self, request: Request) -> Sequence[Access]:
-        own = Access(resources=(f"{self._prefix}task-definition/{request.input['family']}:*",))
-        return (own, *self._passing(request.input))
+        return self.registering("", request.input)
+
+    def registering(self, action: str, given: Mapping[str, Any]) -> Sequence[Access]:
+        """What RegisterTaskDefinition needs permission for; `action` as in `running`."""
+        own = Access(action=action, resources=(f"{self._prefix}task-definition/{given['family']}:*",))
+        return (own, *self._passing(given))
 
     def _running(self, request: Request) -> Sequence[Access]:
         given = request.input

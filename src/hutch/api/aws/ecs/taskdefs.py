@@ -12,7 +12,7 @@ from hutch.rules.tags import tags_from_list
 
 _LATER = "comes with a later version"
 _C = "containerDefinitions"
-_REGISTER = Coverage(
+REGISTER_COVERAGE = Coverage(
     enforced=(
         "family",
         "networkMode",
@@ -128,7 +128,7 @@ class TaskDefinitionHandlers:
             Operation(
                 name="RegisterTaskDefinition",
                 handler=self.register,
-                coverage=_REGISTER,
+                coverage=REGISTER_COVERAGE,
                 faults=((Unavailable, "ServerException"), (HutchError, "ClientException")),
             ),
             op("DescribeTaskDefinition", self.describe, "taskDefinition", "include"),

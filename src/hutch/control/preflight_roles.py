@@ -1,0 +1,169 @@
+"""Facts for a pre-flight check: the task's roles, and what is fetched as its execution role."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from hutch.base.errors import Invalid
+from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
+from hutch.control.launch_refusals import LaunchRefused
+from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.logs import LogOps
+from hutch.model.task import CauseLink
+from hutch.rules import execution_role as role_rules
+from hutch.rules import preflight as rules
+from hutch.store.contract import Reader
+
+SESSION_NAME = "preflight"
+Login = tuple[str, str] | None
+Fetch = Callable[[AssumedExecutionRole | None], Any]
+_LOGIN = "repositoryCredentials"
+_FETCHED = ("secrets", "repositoryCredentials", "environmentFiles")
+
+
+class RoleFacts:
+    """Gathers them from the store."""
+
+    def __init__(
+        self,
+        secrets: LaunchSecrets,
+        roles: ExecutionRoles,
+        logs: LogOps,
+        *,
+        region: str,
+        account_id: str,
+    ) -> None:
+        self._secrets = secrets
+        self._roles = roles
+        self._logs = logs
+        self._region = region
+        self._account_id = account_id
+
+    def assume(
+        self, document: Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> tuple[tuple[rules.RoleFacts, ...], AssumedExecutionRole | None]:
+        """The roles that can't be assumed, and the execution role if it can."""
+        found = []
+        execution: AssumedExecutionRole | None = None
+        fetches = any(c.get(m) for c in document["containerDefinitions"] for m in _FETCHED)
+        for member, needed in (
+            ("executionRoleArn", fetches or bool(role_rules.awslogs_uses(document))),
+            ("taskRoleArn", True),
+        ):
+            arn = str(overrides.get(member) or document.get(member) or "")
+            if not arn:
+                continue
+            assumed = self._roles.assume(arn, SESSION_NAME)
+            if isinstance(assumed, Unassumable):
+                found.append(
+                    rules.RoleFacts(
+                        member=member,
+                        arn=assumed.arn,
+                        exists=assumed.exists,
+                        is_trusting=False,
+                        needed=needed,
+                    )
+                )
+            elif member == "executionRoleArn":
+                execution = assumed
+        return tuple(found), execution
+
+    def fetched(
+        self, reader: Reader, document: Mapping[str, Any], role: AssumedExecutionRole | None
+    ) -> tuple[list[rules.UnavailableFacts], list[rules.DeniedFacts], dict[str, Login]]:
+        """Secrets, parameters, environment files and registry logins: what is not there, what the role may not have; and
+        the logins, by container. One that is denied is looked for all the same: all problems are to be said at once."""
+        unavailable: list[rules.UnavailableFacts] = []
+        denied: list[rules.DeniedFacts] = []
+        logins: dict[str, Login] = {}
+        as_roles = (role, None) if role else (None,)
+        for container in document["containerDefinitions"]:
+            name = container["name"]
+            for what, fetch in self._wants(reader, container):
+                for as_role in as_roles:
+                    try:
+                        value = fetch(as_role)
+                    except LaunchRefused as refused:
+                        if refused.link.kind == "ExecutionRoleDenied":
+                            denied.append(_denied(name, what, refused.link))
+                            continue
+                        unavailable.append(_unavailable(name, what, refused.link))
+                    except Invalid:
+                        pass  # a reference that can't be read is among the refusals already
+                    else:
+                        if what == _LOGIN:
+                            logins[name] = value
+                    break
+        return unavailable, denied, logins
+
+    def _wants(self, reader: Reader, container: Mapping[str, Any]) -> list[tuple[str, Fetch]]:
+        """(what for, how it is fetched as a role) of all that a container is given at its launch."""
+        name, secrets = container["name"], self._secrets
+        found: list[tuple[str, Fetch]] = []
+        for secret in container.get("secrets", ()):
+            what = f"secret {secret.get('name', '')}"
+            found.append((what, partial(secrets.value, reader, name, secret.get("valueFrom", ""))))
+        for file in container.get("environmentFiles", ()):
+            arn = file.get("value", "")
+            found.append((f"environment file {arn}", partial(secrets.environment_file, reader, name, arn)))
+        if container.get("repositoryCredentials"):
+            login = partial(secrets.registry_login, reader, dict(container))
+            found.append((_LOGIN, login))
+        return found
+
+    def logs(self, document: Mapping[str, Any]) -> tuple[rules.LogFacts, ...]:
+        """Where the containers log to."""
+        return tuple(
+            rules.LogFacts(
+                container=use.container,
+                group=use.group,
+                group_exists=self._logs.group_exists(use.group),
+                creates_group=use.create_group,
+            )
+            for use in role_rules.awslogs_uses(document)
+        )
+
+    def logging_denied(
+        self, document: Mapping[str, Any], role: AssumedExecutionRole | None
+    ) -> list[rules.DeniedFacts]:
+        """Also what a launch does not ask for: without PutLogEvents AWS starts the task and loses its output."""
+        found: list[rules.DeniedFacts] = []
+        if role is None:
+            return found
+        for use in role_rules.awslogs_uses(document):
+            stream = use.stream(SESSION_NAME)
+            needed = [(role_rules.CREATE_STREAM, stream), (role_rules.PUT_EVENTS, stream)]
+            if use.create_group and not self._logs.group_exists(use.group):
+                needed.append((role_rules.CREATE_GROUP, ""))
+            for action, name in needed:
+                resource = role_rules.log_resource(self._region, self._account_id, use.group, name)
+                if refused := role.denied(action, resource):
+                    found.append(
+                        rules.DeniedFacts(
+                            role_arn=role.arn,
+                            container=use.container,
+                            action=action,
+                            resource=resource,
+                            is_explicit=refused.explicit,
+                            what_for="log driver awslogs",
+                        )
+                    )
+        return found
+
+
+def _denied(container: str, what: str, link: CauseLink) -> rules.DeniedFacts:
+    evidence = link.evidence
+    return rules.DeniedFacts(
+        role_arn=evidence["role"],
+        container=container,
+        action=evidence["action"],
+        resource=evidence["resource"],
+        is_explicit=evidence["explicit"],
+        what_for=what,
+    )
+
+
+def _unavailable(container: str, what: str, link: CauseLink) -> rules.UnavailableFacts:
+    return rules.UnavailableFacts(
+        kind=link.kind, container=container, what=what, text=link.text, fix=link.fix
+    )
