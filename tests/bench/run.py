@@ -1,8 +1,8 @@
 """`make bench`: hutch beside what it is to be compared with, in one run; medians. Nothing here asserts a time.
 
 api      calls per second of hutch (fake driver) and of moto_server, same client, 8 processes
-restore  the same with a static server: restored from a template, from the warm pool, and what it costs in memory
 launch   RunTask to the first HTTP 200 for FARGATE, beside a bare QEMU boot of the same kernel to its agent
+restore  the same with a static server: restored from a template, from the warm pool, and what it costs in memory
 suspend  what suspend, resume and fork take of microVMs that serve HTTP, and what is on the disk
 density  many tasks asked for at once, and what an idle one costs the host's memory
 container  RunTask to RUNNING for EC2, beside a bare `runc run` of the same bundle and `podman run` of the same image
@@ -365,28 +365,29 @@ def bench_idle(directory: Path) -> None:
     row("  control plane, resident, MB", f"{resident_kib / 1024:.0f}")
 
 
+PARTS: dict[str, Callable[[Path, int], None]] = {
+    "idle": lambda directory, runs: bench_idle(directory),
+    "api": lambda directory, runs: bench_api(directory),
+    "launch": bench_launch,
+    "restore": lambda directory, runs: bench_restore(directory, runs, row),
+    "suspend": lambda directory, runs: bench_suspend(directory / "suspend", row, runs),
+    "density": lambda directory, runs: bench_density(directory / "density", row),
+    "container": lambda directory, runs: bench_container(directory, 3 * runs),
+}
+"""What SPECIFICATION.md names, in the order in which `make bench` runs it."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument(
-        "--only", choices=("api", "launch", "restore", "suspend", "density", "container", "idle")
-    )
+    parser.add_argument("--only", choices=tuple(PARTS))
     arguments = parser.parse_args()
-    parts: dict[str, Callable[[Path], None]] = {
-        "idle": bench_idle,
-        "api": bench_api,
-        "launch": lambda d: bench_launch(d, arguments.runs),
-        "restore": lambda d: bench_restore(d, arguments.runs, row),
-        "suspend": lambda d: bench_suspend(d / "suspend", row, arguments.runs),
-        "density": lambda d: bench_density(d / "density", row),
-        "container": lambda d: bench_container(d, 3 * arguments.runs),
-    }
-    for name, part in parts.items():
+    for name, part in PARTS.items():
         if arguments.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="hutch-bench-") as directory:
-                part(Path(directory))
+                part(Path(directory), arguments.runs)
 
 
 if __name__ == "__main__":
