@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 from tests.support.driver_harness import _container, _task
 
 from hutch.base.clock import SystemClock
-from hutch.host.drivers.contract import Attachment, DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.contract import Attachment, Driver, DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.firecracker import driver as firecracker
+from hutch.host.drivers.firecracker.driver import FirecrackerDriver
 from hutch.host.drivers.microvm import driver as microvm
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.drivers.microvm.slots import LaunchSlot, LaunchSlots
 
 LAUNCHES = 20
 AT_ONCE = (os.cpu_count() or 1) + 1
+Make = Callable[[Path], Driver]
 
 
 class Launches:
@@ -42,16 +46,34 @@ class Launches:
         raise DriverError("Done", "as far as this test goes")
 
 
-async def _launch_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: dict[str, bool]) -> Launches:
+def _microvm(place: Path) -> MicrovmDriver:
+    return MicrovmDriver(
+        platform_id="t", guest_dir=place, state_dir=place, accelerator="tcg", clock=SystemClock()
+    )
+
+
+def _firecracker(place: Path) -> FirecrackerDriver:
+    return FirecrackerDriver(
+        platform_id="t", program="firecracker", guest_dir=place, state_dir=place, clock=SystemClock()
+    )
+
+
+@pytest.fixture(params=[_microvm, _firecracker])
+def make(request: pytest.FixtureRequest) -> Make:
+    return request.param  # type: ignore[no-any-return]
+
+
+async def _launch_all(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: dict[str, bool]
+) -> Launches:
     """Many launches at once, the slow ones first; returns when all others have ended."""
 
     async def nothing_to_remove(*_: object) -> None:
         return None
 
     monkeypatch.setattr(microvm, "remove_vm", nothing_to_remove)
-    driver = MicrovmDriver(
-        platform_id="t", guest_dir=tmp_path, state_dir=tmp_path, accelerator="tcg", clock=SystemClock()
-    )
+    monkeypatch.setattr(firecracker, "remove_vm", nothing_to_remove)
+    driver = make(tmp_path)
     launches = Launches(slow)
     monkeypatch.setattr(driver, "_launcher", launches)
     image = RootImage(reference="x", digest="sha256:0", config={}, erofs_path="/x")
@@ -75,22 +97,26 @@ async def _launch_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: dic
 
 
 async def test_so_many_at_once_and_no_more_in_the_order_of_asking(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    launches = await _launch_all(monkeypatch, tmp_path, {})
+    launches = await _launch_all(make, monkeypatch, tmp_path, {})
     assert launches.most == AT_ONCE
     assert launches.ended == [f"t{n}" for n in range(LAUNCHES)]
 
 
 async def test_a_launch_that_hangs_holds_up_nobody_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    launches = await _launch_all(monkeypatch, tmp_path, {"slow": True})
+    launches = await _launch_all(make, monkeypatch, tmp_path, {"slow": True})
     assert launches.most == AT_ONCE and sorted(launches.ended) == sorted(f"t{n}" for n in range(LAUNCHES))
 
 
-async def test_any_number_may_wait_for_a_template(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    launches = await _launch_all(monkeypatch, tmp_path, {f"waits{n}": False for n in range(2 * AT_ONCE)})
+async def test_any_number_may_wait_for_a_template(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    launches = await _launch_all(
+        make, monkeypatch, tmp_path, {f"waits{n}": False for n in range(2 * AT_ONCE)}
+    )
     assert launches.most == AT_ONCE and len(launches.ended) == LAUNCHES
 
 

@@ -32,6 +32,7 @@ from hutch.host.drivers.microvm.accelerator import kvm_obstacle
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.running import RunningVms, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty
+from hutch.host.drivers.microvm.slots import LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.vm import remove_vm, vm_name
 from hutch.host.kernel.process import ProcessRef
 from hutch.wire.fleet import DriverFactMsg
@@ -74,6 +75,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
             monitor=monitor_program(program),
         )
         super().__init__(clock, jail, platform_id)
+        self._launching = LaunchSlots()
         self._launcher = FirecrackerLauncher(
             platform_id=platform_id,
             program=program,
@@ -117,10 +119,13 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
         sandbox: FirecrackerSandbox | None = None
         ready = False
         try:
-            sandbox, _, phases = await self._launcher.launch(spec)
-            mounts = await asyncio.to_thread(disk_mounts, spec)
-            setting_up = sandbox.while_alive(_set_up(sandbox, mounts), "set itself up")
-            await phases.measure("set up", setting_up, "disks and network")
+            asked_at = self._clock.now()
+            async with self._launching.one() as slot:
+                begun_at = self._clock.now()
+                sandbox, _, phases = await self._launcher.launch(spec, slot)
+                mounts = await asyncio.to_thread(disk_mounts, spec)
+                setting_up = sandbox.while_alive(_set_up(sandbox, mounts), "set itself up")
+                await phases.measure("set up", setting_up, "disks and network")
             ready = True
         finally:
             if not ready:
@@ -128,6 +133,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
                     await sandbox.release()
                 await self._remove(task_id, spec.directory)
         self._sandboxes[task_id] = sandbox
+        phases.told[:0] = queue_phase(asked_at, begun_at)
         took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
         log.info("Firecracker VM ready", task=task_id, took_ms=took_ms)
         return Handle(

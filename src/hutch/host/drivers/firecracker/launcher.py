@@ -36,6 +36,7 @@ from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES
+from hutch.host.drivers.microvm.slots import LaunchSlot
 from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
 from hutch.host.drivers.microvm.vm import GuestImage, load_guest_image, remove_vm, vm_name
 from hutch.host.drivers.volume_disks import volume_disks
@@ -117,7 +118,7 @@ class FirecrackerLauncher:
                 await asyncio.to_thread(self._templates.clean, ground.origin)
                 self._is_clean = True
 
-    async def launch(self, spec: SandboxSpec) -> tuple[FirecrackerSandbox, Ground, Phases]:
+    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[FirecrackerSandbox, Ground, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
         the caller's to remove (`remove_vm`)."""
         phases = Phases(self._clock)
@@ -126,7 +127,7 @@ class FirecrackerLauncher:
         request = self._request(spec)
         check_config(request.config)
         key = _template_key(request.config, ground)
-        template, refusal = await self._template(key, request.config, ground, phases)
+        template, refusal = await self._template(key, request.config, ground, phases, slot)
         if template is not None:
             try:
                 restoring = self._restore(spec, request, ground.image, template)
@@ -140,7 +141,7 @@ class FirecrackerLauncher:
         return await phases.measure("cold boot", booting, refusal), ground, phases
 
     async def _template(
-        self, key: TemplateKey, config: VmConfig, ground: Ground, phases: Phases
+        self, key: TemplateKey, config: VmConfig, ground: Ground, phases: Phases, slot: LaunchSlot
     ) -> tuple[Template | None, str]:
         """The template for a VM, or why there is none."""
         if not self._use_templates:
@@ -150,7 +151,8 @@ class FirecrackerLauncher:
         if (template := self._templates.loaded(key)) is not None:
             return template, ""
         try:
-            return await phases.measure("template", self._templates.get(key)), ""
+            # Whoever waits for a template keeps nobody from launching who has one.
+            return await phases.measure("template", slot.lend(self._templates.get(key))), ""
         except TemplateUnavailable as error:
             return None, error.message
 

