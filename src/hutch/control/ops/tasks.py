@@ -78,9 +78,10 @@ class TaskOps:
         """RunTask. The same client token with the same request gives the same tasks again; with another,
         `Conflict`."""
 
+        digest = launch.request_digest(cause.actor, request_input) if request.client_token else ""
+
         def work(tx: Tx) -> tuple[list[Task], list[Failure]]:
             cluster_record = active_cluster(tx, cluster)
-            digest = launch.request_digest(cause.actor, request_input)
             scope = f"RunTask/{cluster_record.name}"
             if request.client_token and (
                 before := tx.get(tables.IDEMPOTENCY_TOKENS, scope, request.client_token)

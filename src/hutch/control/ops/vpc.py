@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hutch.base.clock import Clock
 from hutch.base.errors import Invalid, LimitExceeded
@@ -98,6 +99,13 @@ def resolve_awsvpc(
     return tuple(subnets), tuple(groups)
 
 
+@lru_cache(1024)
+def _range_of(cidr: str) -> tuple[ipaddress.IPv4Address, int]:
+    """The first address of a range, and how many it has."""
+    network = ipaddress.IPv4Network(cidr)
+    return network.network_address, network.num_addresses
+
+
 def lease_address(
     tx: Tx, task_id: str, subnet_id: str, groups: tuple[str, ...], ids: IdSource, clock: Clock
 ) -> NetworkInterface:
@@ -109,8 +117,8 @@ def lease_address(
     subnet = tx.get(tables.SUBNETS, subnet_id)
     if subnet is None:
         raise LimitExceeded(f"subnet {subnet_id} was deleted before the task could be placed")
-    network = ipaddress.ip_network(subnet.cidr)
-    usable = network.num_addresses - RESERVED_FIRST - 1
+    first, size = _range_of(subnet.cidr)
+    usable = size - RESERVED_FIRST - 1
     start = int(task_id[:12], 16)
     for step in range(usable):
         # Far above what a subnet that is 9/10 full needs: look whether it is full before walking over all of it.
@@ -118,7 +126,7 @@ def lease_address(
             tx.count(tables.ADDRESS_LEASES, subnet_id, index="by_subnet") >= usable
         ):
             break
-        address = str(network[RESERVED_FIRST + (start + step) % usable])
+        address = str(first + RESERVED_FIRST + (start + step) % usable)
         if tx.get(tables.ADDRESS_LEASES, address) is not None:
             continue
         lease = AddressLease(
@@ -152,7 +160,7 @@ def full_subnets(reader: Reader, subnet_ids: Sequence[str]) -> list[str]:
     found = []
     for subnet_id in subnet_ids:
         subnet = reader.get(tables.SUBNETS, subnet_id)
-        usable = ipaddress.ip_network(subnet.cidr).num_addresses - RESERVED_FIRST - 1 if subnet else 0
+        usable = _range_of(subnet.cidr)[1] - RESERVED_FIRST - 1 if subnet else 0
         if reader.count(tables.ADDRESS_LEASES, subnet_id, index="by_subnet") >= usable:
             found.append(subnet_id)
     return found
