@@ -189,5 +189,7 @@ def says_that_it_is_away(platform: Platform, ecs: Any, instance: str, task: str)
     why = platform.hutch("why", task.rpartition("/")[2]).stdout
     assert "is not connected, last heard of at" in why and "given up at" in why and "RUNNING" in why
     assert "away" in platform.hutch("host", "ls").stdout
+    assert "RUNNING (host away)" in platform.hutch("ps").stdout
+    assert ecs.describe_tasks(tasks=[task])["tasks"][0]["connectivity"] == "DISCONNECTED"
     failed = ecs.start_task(taskDefinition="f", containerInstances=[instance])["failures"]
     assert [f["reason"] for f in failed] == ["AGENT"]

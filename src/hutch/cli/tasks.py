@@ -174,9 +174,12 @@ def ps(
 
 
 def _status(task: dict[str, Any]) -> str:
-    """A suspended task counts as RUNNING for AWS's tools; here it is called what it is."""
+    """A suspended task counts as RUNNING for AWS's tools; here it is called what it is. What is said of a task whose host is
+    not connected is what was last known."""
     if any(a["type"] == "HutchSuspension" for a in task.get("attachments", ())):
         return "SUSPENDED"
+    if task.get("connectivity") == "DISCONNECTED" and task["lastStatus"] != "STOPPED":
+        return f"{task['lastStatus']} (host away)"
     return str(task["lastStatus"]) + (f" ({task['stopCode']})" if task.get("stopCode") else "")
 
 

@@ -107,8 +107,12 @@ def _place_or_end(
     return lifecycle.placed(replace(bound, container_instance_id=instance), decision.host_id, clock.now())
 
 
-def with_position(reader: Reader, task: Task) -> Task:
-    """The task as it is shown: one that waits says its place in the queue, which is not stored."""
+def as_shown(reader: Reader, task: Task) -> Task:
+    """The task with what is not stored with it: one that waits says its place in the queue; one whose host is away is not
+    connected, as far as anybody knows."""
+    if task.connectivity and not task.is_stopped:
+        host = reader.get(tables.HOSTS, task.host_id)
+        return task if host is None or host.connected else replace(task, connectivity="DISCONNECTED")
     if not task.waiting_reason:
         return task
     key = ordering_key(tables.TASKS, task, "unplaced")

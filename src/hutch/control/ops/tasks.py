@@ -11,7 +11,7 @@ from hutch.base.errors import Conflict, Invalid, NotFound
 from hutch.base.ids import IdSource
 from hutch.control.ops import launch
 from hutch.control.ops.launch import LaunchRequest, Route
-from hutch.control.ops.placing import PlacementLimits, place_new, store_stopped, with_position
+from hutch.control.ops.placing import PlacementLimits, place_new, store_stopped, as_shown
 from hutch.control.ops.taskdefs import resolve_task_definition
 from hutch.control.ops.vpc import resolve_awsvpc
 from hutch.model.cluster import Cluster, IdempotencyToken
@@ -241,7 +241,7 @@ class TaskOps:
                 if record is None:
                     missing.append(given)
                 else:
-                    found.append(with_position(reader, record))
+                    found.append(as_shown(reader, record))
             return found, missing
 
     def page(
@@ -289,7 +289,7 @@ class TaskOps:
             found = reader.scan(tables.TASKS, wanted, index="by_id")
             if not found and 4 <= len(wanted) < 32:
                 found = [t for t in reader.scan(tables.TASKS) if t.task_id.startswith(wanted)]
-            found = [with_position(reader, t) for t in found]
+            found = [as_shown(reader, t) for t in found]
         if len(found) != 1:
             how = "no task" if not found else f"{len(found)} tasks"
             raise NotFound(f"{how} with an id that starts with {wanted!r}; `hutch ps --all` lists them")
