@@ -11,7 +11,7 @@ from hutch.base.errors import Conflict, Invalid, NotFound
 from hutch.base.ids import IdSource
 from hutch.control.ops import launch
 from hutch.control.ops.launch import LaunchRequest, Route
-from hutch.control.ops.placing import PlacementLimits, place_new, store_stopped, as_shown
+from hutch.control.ops.placing import PlacementLimits, as_shown, place_new, store_stopped
 from hutch.control.ops.taskdefs import resolve_task_definition
 from hutch.control.ops.vpc import resolve_awsvpc
 from hutch.model.cluster import Cluster, IdempotencyToken
