@@ -333,6 +333,32 @@ class SupportsExec(Protocol):
 
 
 @runtime_checkable
+class SupportsKeptDisks(Protocol):
+    """Optional: what the containers of a sandbox wrote outlives it, and can be looked into, in another sandbox."""
+
+    async def keep_disk(self, handle: Handle, directory: str) -> int:
+        """End the sandbox as `destroy` does, but move what its containers wrote to a directory that the caller has made, on
+        the sandbox's file system; what that takes of the host's disk, in bytes. `destroy` is still to be called.
+
+        Killed at any moment, it is called again, also by another agent and without `adopt`, and then goes on. Raises
+        `DriverError` if there is nothing to be kept."""
+        ...
+
+    async def open_disk(self, directory: str, spec: SandboxSpec) -> Handle:
+        """As `create`, over a copy of what is kept in a directory, which stays as it is: what is written goes with the
+        sandbox. `spec` is the ended task's, but for a name (`task_id`) and a directory of the sandbox's own; it has no
+        network, whatever `spec` says, a size of the driver's choice, and no volumes that outlive tasks.
+
+        None of its containers is started. Its end is `destroy`, or `destroy_leftovers`."""
+        ...
+
+    async def hold_container(self, handle: Handle, container: ContainerSpec) -> None:
+        """Make `exec` possible in a container of a sandbox that `open_disk` made: a process that only waits stands where its
+        command would. A shell and the usual tools are last on its PATH. No error if it is held already."""
+        ...
+
+
+@runtime_checkable
 class SupportsSuspend(Protocol):
     """Optional: a sandbox leaves the host's memory, and comes back as it was."""
 

@@ -356,6 +356,37 @@ class FakeDriver:
         )
         return handle, _observed(sandbox)
 
+    async def keep_disk(self, handle: Handle, directory: str) -> int:
+        """Move the sandbox's file."""
+        if sandbox := self._sandboxes.pop(handle.task_id, None):
+            sandbox.let_go()
+        source, kept = Path(handle.state["directory"]) / STATE_FILE, Path(directory) / STATE_FILE
+        if source.exists():
+            os.replace(source, kept)
+        if not kept.exists():
+            raise DriverError("NoDiskKept", f"the fake sandbox of {handle.task_id} has no file")
+        return kept.stat().st_blocks * 512
+
+    async def open_disk(self, directory: str, spec: SandboxSpec) -> Handle:
+        """A sandbox that began where the other ended: without containers."""
+        if not (Path(directory) / STATE_FILE).exists():
+            raise DriverError("NoDiskKept", f"there is no fake sandbox in {directory}")
+        task_id = spec.task.task_id
+        sandbox = self._open(spec, _State(task_id=task_id, created_at=self._clock.now()), set())
+        sandbox.save()
+        return Handle(
+            driver=self.name, format=HANDLE_FORMAT, task_id=task_id, state={"directory": spec.directory}
+        )
+
+    async def hold_container(self, handle: Handle, container: ContainerSpec) -> None:
+        """It runs, whatever it is dialled to do."""
+        sandbox = self._sandbox(handle)
+        if not sandbox.runs(container.name):
+            sandbox.state.containers[container.name] = _Container(
+                runtime_id=_runtime_id(f"{handle.task_id}/{container.name}"), started_at=self._clock.now()
+            )
+            sandbox.save()
+
     def _open(self, spec: SandboxSpec, state: _State, told: set[str]) -> _Sandbox:
         sandbox = self._sandboxes[spec.task.task_id] = _Sandbox(spec, state, self._clock, told)
         sandbox.watch()

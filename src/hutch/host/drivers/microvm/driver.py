@@ -21,25 +21,34 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
+from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_toolbox
 from hutch.host.drivers.microvm.launcher import Launcher
-from hutch.host.drivers.microvm.running import RunningVms, finish_volumes, hold_namespaces, observed
+from hutch.host.drivers.microvm.running import (
+    RunningVms,
+    finish_volumes,
+    hold_namespaces,
+    observed,
+    power_off,
+)
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
+    end_vm,
     remove_vm,
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.volume_disks import refuse_disks, refuse_shared_disks
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
-from hutch.wire.fleet import DriverFactMsg
+from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
 log = get_logger(__name__)
 HANDLE_FORMAT = 1
 ADOPT_TIMEOUT_S = 30.0
 SET_UP_TIMEOUT_S = 60.0
+KEEP_TIMEOUT_S = 10.0
 
 
 class MicrovmDriver(RunningVms[Sandbox]):
@@ -107,6 +116,9 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def create(self, spec: SandboxSpec) -> Handle:
         """Boot the task's VM, mount its disks, set up its network. On failure nothing is left but the
         directory."""
+        return await self._create(spec, None)
+
+    async def _create(self, spec: SandboxSpec, kept: Path | None) -> Handle:
         task_id = spec.task.task_id
         if task_id in self._sandboxes:
             raise DriverError("SandboxExists", f"task {task_id} has a VM already")
@@ -117,7 +129,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
             asked_at = self._clock.now()
             async with self._launching.one() as slot:
                 begun_at = self._clock.now()
-                sandbox, ground, phases = await self._launcher.launch(spec, slot)
+                sandbox, ground, phases = await self._launcher.launch(spec, slot, kept)
                 setting_up = sandbox.while_alive(_set_up(sandbox), "set itself up")
                 await phases.measure("set up", setting_up, "disks and network")
             ready = True
@@ -223,6 +235,34 @@ class MicrovmDriver(RunningVms[Sandbox]):
         self._sandboxes[task_id] = sandbox
         return self._handle(sandbox), observed(sandbox)
 
+    async def keep_disk(self, handle: Handle, directory: str) -> int:
+        """Let the VM end, and move its disks away; see `SupportsKeptDisks`."""
+        task_id, files = handle.task_id, VmFiles(handle.state["directory"])
+        sandbox = self._sandboxes.get(task_id)
+        if sandbox is not None:
+            if sandbox.ended is None and (reason := await power_off(sandbox, KEEP_TIMEOUT_S)):
+                log.warning("a kept disk may lack what was written last", task=task_id, reason=reason)
+            self._sandboxes.pop(task_id, None)
+            await self._let_go(sandbox)
+        await end_vm(self._vm_name(task_id), files, self._jail)
+        return await asyncio.to_thread(keep_disks, files, Path(directory))
+
+    async def open_disk(self, directory: str, spec: SandboxSpec) -> Handle:
+        """A VM with copies of kept disks; see `SupportsKeptDisks`."""
+        kept = Path(directory)
+        await asyncio.to_thread(check_kept, kept, Path(spec.directory))
+        return await self._create(look_spec(spec, self._launcher.toolbox), kept)
+
+    async def hold_container(self, handle: Handle, container: ContainerSpec) -> None:
+        """See `SupportsKeptDisks`."""
+        sandbox = self.sandbox_of(handle)
+        known = sandbox.started.get(container.name)
+        if known is None or not known.running:
+            with_tools = with_toolbox(sandbox.spec, container)
+            await self._start_container(
+                sandbox, with_tools, lambda s: hold_members(sandbox.spec, s.container, s.number)
+            )
+
     async def destroy(self, handle: Handle) -> None:
         """End the VM at once; its files go, logs and console stay for the directory's owner."""
         await self._destroy(handle.task_id, str(handle.state["directory"]))
@@ -235,11 +275,16 @@ class MicrovmDriver(RunningVms[Sandbox]):
         sandbox = self._sandboxes.pop(task_id, None)
         if sandbox is not None:
             await finish_volumes(sandbox)
+            await self._let_go(sandbox)
+        await remove_vm(self._vm_name(task_id), VmFiles(directory), self._jail)
+
+    async def _let_go(self, sandbox: Sandbox) -> None:
+        """Of one that is about to end, or has; its last words stay."""
+        if sandbox.ended is None:
             with contextlib.suppress(HutchError, TimeoutError):
                 async with asyncio.timeout(1):
                     await sandbox.save_console()
-            await sandbox.release()
-        await remove_vm(self._vm_name(task_id), VmFiles(directory), self._jail)
+        await sandbox.release()
 
     async def volumes(self) -> tuple[HostVolume, ...]:
         """Those that outlive their tasks; see `SupportsVolumes`."""

@@ -47,6 +47,7 @@ from hutch.host.drivers.microvm.vm import (
 )
 from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
 from hutch.host.drivers.volume_disks import VolumeStore, volume_disks
+from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.host.kernel.tap import move_tap, open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
@@ -129,34 +130,56 @@ class Launcher:
     def _making(self) -> VmFiles:
         return VmFiles(self._directory / ".making")
 
-    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[Sandbox, Ground, Phases]:
-        """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
-        the caller's to remove (`remove_vm`)."""
+    @property
+    def toolbox(self) -> Path:
+        """The root disk with a shell and tools, for containers whose images have none; it may not be there."""
+        return self._guest_dir / "toolbox.erofs"
+
+    async def launch(
+        self, spec: SandboxSpec, slot: LaunchSlot, kept: Path | None = None
+    ) -> tuple[Sandbox, Ground, Phases]:
+        """A VM for a task, with its disks attached and its guest greeted. `kept`: it gets copies of the disks of a task that
+        has ended, which are in that directory. Raises `DriverError`; what was made by then is the caller's to remove
+        (`remove_vm`)."""
         phases = Phases(self._clock)
         ground = await self.ground()
         await self.clean(ground)
-        if disks := volume_disks(spec.task):
-            own = VmFiles(spec.directory).vm
-            making = [self.volumes.make(d, own, spec.task.task_id) for d in disks]
-            await phases.measure("volumes", asyncio.gather(*making))
+        if volume_disks(spec.task):
+            await phases.measure("volumes", self._make_volumes(spec, kept))
         request = await self._request(spec, ground)
         name, files = request.name, VmFiles(spec.directory)
         key = _key(request, ground)
-        if self._use_templates and (sandbox := await self._warm(spec, request, key, phases)) is not None:
+        takes_spare = self._use_templates and kept is None
+        if takes_spare and (sandbox := await self._warm(spec, request, key, phases)) is not None:
             return sandbox, ground, phases
         template, refusal = await self._template(key, phases, slot)
         if template is not None:
             try:
-                return await self._restored(spec, request, ground, template, phases), ground, phases
+                return await self._restored(spec, request, ground, template, phases, kept), ground, phases
             except DriverError as error:
-                if error.kind == "VolumeInUse":
+                if error.kind in ("VolumeInUse", "ScratchDiskFailed"):
                     raise
                 refusal = f"not restored: {error.message}"[:500]
                 log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
                 self._templates.reject(template, refusal)
                 await remove_vm(name, files, self._jail)
-        booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S)
+                # Those that go with the task were below what was just removed.
+                await self._make_volumes(spec, kept)
+        booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S, kept)
         return await phases.measure("cold boot", booting, refusal), ground, phases
+
+    async def _make_volumes(self, spec: SandboxSpec, kept: Path | None) -> None:
+        own = VmFiles(spec.directory).vm
+        disks = volume_disks(spec.task)
+        if kept is None:
+            await asyncio.gather(*(self.volumes.make(d, own, spec.task.task_id) for d in disks))
+            return
+        try:
+            own.mkdir(mode=0o700, exist_ok=True)
+            for path in (self.volumes.place(d, own) for d in disks):
+                await asyncio.to_thread(copy_file, kept / path.name, path)
+        except OSError as error:
+            raise DriverError("VolumeNotMade", f"a kept volume can't be copied: {error}") from None
 
     async def _warm(
         self, spec: SandboxSpec, request: VmRequest, key: TemplateKey, phases: Phases
@@ -303,14 +326,22 @@ class Launcher:
         )
 
     async def _restored(
-        self, spec: SandboxSpec, request: VmRequest, ground: Ground, template: Template, phases: Phases
+        self,
+        spec: SandboxSpec,
+        request: VmRequest,
+        ground: Ground,
+        template: Template,
+        phases: Phases,
+        kept: Path | None,
     ) -> Sandbox:
         memory = Memory(fd=template.memory_fd, shared=False)
         request = msgspec.structs.replace(request, memory=memory, incoming=True)
         state_fd = template.open_state()
         try:
             restoration = Restoration(state_fd=state_fd)
-            sandbox = await self._start(spec, request, ground, RESTORE_TIMEOUT_S, restoration, phases)
+            sandbox = await self._start(
+                spec, request, ground, RESTORE_TIMEOUT_S, restoration, phases, kept=kept
+            )
             sandbox.origin = Origin(
                 machine=_machine(request, ground), template=template.ref, has_link=bool(request.tap)
             )
@@ -318,8 +349,15 @@ class Launcher:
         finally:
             os.close(state_fd)
 
-    async def _booted(self, spec: SandboxSpec, request: VmRequest, ground: Ground, limit_s: float) -> Sandbox:
-        return await self._start(spec, request, ground, limit_s)
+    async def _booted(
+        self,
+        spec: SandboxSpec,
+        request: VmRequest,
+        ground: Ground,
+        limit_s: float,
+        kept: Path | None = None,
+    ) -> Sandbox:
+        return await self._start(spec, request, ground, limit_s, kept=kept)
 
     async def _start(
         self,
@@ -329,11 +367,13 @@ class Launcher:
         limit_s: float,
         restoration: Restoration | None = None,
         phases: Phases | None = None,
+        *,
+        kept: Path | None,
     ) -> Sandbox:
         """Start QEMU and wait for the guest's greeting, while the scratch disk is made. With `phases` its two halves are
         measured: the jail, up to QEMU's execution, and the rest."""
         files = VmFiles(spec.directory)
-        async with scratch_disk(files, plan.scratch_bytes(spec.task)):
+        async with scratch_disk(files, plan.scratch_bytes(spec.task), kept):
             begun = self._clock.now()
             ref = await launch(request, files, ground.image, self._jail)
             executed = self._clock.now()

@@ -10,6 +10,7 @@ from typing import TypeVar
 from hutch.base.clock import Clock
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
 from hutch.host.drivers.microvm.vm import VmFiles
+from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.ext4 import format_ext4, make_sparse
 from hutch.host.kernel.run import CommandFailed
 from hutch.wire.fleet import TaskSpec
@@ -41,11 +42,16 @@ class Phases:
 
 
 @contextlib.asynccontextmanager
-async def scratch_disk(files: VmFiles, size_bytes: int) -> AsyncIterator[None]:
-    """The writable disk: its file is there at the beginning, its file system at the end. Raises `DriverError`."""
+async def scratch_disk(files: VmFiles, size_bytes: int, kept: Path | None = None) -> AsyncIterator[None]:
+    """The writable disk: its file is there at the beginning, its file system at the end. `kept`: the directory with the one
+    of a task that has ended, to be copied. Raises `DriverError`."""
     formatting: asyncio.Task[None] | None = None
     try:
         files.vm.mkdir(mode=0o700, exist_ok=True)
+        if kept is not None:
+            await asyncio.to_thread(copy_file, kept / files.scratch.name, files.scratch)
+            yield
+            return
         make_sparse(files.scratch, size_bytes)
         formatting = asyncio.create_task(format_ext4(files.scratch))
         yield

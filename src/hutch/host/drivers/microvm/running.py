@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -57,10 +57,20 @@ class RunningVms(Generic[S]):
         """Start a container, or start it again after its exit."""
         sandbox = self.sandbox_of(handle)
         first = container.name not in sandbox.started
+
+        def members(started: Started) -> dict[str, Any]:
+            return plan.start_members(sandbox.spec, started.container, started.number, first=first)
+
+        return await self._start_container(sandbox, container, members)
+
+    async def _start_container(
+        self, sandbox: S, container: ContainerSpec, members: Callable[[Started], dict[str, Any]]
+    ) -> StartedContainer:
         started = sandbox.begin_start(container)
         ok = False
         try:
-            await sandbox.while_alive(_start(sandbox, started, first), f"start container {container.name}")
+            work = _start(sandbox, started, members)
+            await sandbox.while_alive(work, f"start container {container.name}")
             ok = True
         except SandboxGone:
             raise
@@ -162,23 +172,30 @@ async def finish_volumes(sandbox: Sandbox) -> None:
     in time loses what it had not flushed, as a machine does whose power fails."""
     if not any(d.name for d in volume_disks(sandbox.spec.task)) or sandbox.ended is not None:
         return
-    reason = f"the guest did not power off within {FLUSH_TIMEOUT_S:g} s"
+    if reason := await power_off(sandbox, FLUSH_TIMEOUT_S):
+        log.warning("volumes may lack what was written last", task=sandbox.spec.task.task_id, reason=reason)
+
+
+async def power_off(sandbox: Sandbox, limit_s: float) -> str:
+    """Have the guest write what it has to its disks, and end; "", or why it did not do so in time."""
+    reason = f"the guest did not power off within {limit_s:g} s"
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(FLUSH_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             try:
-                await sandbox.session.request("shutdown", Empty, timeout_s=FLUSH_TIMEOUT_S)
+                await sandbox.session.request("shutdown", Empty, timeout_s=limit_s)
             except HutchError as error:
                 # A guest that powers off may be gone before its answer is out: how it ended tells.
                 reason = error.message
             await sandbox.wait_ended()
-    if sandbox.ended is None or sandbox.ended.kind != "GuestPoweredOff":
-        log.warning("volumes may lack what was written last", task=sandbox.spec.task.task_id, reason=reason)
+    return "" if sandbox.ended is not None and sandbox.ended.kind == "GuestPoweredOff" else reason
 
 
-async def _start(sandbox: Sandbox, started: Started, first: bool) -> None:
-    members = plan.start_members(sandbox.spec, started.container, started.number, first=first)
+async def _start(
+    sandbox: Sandbox, started: Started, members: Callable[[Started], dict[str, Any]]
+) -> None:
+    given = members(started)
     try:
-        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
+        await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **given)
     except ValueError:
         raise DriverError(
             "ContainerTooLarge",
