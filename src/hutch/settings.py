@@ -247,6 +247,22 @@ SETTINGS: tuple[Setting, ...] = (
         help="How long stopped tasks stay visible.",
     ),
     Setting(
+        name="kept_disks_mib",
+        type=int,
+        default=4096,
+        unit="MiB",
+        check=_at_least(0),
+        help="Most room that the disks of stopped tasks may take on a host, for `hutch exec` into them; 0: none is kept.",
+    ),
+    Setting(
+        name="kept_disks_hours",
+        type=int,
+        default=24,
+        unit="h",
+        check=_at_least(1),
+        help="How long the disk of a stopped task is kept; never longer than the task stays visible.",
+    ),
+    Setting(
         name="image_cache_gib",
         type=int,
         default=20,
@@ -316,6 +332,8 @@ if typing.TYPE_CHECKING:
         warm_pool_memory_mib: int = 0
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
+        kept_disks_mib: int = 0
+        kept_disks_hours: int = 0
         image_cache_gib: int = 0
         prefetch_images: bool = False
         insecure_registries: str = ""

@@ -105,7 +105,9 @@ async def test_what_was_written_can_be_looked_into_and_stays_as_it_is(bench: Ben
     await driver.destroy(look)
 
     look = await bench.open(container)
-    seen = await bench.say(look, ("echo", "x"), "cat /tmp/left; mount | grep -c toolbox; ps | grep -c evidenc[e]; :")
+    seen = await bench.say(
+        look, ("echo", "x"), "cat /tmp/left; mount | grep -c toolbox; ps | grep -c evidenc[e]; :"
+    )
     assert seen == ("x\n" if bench.is_fake else "evidence\n1\n0\n")
     await driver.destroy(look)
 

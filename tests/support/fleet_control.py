@@ -8,6 +8,7 @@ from typing import Any
 
 from hutch.base.clock import SystemClock
 from hutch.host.agent.agent import AgentContext, HostAgent
+from hutch.host.agent.kept import KeptLimits
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork
@@ -165,6 +166,7 @@ class Host:
         self.install_place.mkdir()
         self.control = ControlEnd(self.socket)
         self.images, self.network, self.ingress = FakeImages(), FakeNetwork(), FakeIngress()
+        self.kept_disks = KeptLimits()
         self.driver: Driver = FakeDriver(clock=SystemClock())
         self.agent: HostAgent | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -183,6 +185,7 @@ class Host:
                 ingress=self.ingress,
                 clock=SystemClock(),
                 control_socket=self.socket,
+                kept_disks=self.kept_disks,
                 install_places=(self.install_place,),
             )
         )

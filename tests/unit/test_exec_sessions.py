@@ -36,6 +36,13 @@ class _Clock:
 class _Hosts(NoHosts):
     connected_host_ids = ("i-1",)
 
+    def __init__(self, **disk: Any) -> None:
+        self.disk = {"task_id": "t" * 32, **disk}
+
+    async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        assert (host_id, verb, arguments) == ("i-1", "disk.show", {"task_id": "t" * 32})
+        return self.disk
+
 
 def _task(**changes: Any) -> Task:
     containers = (Container(name="a", container_id="1", image="x", last_status="RUNNING"),)
@@ -66,8 +73,8 @@ def sessions(clock: _Clock) -> ExecSessions:
     return ExecSessions(MemoryStore(), clock, SeededIds(1), _Hosts())  # type: ignore[arg-type]
 
 
-def test_a_token_is_used_up(sessions: ExecSessions) -> None:
-    opened = sessions.open(OWNER, _task(), "", SPEC)
+async def test_a_token_is_used_up(sessions: ExecSessions) -> None:
+    opened = await sessions.open(OWNER, _task(), "", SPEC)
     with pytest.raises(AccessDenied):
         sessions.claim(opened.session_id, "0" * 64)
     session = sessions.claim(opened.session_id, opened.token)
@@ -79,17 +86,17 @@ def test_a_token_is_used_up(sessions: ExecSessions) -> None:
     assert sessions.claim(opened.session_id, again) is session
 
 
-def test_a_token_does_not_live_long(sessions: ExecSessions, clock: _Clock) -> None:
-    opened = sessions.open(OWNER, _task(), "", SPEC)
+async def test_a_token_does_not_live_long(sessions: ExecSessions, clock: _Clock) -> None:
+    opened = await sessions.open(OWNER, _task(), "", SPEC)
     clock.time += TOKEN_LIFE_S + 1
     with pytest.raises(AccessDenied):
         sessions.claim(opened.session_id, opened.token)
-    sessions.open(OWNER, _task(), "", SPEC)
+    await sessions.open(OWNER, _task(), "", SPEC)
     assert sessions.resume(opened.session_id, OWNER) == ""
 
 
-def test_a_session_exists_for_its_maker_only(sessions: ExecSessions) -> None:
-    opened = sessions.open(OWNER, _task(), "", SPEC)
+async def test_a_session_exists_for_its_maker_only(sessions: ExecSessions) -> None:
+    opened = await sessions.open(OWNER, _task(), "", SPEC)
     for work in (sessions.resume, sessions.terminate):
         with pytest.raises(NotFound):
             work(opened.session_id, OTHER)
@@ -99,13 +106,13 @@ def test_a_session_exists_for_its_maker_only(sessions: ExecSessions) -> None:
         sessions.claim(opened.session_id, opened.token)
 
 
-def test_a_container_has_a_bounded_number_of_sessions(sessions: ExecSessions, clock: _Clock) -> None:
+async def test_a_container_has_a_bounded_number_of_sessions(sessions: ExecSessions, clock: _Clock) -> None:
     for _ in range(MAX_SESSIONS_OF_CONTAINER):
-        sessions.open(OWNER, _task(), "", SPEC)
+        await sessions.open(OWNER, _task(), "", SPEC)
     with pytest.raises(LimitExceeded):
-        sessions.open(OWNER, _task(), "", SPEC)
+        await sessions.open(OWNER, _task(), "", SPEC)
     clock.time += TOKEN_LIFE_S + 1
-    sessions.open(OWNER, _task(), "", SPEC)
+    await sessions.open(OWNER, _task(), "", SPEC)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +125,33 @@ def test_a_container_has_a_bounded_number_of_sessions(sessions: ExecSessions, cl
     ],
     ids=["not connected", "suspended", "not running", "no such container"],
 )
-def test_what_can_not_be_entered(
+async def test_what_can_not_be_entered(
     sessions: ExecSessions, changes: dict[str, Any], container: str, error: type[HutchError]
 ) -> None:
     with pytest.raises(error):
-        sessions.open(OWNER, _task(**changes), container, SPEC)
+        await sessions.open(OWNER, _task(**changes), container, SPEC)
+
+
+STOPPED = {
+    "last_status": "STOPPED",
+    "containers": (Container(name="a", container_id="1", image="x", last_status="STOPPED"),),
+}
+
+
+async def test_a_stopped_task_is_entered_as_long_as_its_disk_is_kept(clock: _Clock) -> None:
+    hosts = _Hosts(is_kept=True)
+    sessions = ExecSessions(MemoryStore(), clock, SeededIds(1), hosts)  # type: ignore[arg-type]
+    opened = await sessions.open(OWNER, _task(**STOPPED), "", SPEC)
+    assert sessions.claim(opened.session_id, opened.token).container == "a"
+    hosts.disk |= {"is_kept": False, "since": 0.0, "reason": "it made room"}
+    with pytest.raises(
+        Invalid, match=r"not running.*not kept \(since 1970-01-01 00:00:00 UTC\): it made room"
+    ):
+        await sessions.open(OWNER, _task(**STOPPED), "", SPEC)
+    with pytest.raises(TargetNotConnected, match="i-2, which may have its disk, is not connected"):
+        await sessions.open(OWNER, _task(**STOPPED, host_id="i-2"), "", SPEC)
+    with pytest.raises(Invalid, match="never came to a host"):
+        await sessions.open(OWNER, _task(**STOPPED, host_id=""), "", SPEC)
 
 
 def test_commands_are_split_as_a_shell_does_and_no_further() -> None:

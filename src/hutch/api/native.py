@@ -1,5 +1,6 @@
 """hutch's own routes: what AWS's API has no words for. All are signed, with the service name `hutch`."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hutch.api.gateway.native import NativeRequest, NativeRoute
-from hutch.base.errors import Invalid, NotFound
+from hutch.base.errors import Invalid, NotFound, Unavailable
 from hutch.control.ops.images import HostRequests, ImageOps
 from hutch.control.ops.suspending import SuspendOps
 from hutch.control.ops.tasks import TaskOps
@@ -51,6 +52,8 @@ class NativeApi:
             NativeRoute(method="DELETE", template="/hutch/v1/images/{name*}", handler=self.remove_image),
             NativeRoute(method="GET", template="/hutch/v1/volumes", handler=self.list_volumes),
             NativeRoute(method="DELETE", template="/hutch/v1/volumes/{id*}", handler=self.remove_volume),
+            NativeRoute(method="GET", template="/hutch/v1/disks", handler=self.list_disks),
+            NativeRoute(method="DELETE", template="/hutch/v1/disks/{task}", handler=self.remove_disk),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/why", handler=self.why),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/wait", handler=self.wait),
             NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/logs", handler=self.logs),
@@ -92,9 +95,35 @@ class NativeApi:
             await self._fleet.request(host_id, "volume.remove", {"id": volume_id})
         return {}
 
+    async def list_disks(self, request: NativeRequest) -> dict[str, Any]:
+        """The disks of stopped tasks that are kept, of all hosts that are connected."""
+        found = []
+        for host_id in self._fleet.connected_host_ids:
+            answer = await self._fleet.request(host_id, "disk.list", {})
+            found += [{**d, "host_id": host_id} for d in answer["disks"]]
+        return {"disks": found}
+
+    async def remove_disk(self, request: NativeRequest) -> dict[str, Any]:
+        """Drop the disk of a stopped task now."""
+        task = self._tasks.find_anywhere(request.params["task"])
+        if not task.is_stopped:
+            raise Invalid(
+                f"task {task.task_id} is {task.last_status}: its disk is its own until it has stopped"
+            )
+        if not task.host_id:
+            raise NotFound(f"task {task.task_id} never came to a host, so it has no disk")
+        await self._fleet.request(task.host_id, "disk.remove", {"task_id": task.task_id})
+        return {}
+
     async def why(self, request: NativeRequest) -> dict[str, Any]:
-        """The cause chain and the launch waterfall of a task."""
-        return self._why(self._tasks.find_anywhere(request.params["task"]))
+        """The cause chain and the launch waterfall of a task; of a stopped one also what is known of its disk."""
+        task = self._tasks.find_anywhere(request.params["task"])
+        disk: dict[str, Any] = {}
+        if task.is_stopped and task.host_id in self._fleet.connected_host_ids:
+            # What is known without the host is told also if it has just gone.
+            with contextlib.suppress(Unavailable):
+                disk = await self._fleet.request(task.host_id, "disk.show", {"task_id": task.task_id})
+        return self._why(task) | ({"disk": disk} if disk else {})
 
     async def wait(self, request: NativeRequest) -> dict[str, Any]:
         """As `why`, as soon as the task has one of the statuses in `until` (comma separated), or after 50 s."""

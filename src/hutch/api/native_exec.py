@@ -69,7 +69,7 @@ class NativeExec:
             cols=body.cols,
             user=body.user,
         )
-        opened = self._sessions.open(request.principal.arn, task, body.container, spec)
+        opened = await self._sessions.open(request.principal.arn, task, body.container, spec)
         return {
             "session_id": opened.session_id,
             "path": f"/hutch/v1/exec/{opened.session_id}",

@@ -26,6 +26,7 @@ from hutch.base.units import GIB, MIB
 from hutch.host.agent.agent import AgentContext, HostAgent
 from hutch.host.agent.context import Ingress
 from hutch.host.agent.driverwatch import program_directories
+from hutch.host.agent.kept import KeptLimits
 from hutch.host.drivers.contract import Driver
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork
@@ -125,6 +126,10 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
         control_socket=paths.fleet_socket,
         install_places=() if fake else (*program_directories(), guest_dir(settings)),
         memory_mib=settings.host_memory_mib,
+        kept_disks=KeptLimits(
+            bytes=settings.kept_disks_mib * MIB,
+            life_s=min(settings.kept_disks_hours * 3600, settings.stopped_task_retention_s),
+        ),
     )
     return HostAgent(context), ingress
 

@@ -32,7 +32,8 @@ def exec_command(
     ] = "",
     data_dir: DataDir = None,
 ) -> None:
-    """Run a command in a container of a running task; its exit code is this command's."""
+    """Run a command in a container of a task; its exit code is this command's. The task may have stopped, as long as its disk
+    is kept (`hutch why` says until when): what is changed there is thrown away at the end."""
     if terminal and not os.isatty(0):
         errors.print(Text("hutch: standard input is not a terminal: leave -t out"))
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 import typer
 
 from hutch import __version__
-from hutch.cli import check, events, hosts, images, platform, suspending, tasks, volumes
+from hutch.cli import check, disks, events, hosts, images, platform, suspending, tasks, volumes
 from hutch.cli import exec as exec_
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.add_typer(events.app, name="schedule")
 app.add_typer(hosts.app, name="host")
 app.add_typer(images.app, name="image")
 app.add_typer(volumes.app, name="volume")
+app.add_typer(disks.app, name="disk")
 
 
 @app.command()

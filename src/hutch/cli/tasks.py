@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from hutch.base.units import format_bytes
 from hutch.cli.connection import AsJson, DataDir, connect
 from hutch.cli.output import ago, clock_time, console, errors, print_json, print_table, reporting_errors
 from hutch.client.client import HutchClient
@@ -302,7 +303,23 @@ def why(
         code = "" if container["exit_code"] is None else f", exit code {container['exit_code']}"
         note = f" ({container['reason']})" if container["reason"] else ""
         console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
+    _print_disk(seen)
     print_waterfall(seen)
+
+
+def _print_disk(seen: dict[str, Any]) -> None:
+    """Whether one can still look into a stopped task."""
+    disk = seen.get("disk")
+    if disk is None:
+        return
+    if not disk["is_kept"]:
+        console.print(Text(f"its disk is not kept: {disk['reason']}"))
+        return
+    size, until = format_bytes(disk.get("bytes", 0)), clock_time(disk["until"])
+    text = (
+        f"its disk ({size}) is kept until {until}; look into it: hutch exec -it {seen['task_id'][:12]} -- sh"
+    )
+    console.print(Text(text))
 
 
 def _away(host: dict[str, Any]) -> str:

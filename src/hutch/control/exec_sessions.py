@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import shlex
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from hutch.control.ops.tasks import active_cluster, find_task
 from hutch.model.exec import ExecSpec
 from hutch.model.task import Container, Task
 from hutch.store.contract import Store
+from hutch.wire.fleet import KeptDiskFact
 
 log = get_logger(__name__)
 
@@ -34,6 +36,7 @@ _NOT_ENABLED = (
     "The execute command failed because execute command was not enabled when the task was run or the execute command "
     "agent isn't running. Wait and try again or run a new task with execute command enabled and try again."
 )
+_NOT_RUNNING = "The execute command failed because the task is not running. Run a new task and try again."
 _NOT_CONNECTED = "The execute command failed due to an internal error. Try again later."
 
 
@@ -49,6 +52,8 @@ class ExecHosts(Protocol):
 
     async def open_stream(self, host_id: str, task_id: str, container: str, spec: ExecSpec) -> HostStream: ...
 
+    async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]: ...
+
 
 class NoHosts:
     """A fleet without hosts, for what only needs to know the operations."""
@@ -56,6 +61,10 @@ class NoHosts:
     connected_host_ids: tuple[str, ...] = ()
 
     async def open_stream(self, host_id: str, task_id: str, container: str, spec: ExecSpec) -> HostStream:
+        """There is nobody."""
+        raise TargetNotConnected(_NOT_CONNECTED, code="TargetNotConnectedException")
+
+    async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """There is nobody."""
         raise TargetNotConnected(_NOT_CONNECTED, code="TargetNotConnectedException")
 
@@ -115,37 +124,50 @@ class ExecSessions:
         self._hosts = hosts
         self._sessions: dict[str, ExecSession] = {}
 
-    def execute_command(
+    async def execute_command(
         self, owner: str, cluster: str, task: str, container: str, command: str, *, interactive: bool
     ) -> Opened:
-        """ExecuteCommand. `owner` is the caller's ARN. Raises AWS's errors."""
+        """ExecuteCommand. `owner` is the caller's ARN. A stopped task is entered as long as its disk is kept. Raises AWS's
+        errors."""
         if not interactive:
             raise Invalid(
                 "Interactive is the only mode supported currently.", code="InvalidParameterException"
             )
         with self._store.read() as reader:
             found = find_task(reader, active_cluster(reader, cluster).name, task)
-        if found.is_stopped or found.desired_status != RUNNING:
-            raise Invalid(
-                "The execute command failed because the task is not running. Run a new task and try again.",
-                code="InvalidParameterException",
-            )
+        if found.is_stopped:
+            await self._check_disk(found)
+        elif found.desired_status != RUNNING:
+            raise Invalid(_NOT_RUNNING, code="InvalidParameterException")
         if not found.enable_execute_command:
             raise Invalid(_NOT_ENABLED, code="InvalidParameterException")
         chosen = choose_container(found, container)
-        if chosen.last_status != RUNNING:
+        if chosen.last_status != RUNNING and not found.is_stopped:
             raise Invalid(_NOT_ENABLED, code="InvalidParameterException")
         spec = ExecSpec(command=split_command(command), tty=True)
         return self._make(f"ecs-execute-command-{self._ids.hex(17)}", owner, found, chosen, spec)
 
-    def open(self, owner: str, task: Task, container: str, spec: ExecSpec) -> Opened:
-        """A session for `hutch exec`: of any running container, enabled or not. Raises `HutchError`."""
+    async def open(self, owner: str, task: Task, container: str, spec: ExecSpec) -> Opened:
+        """A session for `hutch exec`: of any running container, enabled or not, and of a stopped task's as long as its disk
+        is kept. Raises `HutchError`."""
         chosen = choose_container(task, container)
-        if chosen.last_status != RUNNING:
+        if task.is_stopped:
+            await self._check_disk(task)
+        elif chosen.last_status != RUNNING:
             raise Invalid(
                 f'container "{chosen.name}" of task {task.task_id} is {chosen.last_status}, not RUNNING'
             )
         return self._make(f"hutch-exec-{self._ids.hex(17)}", owner, task, chosen, spec)
+
+    async def _check_disk(self, task: Task) -> None:
+        """Raises AWS's error for a stopped task, with why hutch can't do better, unless its disk is kept."""
+        fact = await kept_disk(self._hosts, task)
+        if not fact.is_kept:
+            since = f" (since {_utc(fact.since)})" if fact.since is not None else ""
+            raise Invalid(
+                f"{_NOT_RUNNING} The disk of this one is not kept{since}: {fact.reason}.",
+                code="InvalidParameterException",
+            )
 
     def _make(self, session_id: str, owner: str, task: Task, container: Container, spec: ExecSpec) -> Opened:
         if task.is_suspended:
@@ -214,6 +236,24 @@ class ExecSessions:
     def forget(self, session: ExecSession) -> None:
         """The session is over."""
         self._sessions.pop(session.session_id, None)
+
+
+async def kept_disk(hosts: ExecHosts, task: Task) -> KeptDiskFact:
+    """What the host of a stopped task knows of its disk. Raises `TargetNotConnected` if that host is not there."""
+    if not task.host_id:
+        return KeptDiskFact(task_id=task.task_id, is_kept=False, reason="it never came to a host")
+    if task.host_id not in hosts.connected_host_ids:
+        raise TargetNotConnected(
+            f"Task {task.task_id} has stopped, and its host {task.host_id}, which may have its disk, is not connected; "
+            "`hutch doctor` says why.",
+            code="TargetNotConnectedException",
+        )
+    answer = await hosts.request(task.host_id, "disk.show", {"task_id": task.task_id})
+    return msgspec.convert(answer, KeptDiskFact)
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def choose_container(task: Task, name: str) -> Container:

@@ -402,6 +402,15 @@ class TaskMachine:
         return (CauseLink(kind="ContainerExited", text=text, evidence=evidence, fix=_exit_fix(how)),)
 
 
+def has_failed(machine: TaskMachine, *, is_asked: bool) -> bool:
+    """Whether a task that has ended did so for something that is to be looked into. `is_asked`: it was told to stop."""
+    if any(s.health == "UNHEALTHY" for s in machine.containers.values()):
+        return True
+    first = machine.causes[0] if machine.causes else None
+    ended_well = first is not None and first.kind == "ContainerExited" and first.evidence["exit_code"] == 0
+    return not is_asked and not ended_well
+
+
 def stop_signal(name: str) -> int:
     """The number of an image's STOPSIGNAL ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"); SIGTERM for none or nonsense."""
     name = name.upper()

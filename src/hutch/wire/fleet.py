@@ -252,6 +252,23 @@ class PhaseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
 
 
+class KeptDiskFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host knows of a stopped task's disk. Times in seconds since the epoch."""
+
+    task_id: str
+    is_kept: bool
+    bytes: int = 0
+    """Of the host's disk."""
+    kept_at: float = 0.0
+    until: float = 0.0
+    is_open: bool = False
+    """Somebody looks into it now."""
+    since: float | None = None
+    """Since when it is not kept, if that is known."""
+    reason: str = ""
+    """Why it is not."""
+
+
 class TaskFacts(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """All that a host knows of a task, whole each time (never a difference).
 
@@ -527,7 +544,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a
-    connection with `StreamHello`).
+    connection with `StreamHello`; of a task that has stopped, in a sandbox made for that), `disk.list`, `disk.show`
+    {task_id} (a `KeptDiskFact`), `disk.remove` {task_id}.
     """
 
     request_id: str

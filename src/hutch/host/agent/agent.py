@@ -25,6 +25,7 @@ from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.execs import TaskExecs
+from hutch.host.agent.kept import KeptDisks, KeptLimits
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.logbatches import LogBatches
 from hutch.host.agent.prefetch import ImagePrefetch
@@ -62,6 +63,7 @@ class AgentContext(msgspec.Struct, frozen=True, kw_only=True):
     control_socket: Path
     memory_mib: int = 0
     """Memory to offer; 0: all that the machine has."""
+    kept_disks: KeptLimits = KeptLimits()
     install_places: tuple[Path, ...] = ()
     """Directories whose new files may heal a driver that can't run."""
 
@@ -80,6 +82,13 @@ class HostAgent:
         self._log_batches = LogBatches(self._link)
         self._book = TaskBook(context.state_directory / "tasks.db")
         self._snapshots = Snapshots(context.state_directory / "snapshots")
+        self._kept = KeptDisks(
+            context.state_directory / "kept-disks",
+            context.drivers,
+            context.images,
+            context.clock,
+            context.kept_disks,
+        )
         shared = RunnerContext(
             images=context.images,
             network=context.network,
@@ -88,6 +97,7 @@ class HostAgent:
             watcher=self._watcher,
             book=self._book,
             snapshots=self._snapshots,
+            kept=self._kept,
             report=self._report,
             send_logs=self._log_batches.send,
         )
@@ -109,6 +119,7 @@ class HostAgent:
             prefetch=prefetch,
             preflight=HostPreflight(context.images, context.ingress),
             snapshots=self._snapshots,
+            kept=self._kept,
             volumes=volumes,
         )
         self._beside = Background(lambda error: log.error("request failed", reason=repr(error)))
@@ -205,6 +216,7 @@ class HostAgent:
         await self._beside.end()
         await self._tasks.close()
         await self._snapshots.close()
+        await self._kept.close()
         for driver in self._context.drivers:
             await driver.close()
         self._watcher.close()

@@ -15,6 +15,7 @@ from hutch.host.agent.record import TaskRecord
 from hutch.host.agent.tasklogs import TaskLogs
 from hutch.host.drivers.contract import Driver
 from hutch.model.task import CauseLink
+from hutch.rules.containers import has_failed
 
 log = get_logger(__name__)
 
@@ -71,9 +72,15 @@ class CleanUp:
         if self._driver is None:
             return
         if self._record.file.handle is not None:
-            await self._driver.destroy(self._record.file.handle)
+            try:
+                is_asked = self._record.file.stop is not None
+                is_failure = has_failed(self._record.seen.machine, is_asked=is_asked)
+                await self._context.kept.keep(self._driver, self._record.file, is_failure=is_failure)
+            finally:
+                await self._driver.destroy(self._record.file.handle)
         else:
             await self._driver.destroy_leftovers(str(self._record.directory), self._spec.task_id)
 
     async def _release(self) -> None:
-        self._context.images.release(self._spec.task_id)
+        if not self._context.kept.has(self._spec.task_id):
+            self._context.images.release(self._spec.task_id)

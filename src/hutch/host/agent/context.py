@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hutch.base.clock import Clock
+from hutch.host.agent.kept import KeptDisks
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.tasklogs import SendLogs
@@ -49,6 +50,7 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     watcher: FileWatcher
     book: TaskBook
     snapshots: Snapshots
+    kept: KeptDisks
     report: Callable[[TaskFacts], None]
     send_logs: SendLogs
 

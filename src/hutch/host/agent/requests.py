@@ -6,6 +6,7 @@ import msgspec
 
 from hutch.base.errors import HutchError, Invalid
 from hutch.host.agent.execs import TaskExecs
+from hutch.host.agent.kept import KeptDisks
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.prefetch import ImagePrefetch
 from hutch.host.agent.preflight import HostPreflight
@@ -30,6 +31,7 @@ class Requests:
         prefetch: ImagePrefetch,
         preflight: HostPreflight,
         snapshots: Snapshots,
+        kept: KeptDisks,
         volumes: HostVolumes,
     ) -> None:
         self._link = link
@@ -39,6 +41,7 @@ class Requests:
         self._prefetch = prefetch
         self._preflight = preflight
         self._snapshots = snapshots
+        self._kept = kept
         self._volumes = volumes
 
     async def answer(self, request: wire.Request) -> None:
@@ -69,6 +72,14 @@ class Requests:
             return {"volumes": await self._volumes.told()}
         if verb == "volume.remove":
             await self._volumes.remove(arguments["id"])
+            return {}
+        if verb == "disk.list":
+            return {"disks": msgspec.to_builtins(self._kept.all())}
+        if verb == "disk.show":
+            shown: dict[str, Any] = msgspec.to_builtins(self._kept.describe(arguments["task_id"]))
+            return shown
+        if verb == "disk.remove":
+            await self._kept.remove(arguments["task_id"])
             return {}
         if verb == "task.logs":
             return await self._tasks.read_logs(

@@ -73,9 +73,11 @@ class HostTasks:
         return runner
 
     async def exec(self, task_id: str, container: str, spec: ExecSpec) -> ExecStream:
-        """Run a further process in a container. Raises `HostFault`."""
+        """Run a further process in a container, of a task that has stopped in a sandbox made for that. Raises `HostFault`."""
         if self._closing:
             raise HostFault("Closing", "the host agent is being stopped")
+        if task_id not in self._running:
+            return await self._context.kept.exec(task_id, container, spec)
         return await self.running(task_id).exec(container, spec)
 
     def running_specs(self) -> list[TaskSpec]:
@@ -110,6 +112,7 @@ class HostTasks:
         await asyncio.to_thread(prune_logs, self._kept_logs, self._context.clock.now())
         known = []
         contents = await asyncio.to_thread(self._context.book.open)
+        await self._context.kept.start(frozenset(t for t, c in contents.items() if not c.ended))
         for directory in sorted(self._directory.iterdir()):
             if directory.name not in contents:
                 await self._remove_unrecorded(directory)

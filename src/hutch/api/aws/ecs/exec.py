@@ -27,7 +27,7 @@ class ExecHandlers:
 
     async def execute_command(self, request: Request) -> dict[str, Any]:
         given = request.input
-        opened = self._sessions.execute_command(
+        opened = await self._sessions.execute_command(
             request.principal.arn,
             given.get("cluster", ""),
             given["task"],

@@ -52,7 +52,9 @@ def check_kept(directory: Path, target: Path) -> None:
     try:
         check_room(target, kept_bytes(directory))
     except NoRoomForImage as error:
-        raise DriverError("NoRoomForDisk", f"the kept disk can't be copied: {error}", fix="free space") from None
+        raise DriverError(
+            "NoRoomForDisk", f"the kept disk can't be copied: {error}", fix="free space"
+        ) from None
     except OSError as error:
         raise DriverError("NoDiskKept", f"the kept disk can't be read: {error}") from None
 

@@ -190,9 +190,7 @@ async def power_off(sandbox: Sandbox, limit_s: float) -> str:
     return "" if sandbox.ended is not None and sandbox.ended.kind == "GuestPoweredOff" else reason
 
 
-async def _start(
-    sandbox: Sandbox, started: Started, members: Callable[[Started], dict[str, Any]]
-) -> None:
+async def _start(sandbox: Sandbox, started: Started, members: Callable[[Started], dict[str, Any]]) -> None:
     given = members(started)
     try:
         await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **given)
