@@ -139,7 +139,6 @@ def test_the_oldest_makes_room(platform: Platform, task: str) -> None:
     second = _stopped(platform, "fills", fill, user="0")
     seen = _sh(platform, second, "cat /tmp/fill | wc -c")
     assert seen.stdout == f"{KEPT_MIB // 2 * 2**20}\n", seen.stderr
-    print(platform.hutch("disk", "ls", "--json").stdout, platform.log())
     for gone in (task, first):
         refused = _sh(platform, gone, "true")
         assert refused.returncode == 1 and "made room for the disks of other" in refused.stderr

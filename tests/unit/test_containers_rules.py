@@ -317,3 +317,22 @@ def test_resume_arms_what_was_armed_and_goes_on() -> None:
     state = machine.containers["db"]
     state.status, state.started_at = rules.RUNNING, T0
     assert machine.resume(T0 + 15) == [rules.Arm("probe/db", 1.0), rules.Arm("start/db", 5.0)]
+
+
+def test_what_ended_by_itself_and_not_well_has_failed() -> None:
+    ended: dict[int, TaskMachine] = {}
+    for code in (0, 3):
+        ended[code] = _running(ContainerRule(name="a"))
+        ended[code].exited("a", Exit(exit_code=code), 5.0)
+        # The control plane's answer to the report of that exit.
+        ended[code].stop("EssentialContainerExited", "Essential container in task exited", (), 6.0)
+    assert not rules.has_failed(ended[0]) and rules.has_failed(ended[3])
+    stopped = _running(ContainerRule(name="a"))
+    stopped.stop("UserInitiated", "Task stopped by user", (), 5.0)
+    stopped.exited("a", Exit(exit_code=143, signal=15), 6.0)
+    assert not rules.has_failed(stopped)
+    gone = _running(ContainerRule(name="a"))
+    gone.sandbox_gone("the VM is gone", CauseLink(kind="VmGone", text="x"), 5.0)
+    assert rules.has_failed(gone)
+    stopped.containers["a"].health = "UNHEALTHY"
+    assert rules.has_failed(stopped)

@@ -32,7 +32,7 @@ class Launches:
         self.now = self.most = 0
         self.ended: list[str] = []
 
-    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> Any:
+    async def launch(self, spec: SandboxSpec, slot: LaunchSlot, kept: object = None) -> Any:
         task_id = spec.task.task_id
         if self.slow.get(task_id) is False:
             await slot.lend(asyncio.Event().wait())

@@ -402,13 +402,13 @@ class TaskMachine:
         return (CauseLink(kind="ContainerExited", text=text, evidence=evidence, fix=_exit_fix(how)),)
 
 
-def has_failed(machine: TaskMachine, *, is_asked: bool) -> bool:
-    """Whether a task that has ended did so for something that is to be looked into. `is_asked`: it was told to stop."""
+def has_failed(machine: TaskMachine) -> bool:
+    """Whether a task that has ended did so for something that is to be looked into: unhealthy, or by itself and not well."""
     if any(s.health == "UNHEALTHY" for s in machine.containers.values()):
         return True
     first = machine.causes[0] if machine.causes else None
     ended_well = first is not None and first.kind == "ContainerExited" and first.evidence["exit_code"] == 0
-    return not is_asked and not ended_well
+    return machine.stop_code in (ESSENTIAL_EXITED, FAILED_TO_START) and not ended_well
 
 
 def stop_signal(name: str) -> int:

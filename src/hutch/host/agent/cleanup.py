@@ -73,8 +73,7 @@ class CleanUp:
             return
         if self._record.file.handle is not None:
             try:
-                is_asked = self._record.file.stop is not None
-                is_failure = has_failed(self._record.seen.machine, is_asked=is_asked)
+                is_failure = has_failed(self._record.seen.machine)
                 await self._context.kept.keep(self._driver, self._record.file, is_failure=is_failure)
             finally:
                 await self._driver.destroy(self._record.file.handle)
