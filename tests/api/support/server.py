@@ -13,7 +13,7 @@ from botocore.config import Config
 from msgspec.structs import replace
 from tests.api.support.identities import vault
 
-from hutch.api.gateway.app import build_app
+from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.native import NativeRoute
 from hutch.api.gateway.operation import Service
 from hutch.base.clock import Clock, SystemClock
@@ -54,15 +54,15 @@ class ApiServer:
             stored = reader.get(ACCESS_KEYS, given.access_key_id)
         self.key: AccessKey = replace(stored, sealed=None, secret_key=given.secret_access_key)
         """The root key, with its secret in clear."""
-        self.app = build_app(
-            services,
-            self.identity,
-            Authorizer(self.store, clock, account_id=ACCOUNT_ID),
-            ids,
-            clock,
-            region,
-            ACCOUNT_ID,
-            native_routes,
+        self.app = Gateway(
+            services=services,
+            identity=self.identity,
+            authorizer=Authorizer(self.store, clock, account_id=ACCOUNT_ID),
+            ids=ids,
+            clock=clock,
+            region=region,
+            account_id=ACCOUNT_ID,
+            native_routes=native_routes,
             upload_directory=directory,
             strict=True,
         )

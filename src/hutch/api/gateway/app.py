@@ -82,7 +82,7 @@ class _Envelope:
 
 
 class Gateway:
-    """The ASGI application; made by `build_app`."""
+    """The ASGI application that serves these services."""
 
     def __init__(
         self,
@@ -99,6 +99,9 @@ class Gateway:
         websockets: App | None = None,
         strict: bool = False,
     ) -> None:
+        """`upload_directory`: where bodies of routes that take a file are kept while their handlers run (default: the
+        system's temporary directory). `websockets`: what serves WebSockets. `strict`: load every model at start, and
+        treat an answer that the service model does not describe as an internal error; for tests."""
         self._directory = Directory(services, strict=strict)
         self._identity = identity
         self._websockets = websockets
@@ -337,38 +340,3 @@ async def _messages(service: ServedService, request: Request, answer: EventStrea
         close = getattr(events, "aclose", None)
         if close is not None:
             await close()
-
-
-def build_app(
-    services: Sequence[Service],
-    identity: Identity,
-    authorizer: Authorizer,
-    ids: IdSource,
-    clock: Clock,
-    region: str,
-    account_id: str,
-    native_routes: tuple[NativeRoute, ...] = (),
-    *,
-    upload_directory: Path | None = None,
-    websockets: App | None = None,
-    strict: bool = False,
-) -> Gateway:
-    """The ASGI application that serves these services.
-
-    `upload_directory`: where bodies of routes that take a file are kept while their handlers run (default:
-    the system's temporary directory). `websockets`: what serves WebSockets. `strict`: load every model at start,
-    and treat an answer that the service model does not describe as an internal error; for tests.
-    """
-    return Gateway(
-        services=services,
-        identity=identity,
-        authorizer=authorizer,
-        ids=ids,
-        clock=clock,
-        region=region,
-        account_id=account_id,
-        native_routes=native_routes,
-        upload_directory=upload_directory,
-        websockets=websockets,
-        strict=strict,
-    )

@@ -17,6 +17,7 @@ import msgspec
 
 from hutch.base.errors import HutchError
 from hutch.model.iam import Caller
+from hutch.model.record import Cause
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +45,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Where the client's connection comes from."""
     endpoint: str = ""
     """Where the client reached us (`http://127.0.0.1:4566`), as its Host header says."""
+
+    @property
+    def cause(self) -> Cause:
+        """What is written beside the changes that this request makes."""
+        return Cause(id=self.request_id, actor=self.principal.arn, action=f"{self.service}:{self.operation}")
 
 
 class EventStream(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +100,18 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     coverage: Coverage
     faults: tuple[tuple[type[HutchError], str], ...] = ()
     """Where this operation's error codes differ from its service's; looked up first."""
+
+
+def operation(
+    name: str,
+    handler: Handler,
+    *enforced: str,
+    inert: Mapping[str, str] | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Operation:
+    """An operation with nothing of its own but its coverage."""
+    coverage = Coverage(enforced=enforced, inert=inert or {}, refused=refused or {})
+    return Operation(name=name, handler=handler, coverage=coverage)
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list, without_none
+from hutch.api.aws.ecs.common import Arns, page_size, page_start, tag_list, without_none
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import Invalid
@@ -54,7 +54,7 @@ class ClusterHandlers:
     async def create(self, request: Request) -> dict[str, Any]:
         given = request.input
         cluster = await self._ops.create(
-            cause_of(request),
+            request.cause,
             given.get("clusterName", "default"),
             given,
             tags_from_list(given.get("tags", ())),
@@ -83,11 +83,11 @@ class ClusterHandlers:
         return answer
 
     async def delete(self, request: Request) -> dict[str, Any]:
-        cluster = await self._ops.delete(cause_of(request), request.input["cluster"])
+        cluster = await self._ops.delete(request.cause, request.input["cluster"])
         return {"cluster": self._shape(cluster, None, ())}
 
     async def update(self, request: Request) -> dict[str, Any]:
-        cluster = await self._ops.update(cause_of(request), request.input["cluster"], request.input)
+        cluster = await self._ops.update(request.cause, request.input["cluster"], request.input)
         return {"cluster": self._shape(cluster, None, ("SETTINGS", "CONFIGURATIONS"))}
 
     async def describe_providers(self, request: Request) -> dict[str, Any]:
@@ -183,18 +183,18 @@ class AccountHandlers:
     async def put_setting(self, request: Request) -> dict[str, Any]:
         given = request.input
         principal = given.get("principalArn", request.principal.arn)
-        setting = await self._settings.put(cause_of(request), principal, given["name"], given["value"])
+        setting = await self._settings.put(request.cause, principal, given["name"], given["value"])
         return {"setting": _setting(setting)}
 
     async def put_default(self, request: Request) -> dict[str, Any]:
         given = request.input
-        setting = await self._settings.put(cause_of(request), "", given["name"], given["value"])
+        setting = await self._settings.put(request.cause, "", given["name"], given["value"])
         return {"setting": _setting(setting)}
 
     async def delete_setting(self, request: Request) -> dict[str, Any]:
         given = request.input
         principal = given.get("principalArn", request.principal.arn)
-        return {"setting": _setting(await self._settings.delete(cause_of(request), principal, given["name"]))}
+        return {"setting": _setting(await self._settings.delete(request.cause, principal, given["name"]))}
 
     async def list_settings(self, request: Request) -> dict[str, Any]:
         given = request.input
@@ -209,11 +209,11 @@ class AccountHandlers:
 
     async def tag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._tags.tag(cause_of(request), given["resourceArn"], tags_from_list(given["tags"]))
+        await self._tags.tag(request.cause, given["resourceArn"], tags_from_list(given["tags"]))
         return {}
 
     async def untag(self, request: Request) -> dict[str, Any]:
-        await self._tags.untag(cause_of(request), request.input["resourceArn"], request.input["tagKeys"])
+        await self._tags.untag(request.cause, request.input["resourceArn"], request.input["tagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> dict[str, Any]:

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from hutch.api.gateway.operation import Request
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import Invalid
-from hutch.model.record import Cause
 
 
 class Arns:
@@ -16,13 +14,6 @@ class Arns:
 
     def of(self, kind: str, name: str) -> str:
         return f"{self.prefix}:{kind}/{name}"
-
-
-def cause_of(request: Request) -> Cause:
-    """The cause that a request's changes carry."""
-    return Cause(
-        id=request.request_id, actor=request.principal.arn, action=f"{request.service}:{request.operation}"
-    )
 
 
 def tag_list(tags: dict[str, str]) -> list[dict[str, str]]:

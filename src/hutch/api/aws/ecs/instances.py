@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list
-from hutch.api.gateway.operation import Coverage, Operation, Request
+from hutch.api.aws.ecs.common import Arns, page_size, page_start, tag_list
+from hutch.api.gateway.operation import Coverage, Operation, Request, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import iso_time
 from hutch.base.errors import Invalid
@@ -35,18 +35,15 @@ class InstanceHandlers:
         self._paging = paging
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str) -> Operation:
-            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced))
-
         return (
-            op(
+            operation(
                 "DescribeContainerInstances",
                 self.describe,
                 "cluster",
                 "containerInstances",
                 "include",
             ),
-            op(
+            operation(
                 "ListContainerInstances",
                 self.list_instances,
                 "cluster",
@@ -55,10 +52,12 @@ class InstanceHandlers:
                 "maxResults",
                 "status",
             ),
-            op("UpdateContainerInstancesState", self.update, "cluster", "containerInstances", "status"),
-            op("PutAttributes", self.put_attributes, "cluster", "attributes"),
-            op("DeleteAttributes", self.delete_attributes, "cluster", "attributes"),
-            op(
+            operation(
+                "UpdateContainerInstancesState", self.update, "cluster", "containerInstances", "status"
+            ),
+            operation("PutAttributes", self.put_attributes, "cluster", "attributes"),
+            operation("DeleteAttributes", self.delete_attributes, "cluster", "attributes"),
+            operation(
                 "ListAttributes",
                 self.list_attributes,
                 "cluster",
@@ -68,7 +67,9 @@ class InstanceHandlers:
                 "nextToken",
                 "maxResults",
             ),
-            op("DeregisterContainerInstance", self.deregister, "cluster", "containerInstance", "force"),
+            operation(
+                "DeregisterContainerInstance", self.deregister, "cluster", "containerInstance", "force"
+            ),
             Operation(name="RegisterContainerInstance", handler=self.register, coverage=_REGISTER),
         )
 
@@ -105,7 +106,7 @@ class InstanceHandlers:
         given = request.input
         cluster = given.get("cluster", "")
         found, failures = await self._ops.set_status(
-            cause_of(request), cluster, given["containerInstances"], given["status"]
+            request.cause, cluster, given["containerInstances"], given["status"]
         )
         return {
             "containerInstances": [instance_shape(self._arns, v, with_tags=False) for v in found],
@@ -120,13 +121,13 @@ class InstanceHandlers:
             attributes={a["name"]: a.get("value", "") for a in given.get("attributes", ())},
             tags=tags_from_list(given.get("tags", ())),
         )
-        view = await self._ops.register(cause_of(request), given.get("cluster", ""), wanted)
+        view = await self._ops.register(request.cause, given.get("cluster", ""), wanted)
         return {"containerInstance": instance_shape(self._arns, view, with_tags=True)}
 
     async def deregister(self, request: Request) -> dict[str, Any]:
         given = request.input
         view = await self._ops.deregister(
-            cause_of(request),
+            request.cause,
             given.get("cluster", ""),
             given["containerInstance"],
             force=given.get("force", False),
@@ -136,13 +137,13 @@ class InstanceHandlers:
     async def put_attributes(self, request: Request) -> dict[str, Any]:
         given = request.input
         attributes = [{"value": "", **a} for a in given["attributes"]]
-        changed = await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), attributes)
+        changed = await self._ops.put_attributes(request.cause, given.get("cluster", ""), attributes)
         return {"attributes": self._with_targets(given["attributes"], changed)}
 
     async def delete_attributes(self, request: Request) -> dict[str, Any]:
         given = request.input
         names = [{k: v for k, v in a.items() if k != "value"} for a in given["attributes"]]
-        changed = await self._ops.put_attributes(cause_of(request), given.get("cluster", ""), names)
+        changed = await self._ops.put_attributes(request.cause, given.get("cluster", ""), names)
         return {"attributes": self._with_targets(given["attributes"], changed)}
 
     async def list_attributes(self, request: Request) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hutch.api.aws.ecs.common import Arns, cause_of, page_size, page_start, tag_list, without_none
-from hutch.api.gateway.operation import Coverage, Operation, Request
+from hutch.api.aws.ecs.common import Arns, page_size, page_start, tag_list, without_none
+from hutch.api.gateway.operation import Coverage, Operation, Request, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import HutchError, Unavailable
 from hutch.control.ops.taskdefs import TaskDefinitionOps
@@ -121,9 +121,6 @@ class TaskDefinitionHandlers:
         self._paging = paging
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str) -> Operation:
-            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced))
-
         return (
             Operation(
                 name="RegisterTaskDefinition",
@@ -131,10 +128,10 @@ class TaskDefinitionHandlers:
                 coverage=REGISTER_COVERAGE,
                 faults=((Unavailable, "ServerException"), (HutchError, "ClientException")),
             ),
-            op("DescribeTaskDefinition", self.describe, "taskDefinition", "include"),
-            op("DeregisterTaskDefinition", self.deregister, "taskDefinition"),
-            op("DeleteTaskDefinitions", self.delete, "taskDefinitions"),
-            op(
+            operation("DescribeTaskDefinition", self.describe, "taskDefinition", "include"),
+            operation("DeregisterTaskDefinition", self.deregister, "taskDefinition"),
+            operation("DeleteTaskDefinitions", self.delete, "taskDefinitions"),
+            operation(
                 "ListTaskDefinitions",
                 self.list_revisions,
                 "familyPrefix",
@@ -143,7 +140,7 @@ class TaskDefinitionHandlers:
                 "nextToken",
                 "maxResults",
             ),
-            op(
+            operation(
                 "ListTaskDefinitionFamilies",
                 self.list_families,
                 "familyPrefix",
@@ -155,7 +152,7 @@ class TaskDefinitionHandlers:
 
     async def register(self, request: Request) -> dict[str, Any]:
         tags = tags_from_list(request.input.get("tags", ()))
-        definition = await self._ops.register(cause_of(request), request.input, tags)
+        definition = await self._ops.register(request.cause, request.input, tags)
         return {"taskDefinition": self._shape(definition), "tags": tag_list(definition.tags)}
 
     async def describe(self, request: Request) -> dict[str, Any]:
@@ -166,11 +163,11 @@ class TaskDefinitionHandlers:
         return answer
 
     async def deregister(self, request: Request) -> dict[str, Any]:
-        definition = await self._ops.deregister(cause_of(request), request.input["taskDefinition"])
+        definition = await self._ops.deregister(request.cause, request.input["taskDefinition"])
         return {"taskDefinition": self._shape(definition)}
 
     async def delete(self, request: Request) -> dict[str, Any]:
-        deleted, failures = await self._ops.delete(cause_of(request), request.input["taskDefinitions"])
+        deleted, failures = await self._ops.delete(request.cause, request.input["taskDefinitions"])
         return {
             "taskDefinitions": [self._shape(d) for d in deleted],
             "failures": [{"arn": a, "reason": r} for a, r in failures],

@@ -8,7 +8,6 @@ from hutch.api.gateway.paging import Paging
 from hutch.base.errors import Conflict, Invalid
 from hutch.control.ops.launch import LaunchRequest
 from hutch.control.ops.tasks import Failure, TaskFilter, TaskOps
-from hutch.model.record import Cause
 from hutch.rules.tags import tags_from_list
 
 MAX_PAGE = 100
@@ -112,7 +111,7 @@ class TaskHandlers:
         given = request.input
         try:
             tasks, failures = await self._ops.run(
-                _cause(request), given.get("cluster", ""), given["taskDefinition"], _launch(given), given
+                request.cause, given.get("cluster", ""), given["taskDefinition"], _launch(given), given
             )
         except Conflict as conflict:
             arns = tuple(f"{self._shapes.arn_prefix}:task/{t}" for t in conflict.resource_ids)
@@ -125,7 +124,7 @@ class TaskHandlers:
     async def start_task(self, request: Request) -> dict[str, Any]:
         given = request.input
         tasks, failures = await self._ops.start(
-            _cause(request),
+            request.cause,
             given.get("cluster", ""),
             given["taskDefinition"],
             given["containerInstances"],
@@ -139,7 +138,7 @@ class TaskHandlers:
     async def stop_task(self, request: Request) -> dict[str, Any]:
         given = request.input
         task = await self._ops.stop(
-            _cause(request), given.get("cluster", ""), given["task"], given.get("reason", "")
+            request.cause, given.get("cluster", ""), given["task"], given.get("reason", "")
         )
         return {"task": self._shapes.task(task, with_tags=False)}
 
@@ -180,10 +179,6 @@ class TaskHandlers:
             key = (last.cluster, wanted.desired_status, last.cluster, last.task_id)
             answer["nextToken"] = self._paging.encode_token("ListTasks", key)
         return answer
-
-
-def _cause(request: Request) -> Cause:
-    return Cause(id=request.request_id, actor=request.principal.arn, action=f"ecs:{request.operation}")
 
 
 def _failure(failure: Failure) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from hutch.api.aws.events.access import EventAccess
 from hutch.api.aws.events.targets import target_record, target_shape
-from hutch.api.gateway.operation import Coverage, Operation, Request, RunAccess, Service
+from hutch.api.gateway.operation import Coverage, Operation, Request, RunAccess, Service, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
     AlreadyExists,
@@ -17,7 +17,6 @@ from hutch.base.errors import (
 )
 from hutch.control.ops.events import EventOps
 from hutch.model.event import DISABLED, ENABLED, EventBus, EventRule
-from hutch.model.record import Cause
 from hutch.rules.events.targets import ECS_MEMBERS, check_target
 from hutch.rules.tags import tags_from_list
 
@@ -65,9 +64,6 @@ class EventHandlers:
         self._bus_prefix = f"arn:aws:events:{ops.region}:{ops.account_id}:event-bus/"
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, **more: Any) -> Operation:
-            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced, **more))
-
         rule = ("Name", "EventBusName")
         page = ("NextToken", "Limit", "EventBusName")
         unserved_bus = {
@@ -77,7 +73,7 @@ class EventHandlers:
             "LogConfig": "hutch logs what it could not deliver, always",
         }
         return (
-            op(
+            operation(
                 "PutRule",
                 self.put_rule,
                 *rule,
@@ -88,15 +84,15 @@ class EventHandlers:
                 "Tags",
                 inert={"RoleArn": _ROLE},
             ),
-            op("DescribeRule", self.describe_rule, *rule),
-            op("DeleteRule", self.delete_rule, *rule, inert={"Force": "hutch has no managed rules"}),
-            op("EnableRule", self.enable_rule, *rule),
-            op("DisableRule", self.disable_rule, *rule),
-            op("ListRules", self.list_rules, "NamePrefix", *page),
-            op("ListRuleNamesByTarget", self.list_by_target, "TargetArn", *page),
+            operation("DescribeRule", self.describe_rule, *rule),
+            operation("DeleteRule", self.delete_rule, *rule, inert={"Force": "hutch has no managed rules"}),
+            operation("EnableRule", self.enable_rule, *rule),
+            operation("DisableRule", self.disable_rule, *rule),
+            operation("ListRules", self.list_rules, "NamePrefix", *page),
+            operation("ListRuleNamesByTarget", self.list_by_target, "TargetArn", *page),
             Operation(name="PutTargets", handler=self.put_targets, coverage=_TARGETS),
-            op("ListTargetsByRule", self.list_targets, "Rule", *page),
-            op(
+            operation("ListTargetsByRule", self.list_targets, "Rule", *page),
+            operation(
                 "RemoveTargets",
                 self.remove_targets,
                 "Rule",
@@ -104,7 +100,7 @@ class EventHandlers:
                 "Ids",
                 inert={"Force": "hutch has no managed rules"},
             ),
-            op(
+            operation(
                 "PutEvents",
                 self.put_events,
                 *(
@@ -114,14 +110,14 @@ class EventHandlers:
                 inert={"Entries.TraceHeader": "hutch has no X-Ray"},
                 refused={"EndpointId": "hutch has no global endpoints"},
             ),
-            op("TestEventPattern", self.test_pattern, "EventPattern", "Event"),
-            op("CreateEventBus", self.create_bus, "Name", "Description", "Tags", refused=unserved_bus),
-            op("DescribeEventBus", self.describe_bus, "Name"),
-            op("DeleteEventBus", self.delete_bus, "Name"),
-            op("ListEventBuses", self.list_buses, "NamePrefix", "NextToken", "Limit"),
-            op("TagResource", self.tag, "ResourceARN", "Tags"),
-            op("UntagResource", self.untag, "ResourceARN", "TagKeys"),
-            op("ListTagsForResource", self.list_tags, "ResourceARN"),
+            operation("TestEventPattern", self.test_pattern, "EventPattern", "Event"),
+            operation("CreateEventBus", self.create_bus, "Name", "Description", "Tags", refused=unserved_bus),
+            operation("DescribeEventBus", self.describe_bus, "Name"),
+            operation("DeleteEventBus", self.delete_bus, "Name"),
+            operation("ListEventBuses", self.list_buses, "NamePrefix", "NextToken", "Limit"),
+            operation("TagResource", self.tag, "ResourceARN", "Tags"),
+            operation("UntagResource", self.untag, "ResourceARN", "TagKeys"),
+            operation("ListTagsForResource", self.list_tags, "ResourceARN"),
         )
 
     # -- rules
@@ -142,22 +138,22 @@ class EventHandlers:
             tags=_tags(given),
             created_at=0.0,
         )
-        return {"RuleArn": self._ops.rule_arn(await self._ops.put_rule(_cause(request), rule))}
+        return {"RuleArn": self._ops.rule_arn(await self._ops.put_rule(request.cause, rule))}
 
     async def describe_rule(self, request: Request) -> dict[str, Any]:
         rule = self._ops.rule(self._bus(request.input), request.input["Name"])
         return {**self._rule_shape(rule), "CreatedBy": request.account_id}
 
     async def delete_rule(self, request: Request) -> dict[str, Any]:
-        await self._ops.delete_rule(_cause(request), self._bus(request.input), request.input["Name"])
+        await self._ops.delete_rule(request.cause, self._bus(request.input), request.input["Name"])
         return {}
 
     async def enable_rule(self, request: Request) -> dict[str, Any]:
-        await self._ops.set_state(_cause(request), self._bus(request.input), request.input["Name"], ENABLED)
+        await self._ops.set_state(request.cause, self._bus(request.input), request.input["Name"], ENABLED)
         return {}
 
     async def disable_rule(self, request: Request) -> dict[str, Any]:
-        await self._ops.set_state(_cause(request), self._bus(request.input), request.input["Name"], DISABLED)
+        await self._ops.set_state(request.cause, self._bus(request.input), request.input["Name"], DISABLED)
         return {}
 
     async def list_rules(self, request: Request) -> dict[str, Any]:
@@ -194,7 +190,7 @@ class EventHandlers:
         targets = [target_record(t) for t in given["Targets"]]
         for target in targets:
             check_target(target, region=self._ops.region, account_id=self._ops.account_id)
-        await self._ops.put_targets(_cause(request), self._bus(given), given["Rule"], targets)
+        await self._ops.put_targets(request.cause, self._bus(given), given["Rule"], targets)
         return {"FailedEntryCount": 0, "FailedEntries": []}
 
     async def list_targets(self, request: Request) -> dict[str, Any]:
@@ -208,9 +204,7 @@ class EventHandlers:
 
     async def remove_targets(self, request: Request) -> dict[str, Any]:
         given = request.input
-        missing = await self._ops.remove_targets(
-            _cause(request), self._bus(given), given["Rule"], given["Ids"]
-        )
+        missing = await self._ops.remove_targets(request.cause, self._bus(given), given["Rule"], given["Ids"])
         failed = [
             {
                 "TargetId": i,
@@ -224,7 +218,7 @@ class EventHandlers:
     # -- events
 
     async def put_events(self, request: Request) -> dict[str, Any]:
-        results = await self._ops.put_events(_cause(request), request.input["Entries"])
+        results = await self._ops.put_events(request.cause, request.input["Entries"])
         shapes = [
             {"EventId": r.event_id} if r.event_id else {"ErrorCode": r.code, "ErrorMessage": r.message}
             for r in results
@@ -240,7 +234,7 @@ class EventHandlers:
     async def create_bus(self, request: Request) -> dict[str, Any]:
         given = request.input
         bus = await self._ops.create_bus(
-            _cause(request), given["Name"], given.get("Description", ""), _tags(given)
+            request.cause, given["Name"], given.get("Description", ""), _tags(given)
         )
         shape = {"EventBusArn": self._bus_prefix + bus.name, "Description": bus.description}
         return {k: v for k, v in shape.items() if v}
@@ -249,7 +243,7 @@ class EventHandlers:
         return self._bus_shape(self._ops.bus(self._ops.bus_name(request.input.get("Name", ""))))
 
     async def delete_bus(self, request: Request) -> dict[str, Any]:
-        await self._ops.delete_bus(_cause(request), self._ops.bus_name(request.input["Name"]))
+        await self._ops.delete_bus(request.cause, self._ops.bus_name(request.input["Name"]))
         return {}
 
     async def list_buses(self, request: Request) -> dict[str, Any]:
@@ -273,12 +267,12 @@ class EventHandlers:
         return {k: v for k, v in shape.items() if v is not None}
 
     async def tag(self, request: Request) -> dict[str, Any]:
-        await self._ops.change_tags(_cause(request), request.input["ResourceARN"], _tags(request.input))
+        await self._ops.change_tags(request.cause, request.input["ResourceARN"], _tags(request.input))
         return {}
 
     async def untag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._ops.change_tags(_cause(request), given["ResourceARN"], {}, given["TagKeys"])
+        await self._ops.change_tags(request.cause, given["ResourceARN"], {}, given["TagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> dict[str, Any]:
@@ -301,11 +295,6 @@ class EventHandlers:
         if last is not None:
             answer["NextToken"] = self._paging.encode_token(request.operation, last)
         return answer
-
-
-def _cause(request: Request) -> Cause:
-    action = f"{request.service}:{request.operation}"
-    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
 
 
 def _tags(given: dict[str, Any]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, cause_of, op, tags_of
-from hutch.api.gateway.operation import Operation, Request
+from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, tags_of
+from hutch.api.gateway.operation import Operation, Request, operation
 from hutch.control.ops.iam.policies import PolicyOps, PolicyUse
 
 
@@ -18,16 +18,20 @@ class PolicyHandlers:
     def operations(self) -> tuple[Operation, ...]:
         arn = "PolicyArn"
         return (
-            op("CreatePolicy", self.create, "PolicyName", "Path", "PolicyDocument", "Description", "Tags"),
-            op("GetPolicy", self.get, arn),
-            op("ListPolicies", self.list, "Scope", "OnlyAttached", "PathPrefix", "PolicyUsageFilter", *PAGE),
-            op("DeletePolicy", self.delete, arn),
-            op("CreatePolicyVersion", self.create_version, arn, "PolicyDocument", "SetAsDefault"),
-            op("GetPolicyVersion", self.get_version, arn, "VersionId"),
-            op("ListPolicyVersions", self.list_versions, arn, *PAGE),
-            op("SetDefaultPolicyVersion", self.set_default, arn, "VersionId"),
-            op("DeletePolicyVersion", self.delete_version, arn, "VersionId"),
-            op(
+            operation(
+                "CreatePolicy", self.create, "PolicyName", "Path", "PolicyDocument", "Description", "Tags"
+            ),
+            operation("GetPolicy", self.get, arn),
+            operation(
+                "ListPolicies", self.list, "Scope", "OnlyAttached", "PathPrefix", "PolicyUsageFilter", *PAGE
+            ),
+            operation("DeletePolicy", self.delete, arn),
+            operation("CreatePolicyVersion", self.create_version, arn, "PolicyDocument", "SetAsDefault"),
+            operation("GetPolicyVersion", self.get_version, arn, "VersionId"),
+            operation("ListPolicyVersions", self.list_versions, arn, *PAGE),
+            operation("SetDefaultPolicyVersion", self.set_default, arn, "VersionId"),
+            operation("DeletePolicyVersion", self.delete_version, arn, "VersionId"),
+            operation(
                 "ListEntitiesForPolicy",
                 self.list_entities,
                 *(arn, "EntityFilter", "PathPrefix", "PolicyUsageFilter", *PAGE),
@@ -37,7 +41,7 @@ class PolicyHandlers:
     async def create(self, request: Request) -> Shape:
         given = request.input
         policy = await self._ops.create(
-            cause_of(request),
+            request.cause,
             given["PolicyName"],
             given.get("Path", "/"),
             given["PolicyDocument"],
@@ -68,13 +72,13 @@ class PolicyHandlers:
         return self._pages.cut(request, "Policies", sorted(shown, key=lambda item: item[0]))
 
     async def delete(self, request: Request) -> Shape:
-        await self._ops.delete(cause_of(request), request.input["PolicyArn"])
+        await self._ops.delete(request.cause, request.input["PolicyArn"])
         return {}
 
     async def create_version(self, request: Request) -> Shape:
         given = request.input
         policy, version = await self._ops.create_version(
-            cause_of(request),
+            request.cause,
             given["PolicyArn"],
             given["PolicyDocument"],
             as_default=given.get("SetAsDefault", False),
@@ -96,12 +100,12 @@ class PolicyHandlers:
 
     async def set_default(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.set_default(cause_of(request), given["PolicyArn"], given["VersionId"])
+        await self._ops.set_default(request.cause, given["PolicyArn"], given["VersionId"])
         return {}
 
     async def delete_version(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.delete_version(cause_of(request), given["PolicyArn"], given["VersionId"])
+        await self._ops.delete_version(request.cause, given["PolicyArn"], given["VersionId"])
         return {}
 
     async def list_entities(self, request: Request) -> Shape:

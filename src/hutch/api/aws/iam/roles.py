@@ -1,7 +1,7 @@
 """Role and instance profile operations: shape in, one use case, shape out."""
 
-from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, cause_of, encoded, op, tag_list, tags_of
-from hutch.api.gateway.operation import Operation, Request
+from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, encoded, tag_list, tags_of
+from hutch.api.gateway.operation import Operation, Request, operation
 from hutch.control.ops.iam.managed import policy_arn
 from hutch.control.ops.iam.profiles import ProfileOps
 from hutch.control.ops.iam.roles import NewRole, RoleOps
@@ -20,29 +20,29 @@ class RoleHandlers:
         name, policy = "RoleName", ("RoleName", "PolicyName")
         attached = ("RoleName", "PolicyArn")
         return (
-            op(
+            operation(
                 "CreateRole",
                 self.create,
                 *("Path", name, "AssumeRolePolicyDocument", "Description", "MaxSessionDuration"),
                 *("PermissionsBoundary", "Tags"),
             ),
-            op("GetRole", self.get, name),
-            op("ListRoles", self.list, "PathPrefix", *PAGE),
-            op("DeleteRole", self.delete, name),
-            op("UpdateRole", self.update, name, "Description", "MaxSessionDuration"),
-            op("UpdateRoleDescription", self.update_description, name, "Description"),
-            op("UpdateAssumeRolePolicy", self.update_trust, name, "PolicyDocument"),
-            op("PutRolePolicy", self.put_policy, *policy, "PolicyDocument"),
-            op("GetRolePolicy", self.get_policy, *policy),
-            op("ListRolePolicies", self.list_policies, name, *PAGE),
-            op("DeleteRolePolicy", self.delete_policy, *policy),
-            op("AttachRolePolicy", self.attach, *attached),
-            op("DetachRolePolicy", self.detach, *attached),
-            op("ListAttachedRolePolicies", self.list_attached, name, "PathPrefix", *PAGE),
-            op("TagRole", self.tag, name, "Tags"),
-            op("UntagRole", self.untag, name, "TagKeys"),
-            op("ListRoleTags", self.list_tags, name, *PAGE),
-            op(
+            operation("GetRole", self.get, name),
+            operation("ListRoles", self.list, "PathPrefix", *PAGE),
+            operation("DeleteRole", self.delete, name),
+            operation("UpdateRole", self.update, name, "Description", "MaxSessionDuration"),
+            operation("UpdateRoleDescription", self.update_description, name, "Description"),
+            operation("UpdateAssumeRolePolicy", self.update_trust, name, "PolicyDocument"),
+            operation("PutRolePolicy", self.put_policy, *policy, "PolicyDocument"),
+            operation("GetRolePolicy", self.get_policy, *policy),
+            operation("ListRolePolicies", self.list_policies, name, *PAGE),
+            operation("DeleteRolePolicy", self.delete_policy, *policy),
+            operation("AttachRolePolicy", self.attach, *attached),
+            operation("DetachRolePolicy", self.detach, *attached),
+            operation("ListAttachedRolePolicies", self.list_attached, name, "PathPrefix", *PAGE),
+            operation("TagRole", self.tag, name, "Tags"),
+            operation("UntagRole", self.untag, name, "TagKeys"),
+            operation("ListRoleTags", self.list_tags, name, *PAGE),
+            operation(
                 "CreateServiceLinkedRole",
                 self.create_service_linked,
                 *("AWSServiceName", "Description", "CustomSuffix"),
@@ -52,7 +52,7 @@ class RoleHandlers:
     async def create(self, request: Request) -> Shape:
         given = request.input
         role = await self._ops.create(
-            cause_of(request),
+            request.cause,
             NewRole(
                 name=given["RoleName"],
                 path=given.get("Path", "/"),
@@ -68,7 +68,7 @@ class RoleHandlers:
     async def create_service_linked(self, request: Request) -> Shape:
         given = request.input
         role = await self._ops.create_service_linked(
-            cause_of(request),
+            request.cause,
             given["AWSServiceName"],
             given.get("Description", ""),
             given.get("CustomSuffix", ""),
@@ -86,30 +86,30 @@ class RoleHandlers:
         return self._pages.answer(request, "Roles", shown, last, more=more)
 
     async def delete(self, request: Request) -> Shape:
-        await self._ops.delete(cause_of(request), request.input["RoleName"])
+        await self._ops.delete(request.cause, request.input["RoleName"])
         return {}
 
     async def update(self, request: Request) -> Shape:
         given = request.input
         await self._ops.update(
-            cause_of(request), given["RoleName"], given.get("Description"), given.get("MaxSessionDuration")
+            request.cause, given["RoleName"], given.get("Description"), given.get("MaxSessionDuration")
         )
         return {}
 
     async def update_description(self, request: Request) -> Shape:
         given = request.input
-        role = await self._ops.update(cause_of(request), given["RoleName"], given["Description"], None)
+        role = await self._ops.update(request.cause, given["RoleName"], given["Description"], None)
         return {"Role": self._shapes.role(role)}
 
     async def update_trust(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.update_trust(cause_of(request), given["RoleName"], given["PolicyDocument"])
+        await self._ops.update_trust(request.cause, given["RoleName"], given["PolicyDocument"])
         return {}
 
     async def put_policy(self, request: Request) -> Shape:
         given = request.input
         await self._ops.put_policy(
-            cause_of(request), given["RoleName"], given["PolicyName"], given["PolicyDocument"]
+            request.cause, given["RoleName"], given["PolicyName"], given["PolicyDocument"]
         )
         return {}
 
@@ -124,17 +124,17 @@ class RoleHandlers:
 
     async def delete_policy(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.delete_policy(cause_of(request), given["RoleName"], given["PolicyName"])
+        await self._ops.delete_policy(request.cause, given["RoleName"], given["PolicyName"])
         return {}
 
     async def attach(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.attach(cause_of(request), given["RoleName"], given["PolicyArn"])
+        await self._ops.attach(request.cause, given["RoleName"], given["PolicyArn"])
         return {}
 
     async def detach(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.detach(cause_of(request), given["RoleName"], given["PolicyArn"])
+        await self._ops.detach(request.cause, given["RoleName"], given["PolicyArn"])
         return {}
 
     async def list_attached(self, request: Request) -> Shape:
@@ -145,11 +145,11 @@ class RoleHandlers:
         return self._pages.cut(request, "AttachedPolicies", shown)
 
     async def tag(self, request: Request) -> Shape:
-        await self._ops.tag(cause_of(request), request.input["RoleName"], tags_of(request.input))
+        await self._ops.tag(request.cause, request.input["RoleName"], tags_of(request.input))
         return {}
 
     async def untag(self, request: Request) -> Shape:
-        await self._ops.untag(cause_of(request), request.input["RoleName"], request.input["TagKeys"])
+        await self._ops.untag(request.cause, request.input["RoleName"], request.input["TagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> Shape:
@@ -169,19 +169,19 @@ class ProfileHandlers:
     def operations(self) -> tuple[Operation, ...]:
         name = "InstanceProfileName"
         return (
-            op("CreateInstanceProfile", self.create, name, "Path", "Tags"),
-            op("GetInstanceProfile", self.get, name),
-            op("ListInstanceProfiles", self.list, "PathPrefix", *PAGE),
-            op("ListInstanceProfilesForRole", self.list, "RoleName", *PAGE),
-            op("AddRoleToInstanceProfile", self.add_role, name, "RoleName"),
-            op("RemoveRoleFromInstanceProfile", self.remove_role, name, "RoleName"),
-            op("DeleteInstanceProfile", self.delete, name),
+            operation("CreateInstanceProfile", self.create, name, "Path", "Tags"),
+            operation("GetInstanceProfile", self.get, name),
+            operation("ListInstanceProfiles", self.list, "PathPrefix", *PAGE),
+            operation("ListInstanceProfilesForRole", self.list, "RoleName", *PAGE),
+            operation("AddRoleToInstanceProfile", self.add_role, name, "RoleName"),
+            operation("RemoveRoleFromInstanceProfile", self.remove_role, name, "RoleName"),
+            operation("DeleteInstanceProfile", self.delete, name),
         )
 
     async def create(self, request: Request) -> Shape:
         given = request.input
         profile = await self._ops.create(
-            cause_of(request), given["InstanceProfileName"], given.get("Path", "/"), tags_of(given)
+            request.cause, given["InstanceProfileName"], given.get("Path", "/"), tags_of(given)
         )
         return {"InstanceProfile": self._shapes.profile(profile, ())}
 
@@ -200,14 +200,14 @@ class ProfileHandlers:
 
     async def add_role(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.add_role(cause_of(request), given["InstanceProfileName"], given["RoleName"])
+        await self._ops.add_role(request.cause, given["InstanceProfileName"], given["RoleName"])
         return {}
 
     async def remove_role(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.remove_role(cause_of(request), given["InstanceProfileName"], given["RoleName"])
+        await self._ops.remove_role(request.cause, given["InstanceProfileName"], given["RoleName"])
         return {}
 
     async def delete(self, request: Request) -> Shape:
-        await self._ops.delete(cause_of(request), request.input["InstanceProfileName"])
+        await self._ops.delete(request.cause, request.input["InstanceProfileName"])
         return {}

@@ -4,37 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from hutch.api.gateway.operation import Coverage, Handler, Operation, Request
+from hutch.api.gateway.operation import Request
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import Invalid
 from hutch.control.ops.iam.policies import PolicyUse
 from hutch.model.iam import Entity, InstanceProfile, ManagedPolicy, PolicyVersion, Role, User
-from hutch.model.record import Cause
 from hutch.rules.iam.arns import entity_arn
 
 Shape = dict[str, Any]
 PAGE = ("Marker", "MaxItems")
 DEFAULT_PAGE = 100
-
-
-def op(
-    name: str,
-    handler: Handler,
-    *enforced: str,
-    inert: Mapping[str, str] | None = None,
-    refused: Mapping[str, str] | None = None,
-) -> Operation:
-    """An operation with its coverage."""
-    return Operation(
-        name=name,
-        handler=handler,
-        coverage=Coverage(enforced=enforced, inert=inert or {}, refused=refused or {}),
-    )
-
-
-def cause_of(request: Request) -> Cause:
-    """The cause that a request's changes carry."""
-    return Cause(id=request.request_id, actor=request.principal.arn, action=f"iam:{request.operation}")
 
 
 def tags_of(given: Shape) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """SimulatePrincipalPolicy and GetAccountSummary: shape in, one use case, shape out."""
 
-from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, op
-from hutch.api.gateway.operation import Operation, Request
+from hutch.api.aws.iam.shapes import PAGE, Pages, Shape
+from hutch.api.gateway.operation import Operation, Request, operation
 from hutch.control.ops.iam.simulate import Simulated, Simulator, account_summary
 from hutch.store.contract import Store
 
@@ -18,7 +18,7 @@ class SimulateHandlers:
 
     def operations(self) -> tuple[Operation, ...]:
         return (
-            op(
+            operation(
                 "SimulatePrincipalPolicy",
                 self.simulate,
                 *(
@@ -38,7 +38,7 @@ class SimulateHandlers:
                     "ResourcePolicy": _NO_RESOURCE_POLICIES,
                 },
             ),
-            op("GetAccountSummary", self.summary),
+            operation("GetAccountSummary", self.summary),
         )
 
     async def simulate(self, request: Request) -> Shape:

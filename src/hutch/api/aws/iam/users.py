@@ -1,7 +1,7 @@
 """User and access key operations: shape in, one use case, shape out."""
 
-from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, cause_of, encoded, op, tag_list, tags_of
-from hutch.api.gateway.operation import Operation, Request
+from hutch.api.aws.iam.shapes import PAGE, Pages, Shape, Shapes, encoded, tag_list, tags_of
+from hutch.api.gateway.operation import Operation, Request, operation
 from hutch.base.errors import Invalid
 from hutch.control.ops.iam.managed import policy_arn
 from hutch.control.ops.iam.users import ROOT_NAME, UserOps
@@ -21,30 +21,30 @@ class UserHandlers:
         name, policy = "UserName", ("UserName", "PolicyName")
         attached = ("UserName", "PolicyArn")
         return (
-            op("CreateUser", self.create, "Path", name, "PermissionsBoundary", "Tags"),
-            op("GetUser", self.get, name),
-            op("ListUsers", self.list, "PathPrefix", *PAGE),
-            op("DeleteUser", self.delete, name),
-            op("PutUserPolicy", self.put_policy, *policy, "PolicyDocument"),
-            op("GetUserPolicy", self.get_policy, *policy),
-            op("ListUserPolicies", self.list_policies, name, *PAGE),
-            op("DeleteUserPolicy", self.delete_policy, *policy),
-            op("AttachUserPolicy", self.attach, *attached),
-            op("DetachUserPolicy", self.detach, *attached),
-            op("ListAttachedUserPolicies", self.list_attached, name, "PathPrefix", *PAGE),
-            op("TagUser", self.tag, name, "Tags"),
-            op("UntagUser", self.untag, name, "TagKeys"),
-            op("ListUserTags", self.list_tags, name, *PAGE),
-            op("CreateAccessKey", self.create_key, name),
-            op("ListAccessKeys", self.list_keys, name, *PAGE),
-            op("UpdateAccessKey", self.update_key, name, "AccessKeyId", "Status"),
-            op("DeleteAccessKey", self.delete_key, name, "AccessKeyId"),
+            operation("CreateUser", self.create, "Path", name, "PermissionsBoundary", "Tags"),
+            operation("GetUser", self.get, name),
+            operation("ListUsers", self.list, "PathPrefix", *PAGE),
+            operation("DeleteUser", self.delete, name),
+            operation("PutUserPolicy", self.put_policy, *policy, "PolicyDocument"),
+            operation("GetUserPolicy", self.get_policy, *policy),
+            operation("ListUserPolicies", self.list_policies, name, *PAGE),
+            operation("DeleteUserPolicy", self.delete_policy, *policy),
+            operation("AttachUserPolicy", self.attach, *attached),
+            operation("DetachUserPolicy", self.detach, *attached),
+            operation("ListAttachedUserPolicies", self.list_attached, name, "PathPrefix", *PAGE),
+            operation("TagUser", self.tag, name, "Tags"),
+            operation("UntagUser", self.untag, name, "TagKeys"),
+            operation("ListUserTags", self.list_tags, name, *PAGE),
+            operation("CreateAccessKey", self.create_key, name),
+            operation("ListAccessKeys", self.list_keys, name, *PAGE),
+            operation("UpdateAccessKey", self.update_key, name, "AccessKeyId", "Status"),
+            operation("DeleteAccessKey", self.delete_key, name, "AccessKeyId"),
         )
 
     async def create(self, request: Request) -> Shape:
         given = request.input
         user = await self._ops.create(
-            cause_of(request),
+            request.cause,
             given["UserName"],
             given.get("Path", "/"),
             given.get("PermissionsBoundary", ""),
@@ -87,13 +87,13 @@ class UserHandlers:
         return self._pages.answer(request, "Users", shown, last, more=more)
 
     async def delete(self, request: Request) -> Shape:
-        await self._ops.delete(cause_of(request), request.input["UserName"])
+        await self._ops.delete(request.cause, request.input["UserName"])
         return {}
 
     async def put_policy(self, request: Request) -> Shape:
         given = request.input
         await self._ops.put_policy(
-            cause_of(request), given["UserName"], given["PolicyName"], given["PolicyDocument"]
+            request.cause, given["UserName"], given["PolicyName"], given["PolicyDocument"]
         )
         return {}
 
@@ -108,17 +108,17 @@ class UserHandlers:
 
     async def delete_policy(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.delete_policy(cause_of(request), given["UserName"], given["PolicyName"])
+        await self._ops.delete_policy(request.cause, given["UserName"], given["PolicyName"])
         return {}
 
     async def attach(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.attach(cause_of(request), given["UserName"], given["PolicyArn"])
+        await self._ops.attach(request.cause, given["UserName"], given["PolicyArn"])
         return {}
 
     async def detach(self, request: Request) -> Shape:
         given = request.input
-        await self._ops.detach(cause_of(request), given["UserName"], given["PolicyArn"])
+        await self._ops.detach(request.cause, given["UserName"], given["PolicyArn"])
         return {}
 
     async def list_attached(self, request: Request) -> Shape:
@@ -129,11 +129,11 @@ class UserHandlers:
         return self._pages.cut(request, "AttachedPolicies", shown)
 
     async def tag(self, request: Request) -> Shape:
-        await self._ops.tag(cause_of(request), request.input["UserName"], tags_of(request.input))
+        await self._ops.tag(request.cause, request.input["UserName"], tags_of(request.input))
         return {}
 
     async def untag(self, request: Request) -> Shape:
-        await self._ops.untag(cause_of(request), request.input["UserName"], request.input["TagKeys"])
+        await self._ops.untag(request.cause, request.input["UserName"], request.input["TagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> Shape:
@@ -144,7 +144,7 @@ class UserHandlers:
     async def create_key(self, request: Request) -> Shape:
         """The only answer that ever shows the secret."""
         name = self._key_user(request)
-        owner, key, secret = await self._ops.create_key(cause_of(request), request.principal.caller, name)
+        owner, key, secret = await self._ops.create_key(request.cause, request.principal.caller, name)
         return {
             "AccessKey": {
                 "UserName": owner.name,
@@ -176,7 +176,7 @@ class UserHandlers:
         if given["Status"] not in ("Active", "Inactive"):
             raise Invalid("Access keys can be Active or Inactive.", code="InvalidInput")
         await self._ops.set_key_status(
-            cause_of(request),
+            request.cause,
             request.principal.caller,
             self._key_user(request),
             given["AccessKeyId"],
@@ -186,7 +186,7 @@ class UserHandlers:
 
     async def delete_key(self, request: Request) -> Shape:
         await self._ops.delete_key(
-            cause_of(request),
+            request.cause,
             request.principal.caller,
             self._key_user(request),
             request.input["AccessKeyId"],

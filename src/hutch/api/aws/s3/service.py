@@ -9,22 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 from hutch.api.aws.s3.access import rules
-from hutch.api.gateway.operation import Coverage, Operation, Request, Service
+from hutch.api.gateway.operation import Operation, Request, Service, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
-    AccessDenied,
     AlreadyExists,
-    HutchError,
-    InUse,
     Invalid,
-    LimitExceeded,
-    NotFound,
     NotServed,
-    Unavailable,
 )
 from hutch.control.ops.objects import NewObject, ObjectOps
 from hutch.model.object import StoredObject
-from hutch.model.record import Cause
 from hutch.rules.objects import MAX_LISTED, parse_range
 
 NO_REGION_NAMED = "us-east-1"
@@ -59,19 +52,18 @@ class ObjectHandlers:
         self._account_id = account_id
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, **more: Any) -> Operation:
-            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced, **more))
-
         read = ("Bucket", "Key", "Range")
         shown = {"ChecksumMode": "checksums are not kept", **_OWNER, **_PAYER}
         listed = ("Bucket", "Prefix", "Delimiter", "MaxKeys", "EncodingType")
         return (
-            op("CreateBucket", self.create_bucket, "Bucket", "CreateBucketConfiguration.LocationConstraint"),
-            op("HeadBucket", self.head_bucket, "Bucket", inert=_OWNER),
-            op("GetBucketLocation", self.location, "Bucket", inert=_OWNER),
-            op("ListBuckets", self.buckets, "Prefix"),
-            op("DeleteBucket", self.delete_bucket, "Bucket", inert=_OWNER),
-            op(
+            operation(
+                "CreateBucket", self.create_bucket, "Bucket", "CreateBucketConfiguration.LocationConstraint"
+            ),
+            operation("HeadBucket", self.head_bucket, "Bucket", inert=_OWNER),
+            operation("GetBucketLocation", self.location, "Bucket", inert=_OWNER),
+            operation("ListBuckets", self.buckets, "Prefix"),
+            operation("DeleteBucket", self.delete_bucket, "Bucket", inert=_OWNER),
+            operation(
                 "PutObject",
                 self.put,
                 *("Bucket", "Key", "Body", "Metadata", "IfNoneMatch", *_KEPT),
@@ -79,17 +71,19 @@ class ObjectHandlers:
                 inert=_PUT_INERT,
                 refused={"ACL": "policies say who may read", "ObjectLockMode": _NO_LOCKS},
             ),
-            op("GetObject", self.get, *read, inert=shown, refused=_VERSIONS),
-            op("HeadObject", self.head, *read, inert=shown, refused=_VERSIONS),
-            op("DeleteObject", self.delete, "Bucket", "Key", inert={**_OWNER, **_PAYER}, refused=_VERSIONS),
-            op(
+            operation("GetObject", self.get, *read, inert=shown, refused=_VERSIONS),
+            operation("HeadObject", self.head, *read, inert=shown, refused=_VERSIONS),
+            operation(
+                "DeleteObject", self.delete, "Bucket", "Key", inert={**_OWNER, **_PAYER}, refused=_VERSIONS
+            ),
+            operation(
                 "DeleteObjects",
                 self.delete_many,
                 *("Bucket", "Delete.Objects.Key", "Delete.Quiet"),
                 inert={"ChecksumAlgorithm": _UNCHECKED, **_OWNER, **_PAYER},
             ),
-            op("ListObjects", self.list_old, *listed, "Marker", inert={**_OWNER, **_PAYER}),
-            op(
+            operation("ListObjects", self.list_old, *listed, "Marker", inert={**_OWNER, **_PAYER}),
+            operation(
                 "ListObjectsV2",
                 self.list_new,
                 *(*listed, "ContinuationToken", "StartAfter", "FetchOwner"),
@@ -108,7 +102,7 @@ class ObjectHandlers:
                 code="InvalidLocationConstraint",
             )
         try:
-            await self._ops.create_bucket(_cause(request), name)
+            await self._ops.create_bucket(request.cause, name)
         except AlreadyExists:
             # S3's first region says yes again to its owner; the others do not.
             if self._region != NO_REGION_NAMED:
@@ -133,7 +127,7 @@ class ObjectHandlers:
         }
 
     async def delete_bucket(self, request: Request) -> dict[str, Any]:
-        await self._ops.delete_bucket(_cause(request), request.input["Bucket"])
+        await self._ops.delete_bucket(request.cause, request.input["Bucket"])
         return {}
 
     # -- objects
@@ -153,7 +147,7 @@ class ObjectHandlers:
         if any(encoding):
             headers["ContentEncoding"] = ",".join(encoding)
         stored = await self._ops.put(
-            _cause(request),
+            request.cause,
             NewObject(
                 bucket=given["Bucket"],
                 key=given["Key"],
@@ -190,7 +184,7 @@ class ObjectHandlers:
         return shape
 
     async def delete(self, request: Request) -> dict[str, Any]:
-        await self._ops.delete(_cause(request), request.input["Bucket"], [request.input["Key"]])
+        await self._ops.delete(request.cause, request.input["Bucket"], [request.input["Key"]])
         return {}
 
     async def delete_many(self, request: Request) -> dict[str, Any]:
@@ -198,7 +192,7 @@ class ObjectHandlers:
         keys = [o["Key"] for o in wanted["Objects"]]
         if len(keys) > MAX_LISTED:
             raise Invalid(f"A request deletes at most {MAX_LISTED} objects.", code="MalformedXML")
-        await self._ops.delete(_cause(request), request.input["Bucket"], keys)
+        await self._ops.delete(request.cause, request.input["Bucket"], keys)
         return {} if wanted.get("Quiet") else {"Deleted": [{"Key": k} for k in keys]}
 
     # -- listings
@@ -296,25 +290,11 @@ def _check_body(body: bytes, given: dict[str, Any]) -> None:
             raise Invalid(f"The {member} you specified did not match what we received.", code=code)
 
 
-def _cause(request: Request) -> Cause:
-    action = f"{request.service}:{request.operation}"
-    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
-
-
 def service(ops: ObjectOps, paging: Paging, *, region: str, account_id: str) -> Service:
     """S3, on these use cases."""
     return Service(
         name="s3",
         operations=ObjectHandlers(ops, paging, region=region, account_id=account_id).operations(),
-        faults=(
-            (NotFound, "NoSuchKey"),
-            (AlreadyExists, "BucketAlreadyOwnedByYou"),
-            (InUse, "BucketNotEmpty"),
-            (LimitExceeded, "EntityTooLarge"),
-            (AccessDenied, "AccessDenied"),
-            (NotServed, "NotImplemented"),
-            (Unavailable, "ServiceUnavailable"),
-            (HutchError, "InvalidRequest"),
-        ),
+        faults=(),
         access=rules(),
     )

@@ -11,6 +11,7 @@ from hutch.api.gateway.operation import (
     Request,
     RunAccess,
     Service,
+    operation,
 )
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import (
@@ -24,7 +25,6 @@ from hutch.base.errors import (
 )
 from hutch.control.ops.schedules import DEFAULT_GROUP, ScheduleOps
 from hutch.model.event import ENABLED, MAX_EVENT_AGE_S, MAX_RETRIES, Schedule, ScheduleGroup, Target
-from hutch.model.record import Cause
 from hutch.rules.events.targets import BUS, ECS_MEMBERS, check_target, overrides_in
 from hutch.rules.tags import tags_from_list
 
@@ -73,34 +73,31 @@ class SchedulerHandlers:
         self._account_id = account_id
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, **more: Any) -> Operation:
-            return Operation(name=name, handler=handler, coverage=Coverage(enforced=enforced, **more))
-
         token = {"ClientToken": "the operation is safe to repeat"}
         page = ("NamePrefix", "NextToken", "MaxResults")
         return (
             Operation(name="CreateSchedule", handler=self.create, coverage=_SCHEDULE),
             Operation(name="UpdateSchedule", handler=self.update, coverage=_SCHEDULE),
-            op("GetSchedule", self.get, "Name", "GroupName"),
-            op("DeleteSchedule", self.delete, "Name", "GroupName", inert=token),
-            op("ListSchedules", self.list_schedules, "GroupName", "State", *page),
-            op("CreateScheduleGroup", self.create_group, "Name", "Tags", inert=token),
-            op("GetScheduleGroup", self.get_group, "Name"),
-            op("DeleteScheduleGroup", self.delete_group, "Name", inert=token),
-            op("ListScheduleGroups", self.list_groups, *page),
-            op("TagResource", self.tag, "ResourceArn", "Tags"),
-            op("UntagResource", self.untag, "ResourceArn", "TagKeys"),
-            op("ListTagsForResource", self.list_tags, "ResourceArn"),
+            operation("GetSchedule", self.get, "Name", "GroupName"),
+            operation("DeleteSchedule", self.delete, "Name", "GroupName", inert=token),
+            operation("ListSchedules", self.list_schedules, "GroupName", "State", *page),
+            operation("CreateScheduleGroup", self.create_group, "Name", "Tags", inert=token),
+            operation("GetScheduleGroup", self.get_group, "Name"),
+            operation("DeleteScheduleGroup", self.delete_group, "Name", inert=token),
+            operation("ListScheduleGroups", self.list_groups, *page),
+            operation("TagResource", self.tag, "ResourceArn", "Tags"),
+            operation("UntagResource", self.untag, "ResourceArn", "TagKeys"),
+            operation("ListTagsForResource", self.list_tags, "ResourceArn"),
         )
 
     # -- schedules
 
     async def create(self, request: Request) -> dict[str, Any]:
-        schedule = await self._ops.create(_cause(request), self._wanted(request))
+        schedule = await self._ops.create(request.cause, self._wanted(request))
         return {"ScheduleArn": self._ops.arn(schedule)}
 
     async def update(self, request: Request) -> dict[str, Any]:
-        schedule = await self._ops.update(_cause(request), self._wanted(request))
+        schedule = await self._ops.update(request.cause, self._wanted(request))
         return {"ScheduleArn": self._ops.arn(schedule)}
 
     def _wanted(self, request: Request) -> Schedule:
@@ -171,7 +168,7 @@ class SchedulerHandlers:
 
     async def delete(self, request: Request) -> dict[str, Any]:
         group = request.input.get("GroupName", DEFAULT_GROUP)
-        await self._ops.delete(_cause(request), group, request.input["Name"])
+        await self._ops.delete(request.cause, group, request.input["Name"])
         return {}
 
     async def list_schedules(self, request: Request) -> dict[str, Any]:
@@ -202,14 +199,14 @@ class SchedulerHandlers:
     # -- groups
 
     async def create_group(self, request: Request) -> dict[str, Any]:
-        group = await self._ops.create_group(_cause(request), request.input["Name"], _tags(request.input))
+        group = await self._ops.create_group(request.cause, request.input["Name"], _tags(request.input))
         return {"ScheduleGroupArn": self._group_arn(group)}
 
     async def get_group(self, request: Request) -> dict[str, Any]:
         return self._group_shape(self._ops.group(request.input["Name"]))
 
     async def delete_group(self, request: Request) -> dict[str, Any]:
-        await self._ops.delete_group(_cause(request), request.input["Name"])
+        await self._ops.delete_group(request.cause, request.input["Name"])
         return {}
 
     async def list_groups(self, request: Request) -> dict[str, Any]:
@@ -238,12 +235,12 @@ class SchedulerHandlers:
         }
 
     async def tag(self, request: Request) -> dict[str, Any]:
-        await self._ops.change_tags(_cause(request), request.input["ResourceArn"], _tags(request.input))
+        await self._ops.change_tags(request.cause, request.input["ResourceArn"], _tags(request.input))
         return {}
 
     async def untag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._ops.change_tags(_cause(request), given["ResourceArn"], {}, given["TagKeys"])
+        await self._ops.change_tags(request.cause, given["ResourceArn"], {}, given["TagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> dict[str, Any]:
@@ -313,11 +310,6 @@ def _target_shape(target: Target) -> dict[str, Any]:
         kind = "EcsParameters" if "TaskDefinitionArn" in target.parameters else "EventBridgeParameters"
         shape[kind] = target.parameters
     return shape
-
-
-def _cause(request: Request) -> Cause:
-    action = f"{request.service}:{request.operation}"
-    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
 
 
 def _tags(given: dict[str, Any]) -> dict[str, str]:

@@ -4,11 +4,10 @@ from typing import Any
 
 from hutch.api.aws.secretsmanager.access import SecretAccess
 from hutch.api.aws.secretsmanager.shapes import SecretShapes, secret_filter, sort_order
-from hutch.api.gateway.operation import Coverage, Operation, Request, Service
+from hutch.api.gateway.operation import Operation, Request, Service, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import AlreadyExists, HutchError, Invalid, LimitExceeded, NotFound, Unavailable
 from hutch.control.ops.secrets import NewValue, SecretOps
-from hutch.model.record import Cause
 from hutch.model.secret import Secret
 from hutch.rules.tags import tags_from_list
 
@@ -28,10 +27,6 @@ class SecretHandlers:
         self._shapes = SecretShapes(ops.arn)
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, refused: dict[str, str] | None = None) -> Operation:
-            coverage = Coverage(enforced=enforced, refused=refused or {})
-            return Operation(name=name, handler=handler, coverage=coverage)
-
         no_type = {"Type": "secrets that partners manage are not served"}
         kms = {"KmsKeyId": _NO_KMS}
         new = {
@@ -43,9 +38,9 @@ class SecretHandlers:
         }
         listing = ("MaxResults", "NextToken")
         return (
-            op("CreateSecret", self.create, "Name", "Description", "Tags", *_VALUE, refused=new),
-            op("GetSecretValue", self.get, "SecretId", "VersionId", "VersionStage"),
-            op(
+            operation("CreateSecret", self.create, "Name", "Description", "Tags", *_VALUE, refused=new),
+            operation("GetSecretValue", self.get, "SecretId", "VersionId", "VersionStage"),
+            operation(
                 "PutSecretValue",
                 self.put,
                 "SecretId",
@@ -53,9 +48,11 @@ class SecretHandlers:
                 *_VALUE,
                 refused={"RotationToken": "hutch rotates no secrets"},
             ),
-            op("UpdateSecret", self.update, "SecretId", "Description", *_VALUE, refused={**kms, **no_type}),
-            op("DescribeSecret", self.describe, "SecretId"),
-            op(
+            operation(
+                "UpdateSecret", self.update, "SecretId", "Description", *_VALUE, refused={**kms, **no_type}
+            ),
+            operation("DescribeSecret", self.describe, "SecretId"),
+            operation(
                 "ListSecrets",
                 self.list,
                 "IncludePlannedDeletion",
@@ -64,19 +61,19 @@ class SecretHandlers:
                 "SortBy",
                 *listing,
             ),
-            op(
+            operation(
                 "DeleteSecret",
                 self.delete,
                 "SecretId",
                 "RecoveryWindowInDays",
                 "ForceDeleteWithoutRecovery",
             ),
-            op("RestoreSecret", self.restore, "SecretId"),
-            op("TagResource", self.tag, "SecretId", "Tags"),
-            op("UntagResource", self.untag, "SecretId", "TagKeys"),
-            op("ListSecretVersionIds", self.list_versions, "SecretId", "IncludeDeprecated", *listing),
-            op("BatchGetSecretValue", self.batch_get, "SecretIdList", "Filters", *listing),
-            op(
+            operation("RestoreSecret", self.restore, "SecretId"),
+            operation("TagResource", self.tag, "SecretId", "Tags"),
+            operation("UntagResource", self.untag, "SecretId", "TagKeys"),
+            operation("ListSecretVersionIds", self.list_versions, "SecretId", "IncludeDeprecated", *listing),
+            operation("BatchGetSecretValue", self.batch_get, "SecretIdList", "Filters", *listing),
+            operation(
                 "UpdateSecretVersionStage",
                 self.move_stage,
                 "SecretId",
@@ -84,7 +81,7 @@ class SecretHandlers:
                 "RemoveFromVersionId",
                 "MoveToVersionId",
             ),
-            op(
+            operation(
                 "GetResourcePolicy",
                 self.get_policy,
                 "SecretId",
@@ -95,7 +92,7 @@ class SecretHandlers:
     async def create(self, request: Request) -> dict[str, Any]:
         given = request.input
         secret, version = await self._ops.create(
-            _cause(request), given["Name"], given.get("Description", ""), _tags(given), _new_value(given)
+            request.cause, given["Name"], given.get("Description", ""), _tags(given), _new_value(given)
         )
         return self._shapes.named(secret, version)
 
@@ -107,21 +104,21 @@ class SecretHandlers:
                 "You must provide either SecretString or SecretBinary.", code="InvalidRequestException"
             )
         secret, version = await self._ops.put(
-            _cause(request), given["SecretId"], value, given.get("VersionStages", ())
+            request.cause, given["SecretId"], value, given.get("VersionStages", ())
         )
         return {**self._shapes.named(secret, version), "VersionStages": list(version.stages)}
 
     async def update(self, request: Request) -> dict[str, Any]:
         given = request.input
         secret, version = await self._ops.update(
-            _cause(request), given["SecretId"], given.get("Description"), _new_value(given)
+            request.cause, given["SecretId"], given.get("Description"), _new_value(given)
         )
         return self._shapes.named(secret, version)
 
     async def get(self, request: Request) -> dict[str, Any]:
         given = request.input
         found = await self._ops.value(
-            _cause(request), given["SecretId"], given.get("VersionId", ""), given.get("VersionStage", "")
+            request.cause, given["SecretId"], given.get("VersionId", ""), given.get("VersionStage", "")
         )
         return self._shapes.value(found)
 
@@ -139,7 +136,7 @@ class SecretHandlers:
             raise Invalid("MaxResults and NextToken go with Filters, not with SecretIdList.")
         for secret_id in ids:
             try:
-                found = await self._ops.value(_cause(request), secret_id, "", "")
+                found = await self._ops.value(request.cause, secret_id, "", "")
             except NotFound as error:
                 code = error.code or "ResourceNotFoundException"
                 answer["Errors"].append({"SecretId": secret_id, "ErrorCode": code, "Message": error.message})
@@ -203,7 +200,7 @@ class SecretHandlers:
     async def delete(self, request: Request) -> dict[str, Any]:
         given = request.input
         secret = await self._ops.delete(
-            _cause(request),
+            request.cause,
             given["SecretId"],
             given.get("RecoveryWindowInDays"),
             force=given.get("ForceDeleteWithoutRecovery", False),
@@ -211,21 +208,21 @@ class SecretHandlers:
         return {**self._shapes.named(secret), "DeletionDate": secret.deletion_at}
 
     async def restore(self, request: Request) -> dict[str, Any]:
-        return self._shapes.named(await self._ops.restore(_cause(request), request.input["SecretId"]))
+        return self._shapes.named(await self._ops.restore(request.cause, request.input["SecretId"]))
 
     async def tag(self, request: Request) -> dict[str, Any]:
-        await self._ops.change_tags(_cause(request), request.input["SecretId"], _tags(request.input))
+        await self._ops.change_tags(request.cause, request.input["SecretId"], _tags(request.input))
         return {}
 
     async def untag(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._ops.change_tags(_cause(request), given["SecretId"], {}, given["TagKeys"])
+        await self._ops.change_tags(request.cause, given["SecretId"], {}, given["TagKeys"])
         return {}
 
     async def move_stage(self, request: Request) -> dict[str, Any]:
         given = request.input
         secret = await self._ops.move_stage(
-            _cause(request),
+            request.cause,
             given["SecretId"],
             given["VersionStage"],
             given.get("RemoveFromVersionId", ""),
@@ -236,11 +233,6 @@ class SecretHandlers:
     async def get_policy(self, request: Request) -> dict[str, Any]:
         """No secret has one: hutch does not serve PutResourcePolicy. Terraform asks on every read."""
         return self._shapes.named(self._ops.describe(request.input["SecretId"])[0])
-
-
-def _cause(request: Request) -> Cause:
-    action = f"{request.service}:{request.operation}"
-    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
 
 
 def _tags(given: dict[str, Any]) -> dict[str, str]:

@@ -5,12 +5,11 @@ from typing import Any
 from hutch.api.aws.ssm.access import SESSION_RULES, ParameterAccess
 from hutch.api.aws.ssm.sessions import SessionHandlers
 from hutch.api.aws.ssm.shapes import filters_of, history_shape, metadata_shape, parameter_shape
-from hutch.api.gateway.operation import Coverage, Operation, Request, Service
+from hutch.api.gateway.operation import Operation, Request, Service, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import AccessDenied, AlreadyExists, HutchError, Invalid, NotFound, Unavailable
 from hutch.control.exec_sessions import ExecSessions
 from hutch.control.ops.parameters import NewParameter, ParameterOps
-from hutch.model.record import Cause
 from hutch.model.secret import Parameter, ParameterVersion
 from hutch.rules.parameters import Selection
 from hutch.rules.tags import tags_from_list
@@ -28,14 +27,10 @@ class ParameterHandlers:
         self._paging = paging
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(name: str, handler: Any, *enforced: str, refused: dict[str, str] | None = None) -> Operation:
-            coverage = Coverage(enforced=enforced, refused=refused or {})
-            return Operation(name=name, handler=handler, coverage=coverage)
-
         page = ("NextToken", "MaxResults")
         resource = ("ResourceType", "ResourceId")
         return (
-            op(
+            operation(
                 "PutParameter",
                 self.put,
                 *("Name", "Value", "Type", "Tier", "Description", "Overwrite", "Tags", "KeyId", "DataType"),
@@ -44,27 +39,27 @@ class ParameterHandlers:
                     "Policies": "hutch expires no parameters",
                 },
             ),
-            op("GetParameter", self.get, "Name", "WithDecryption"),
-            op("GetParameters", self.get_many, "Names", "WithDecryption"),
-            op(
+            operation("GetParameter", self.get, "Name", "WithDecryption"),
+            operation("GetParameters", self.get_many, "Names", "WithDecryption"),
+            operation(
                 "GetParametersByPath",
                 self.get_by_path,
                 *("Path", "Recursive", "ParameterFilters", "WithDecryption", *page),
             ),
-            op("DeleteParameter", self.delete, "Name"),
-            op("DeleteParameters", self.delete_many, "Names"),
-            op(
+            operation("DeleteParameter", self.delete, "Name"),
+            operation("DeleteParameters", self.delete_many, "Names"),
+            operation(
                 "DescribeParameters",
                 self.describe,
                 *("Filters", "ParameterFilters", *page),
                 refused={"Shared": "a platform has one account"},
             ),
-            op("GetParameterHistory", self.history, "Name", "WithDecryption", *page),
-            op("LabelParameterVersion", self.label, "Name", "ParameterVersion", "Labels"),
-            op("UnlabelParameterVersion", self.unlabel, "Name", "ParameterVersion", "Labels"),
-            op("AddTagsToResource", self.add_tags, "Tags", *resource),
-            op("RemoveTagsFromResource", self.remove_tags, "TagKeys", *resource),
-            op("ListTagsForResource", self.list_tags, *resource),
+            operation("GetParameterHistory", self.history, "Name", "WithDecryption", *page),
+            operation("LabelParameterVersion", self.label, "Name", "ParameterVersion", "Labels"),
+            operation("UnlabelParameterVersion", self.unlabel, "Name", "ParameterVersion", "Labels"),
+            operation("AddTagsToResource", self.add_tags, "Tags", *resource),
+            operation("RemoveTagsFromResource", self.remove_tags, "TagKeys", *resource),
+            operation("ListTagsForResource", self.list_tags, *resource),
         )
 
     async def put(self, request: Request) -> dict[str, Any]:
@@ -75,7 +70,7 @@ class ParameterHandlers:
         if given.get("DataType", "text") != "text":
             raise Invalid("hutch serves parameters of data type text only.")
         version = await self._ops.put(
-            _cause(request),
+            request.cause,
             NewParameter(
                 name=given["Name"],
                 value=given["Value"],
@@ -149,37 +144,37 @@ class ParameterHandlers:
         return answer
 
     async def delete(self, request: Request) -> dict[str, Any]:
-        _, missing = await self._ops.delete(_cause(request), [request.input["Name"]])
+        _, missing = await self._ops.delete(request.cause, [request.input["Name"]])
         if missing:
             raise NotFound(f"Parameter {missing[0][:200]} not found.")
         return {}
 
     async def delete_many(self, request: Request) -> dict[str, Any]:
-        gone, missing = await self._ops.delete(_cause(request), request.input["Names"])
+        gone, missing = await self._ops.delete(request.cause, request.input["Names"])
         return {"DeletedParameters": gone, "InvalidParameters": missing}
 
     async def label(self, request: Request) -> dict[str, Any]:
         given = request.input
         number, invalid = await self._ops.label(
-            _cause(request), given["Name"], given.get("ParameterVersion"), given["Labels"]
+            request.cause, given["Name"], given.get("ParameterVersion"), given["Labels"]
         )
         return {"ParameterVersion": number, "InvalidLabels": invalid}
 
     async def unlabel(self, request: Request) -> dict[str, Any]:
         given = request.input
         removed, invalid = await self._ops.unlabel(
-            _cause(request), given["Name"], given["ParameterVersion"], given["Labels"]
+            request.cause, given["Name"], given["ParameterVersion"], given["Labels"]
         )
         return {"RemovedLabels": removed, "InvalidLabels": invalid}
 
     async def add_tags(self, request: Request) -> dict[str, Any]:
         name = _parameter_of(request.input)
-        await self._ops.change_tags(_cause(request), name, _tags(request.input))
+        await self._ops.change_tags(request.cause, name, _tags(request.input))
         return {}
 
     async def remove_tags(self, request: Request) -> dict[str, Any]:
         given = request.input
-        await self._ops.change_tags(_cause(request), _parameter_of(given), {}, given["TagKeys"])
+        await self._ops.change_tags(request.cause, _parameter_of(given), {}, given["TagKeys"])
         return {}
 
     async def list_tags(self, request: Request) -> dict[str, Any]:
@@ -219,11 +214,6 @@ def _parameter_of(given: dict[str, Any]) -> str:
         raise Invalid(f"hutch keeps no {given['ResourceType']}s.", code="InvalidResourceType")
     name: str = given["ResourceId"]
     return name
-
-
-def _cause(request: Request) -> Cause:
-    action = f"{request.service}:{request.operation}"
-    return Cause(id=request.request_id, actor=request.principal.arn, action=action)
 
 
 def _tags(given: dict[str, Any]) -> dict[str, str]:
