@@ -5,20 +5,25 @@ processes for a task makes its own groups below. All is found again, and removed
 """
 
 import asyncio
+import contextlib
 import errno
 import os
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.host.kernel.process import process_ref, wait_gone
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 CPU_PERIOD_US = 100_000
 MIN_QUOTA_US = 1_000
 """The kernel refuses less."""
 REMOVAL_TIMEOUT_S = 5.0
+_ROUNDS = 50
 
 
 class CgroupError(HutchError):
@@ -142,6 +147,25 @@ def make_directory(root: Path, path: str) -> Path:
 def leaves_first(directory: Path) -> list[Path]:
     """A group's directory and all below it, in the order in which they can be removed."""
     return [Path(d) for d, _, _ in os.walk(directory, topdown=False)]
+
+
+async def end_all(kill: Callable[[], frozenset[int]]) -> None:
+    """Until nothing is left: `kill` (blocking) ends all processes that there are, and says which; what they made meanwhile
+    is the next round's."""
+    for _ in range(_ROUNDS):
+        pids = await asyncio.to_thread(kill)
+        if not pids:
+            break
+        for pid in pids:
+            if (ref := process_ref(pid)) is not None:
+                await wait_gone(ref)
+
+
+def kill_processes(pids: Iterable[int]) -> None:
+    """SIGKILL; those that are gone already are no error."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 async def remove_directories(directory: Path) -> None:

@@ -1,9 +1,7 @@
 """Control groups of version 1, and of the hybrid layout: one tree for each controller, the same path in all of them."""
 
-import asyncio
 import errno
-import os
-import signal
+from functools import partial
 from pathlib import Path
 
 from hutch.host.kernel.cgroup import (
@@ -11,6 +9,8 @@ from hutch.host.kernel.cgroup import (
     CgroupError,
     CgroupLimits,
     cpu_quota_us,
+    end_all,
+    kill_processes,
     leaves_first,
     make_directory,
     platform_units,
@@ -18,11 +18,9 @@ from hutch.host.kernel.cgroup import (
     remove_directories,
     write_text,
 )
-from hutch.host.kernel.process import process_ref, wait_gone
 
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio")
 MIN_SHARES, MAX_SHARES = 2, 262_144
-_ROUNDS = 50
 
 
 class CgroupsV1:
@@ -85,23 +83,13 @@ class CgroupsV1:
 
     async def remove(self, path: str) -> None:
         """See the contract."""
-        for _ in range(_ROUNDS):
-            pids = await asyncio.to_thread(self._kill, path)
-            if not pids:
-                break
-            for pid in pids:
-                if (ref := process_ref(pid)) is not None:
-                    await wait_gone(ref)
+        await end_all(partial(self._kill, path))
         for root in self._roots:
             await remove_directories(root / path.lstrip("/"))
 
     def _kill(self, path: str) -> frozenset[int]:
         pids = self.processes(path)
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_processes(pids)
         return pids
 
     def remove_if_empty(self, path: str) -> bool:

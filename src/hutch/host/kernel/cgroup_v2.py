@@ -1,16 +1,16 @@
 """Control groups of version 2: one tree. Written from the kernel's documentation and tested on a tree of plain files;
 not yet run on such a host."""
 
-import asyncio
 import errno
-import os
-import signal
+from functools import partial
 from pathlib import Path
 
 from hutch.host.kernel.cgroup import (
     CPU_PERIOD_US,
     CgroupLimits,
     cpu_quota_us,
+    end_all,
+    kill_processes,
     leaves_first,
     make_directory,
     platform_units,
@@ -18,11 +18,9 @@ from hutch.host.kernel.cgroup import (
     remove_directories,
     write_text,
 )
-from hutch.host.kernel.process import process_ref, wait_gone
 
 CONTROLLERS = ("cpu", "memory", "pids", "io")
 MIN_WEIGHT, MAX_WEIGHT = 1, 10_000
-_ROUNDS = 50
 
 
 class CgroupsV2:
@@ -82,13 +80,7 @@ class CgroupsV2:
 
     async def remove(self, path: str) -> None:
         """See the contract."""
-        for _ in range(_ROUNDS):
-            pids = await asyncio.to_thread(self._kill, path)
-            if not pids:
-                break
-            for pid in pids:
-                if (ref := process_ref(pid)) is not None:
-                    await wait_gone(ref)
+        await end_all(partial(self._kill, path))
         await remove_directories(self._directory(path))
 
     def _kill(self, path: str) -> frozenset[int]:
@@ -97,11 +89,7 @@ class CgroupsV2:
         if pids and (self._directory(path) / "cgroup.kill").exists():
             write_text(self._directory(path) / "cgroup.kill", "1")
             return pids
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_processes(pids)
         return pids
 
     def remove_if_empty(self, path: str) -> bool:

@@ -21,13 +21,7 @@ _MAX_NAME_BYTES = 15
 def open_placeholder_tap(name: str) -> int:
     """A file descriptor (close-on-exec) of a new tap that leads nowhere, and goes when the descriptor and all its copies
     are closed. `move_tap` attaches them to another one."""
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _attach(fd, name)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    return _open(name)
 
 
 def move_tap(fd: int, placeholder: str, name: str) -> None:
@@ -42,6 +36,16 @@ def move_tap(fd: int, placeholder: str, name: str) -> None:
         except NetlinkError as error:
             raise OSError(error.code, f"the link {placeholder} can't be removed") from None
     _attach(fd, name)
+
+
+def _open(name: str) -> int:
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _attach(fd, name)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _attach(fd: int, name: str) -> None:
@@ -59,13 +63,7 @@ def open_tap(name: str) -> int:
     # TUNSETIFF would make a new device under a name that does not exist.
     if not os.path.exists(f"/sys/class/net/{name}/tun_flags"):
         raise OSError(errno.ENODEV, f"there is no tap device {name}")
-    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _attach(fd, name)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    return _open(name)
 
 
 def own_tap(name: str, user_id: int) -> None:
