@@ -233,6 +233,19 @@ SETTINGS: tuple[Setting, ...] = (
         help="Most memory that microVMs of the warm pool may have together.",
     ),
     Setting(
+        name="threat_detection",
+        type=bool,
+        default=False,
+        help="Watch what processes in microVMs do, and report what the threat rules find as events. Off: nothing of it "
+        "runs anywhere.",
+    ),
+    Setting(
+        name="threat_rules",
+        type=str,
+        default="",
+        help="File of threat rules, in a subset of Falco's rule language; empty: hutch's own rules.",
+    ),
+    Setting(
         name="guest_dir",
         type=str,
         default="",
@@ -330,6 +343,8 @@ if typing.TYPE_CHECKING:
         vm_user_ids: str = ""
         warm_pool: int = 0
         warm_pool_memory_mib: int = 0
+        threat_detection: bool = False
+        threat_rules: str = ""
         guest_dir: str = ""
         stopped_task_retention_s: int = 0
         kept_disks_mib: int = 0

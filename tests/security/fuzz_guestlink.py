@@ -13,14 +13,18 @@ from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any
 
 import atheris
+import msgspec
 
-with atheris.instrument_imports(include=["hutch.wire", "hutch.host"]):
+with atheris.instrument_imports(include=["hutch.wire", "hutch.host", "hutch.rules.threats"]):
     from hutch.host import criformat
     from hutch.host.guestlink import session as session_module
     from hutch.host.guestlink.session import MAX_UNSENT_BYTES, GuestSession
-    from hutch.wire import guest, guest_documents
+    from hutch.rules.threats.document import parse_rules
+    from hutch.rules.threats.findings import Judge
+    from hutch.wire import guest, guest_documents, guest_facts
 
 import logging
+from importlib import resources
 
 PENDING = range(1, 6)
 ANSWERS = (
@@ -29,6 +33,7 @@ ANSWERS = (
     guest_documents.StatsAnswer,
     guest_documents.ProbeAnswer,
 )
+RULES = parse_rules((resources.files("hutch.rules.threats") / "default_rules.yaml").read_text())
 MAX_BUFFERED = 2 * guest.MAX_FRAME_BYTES
 
 
@@ -87,7 +92,17 @@ async def converse(data: bytes) -> None:
     writer = Writer()
     streams: Any = (asyncio.StreamReader(), writer)
     logs: Any = Logs()
-    session = GuestSession(streams, logs, on_exit, first_id=100)
+    judge = Judge(RULES)
+
+    def on_facts(event: guest_facts.RuntimeFactsEvent) -> None:
+        # As the host agent does, with what it adds.
+        more = {"container_id": "c", "image": "i", "privileged": False, "task": "t", "family": "f"}
+        subjects = [{**msgspec.structs.asdict(f), **more} for f in event.facts]
+        for finding in judge.take(subjects, event.dropped, 0.0):
+            assert finding.text.isprintable() and len(finding.text) <= 2000
+            msgspec.json.encode(finding)
+
+    session = GuestSession(streams, logs, on_exit, first_id=100, on_facts=on_facts)
     loop = asyncio.get_running_loop()
     futures = {number: loop.create_future() for number in PENDING}
     session._pending.update(futures)

@@ -29,6 +29,23 @@ DOCUMENTS = (
     {"id": 5, "ok": {"memory_used_bytes": 1, "containers": {"web": {"cpu_ns": 1, "pids": 2}}}},
     {"event": "container_exited", "seq": 1, "name": "web", "number": 1, "exit_code": 0, "time_ns": 5},
     {"event": "container_exited", "seq": 2, "name": "web", "number": 1, "exit_code": 0, "oom_rss_bytes": 9},
+    {
+        "event": "runtime_facts",
+        "seq": 1,
+        "dropped": 3,
+        "facts": [
+            {
+                "kind": "exec",
+                "container": "web",
+                "name": "sh",
+                "exe": "/bin/sh",
+                "ancestors": ["nginx"],
+                "pid": 7,
+            },
+            {"kind": "connect", "container": "web", "address": "192.0.2.1", "port": 3333, "ports": [3333]},
+            {"kind": "open", "container": "web", "path": "/usr/bin/x", "syscall": "openat", "mode": 2541},
+        ],
+    },
     {"event": "agent_error", "seq": 3, "message": "x"},
 )
 

@@ -10,7 +10,7 @@ from hutch.host.drivers.contract import RootImage
 APPLETS = (
     "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "kill", "mkdir", "touch", "hostname", "ip", "mount",
     "yes", "head", "dd", "env", "stat", "grep", "ps", "test", "wc", "seq", "date", "mknod", "ping", "tail", "df", "rm",
-    "unshare", "od", "tr", "cut", "cmp", "cp", "sync", "usleep",
+    "nc", "chmod", "mv", "su", "unshare", "od", "tr", "cut", "cmp", "cp", "sync", "usleep",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def make_busybox_image(
 
 def _make_tree(directory: Path, name: str) -> Path:
     tree = directory / f"{name}.root"
-    for part in ("bin", "etc", "tmp", "dev", "proc", "sys", "home/app"):
+    for part in ("bin", "usr/bin", "etc", "tmp", "dev", "proc", "sys", "home/app"):
         (tree / part).mkdir(parents=True, exist_ok=True)
     busybox = shutil.which("busybox")
     assert busybox is not None

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
+from hutch.api.aws.ecs.event_shapes import EcsEventShapes
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
+from hutch.control.events.publishing import Publisher
+from hutch.control.events.shapes import EventShapes
 from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.findings import FindingOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.iam.roles import NewRole, RoleOps
 from hutch.control.ops.logs import LogOps
@@ -60,6 +64,7 @@ class Control:
         authorizer = Authorizer(self.store, self.clock, account_id=ACCOUNT)
         sts = StsOps(self.store, self.clock, self.tokens, authorizer, account_id=ACCOUNT)
         secrets = SecretOps(self.store, vault, self.clock, self.ids, **where)
+        shapes = EventShapes(EcsEventShapes(REGION, ACCOUNT), **where)
         self.socket = str(directory / "fleet.sock")
         self.fleet = Fleet(
             FleetContext(
@@ -68,6 +73,7 @@ class Control:
                 ids=self.ids,
                 hosts=HostOps(self.store, self.clock, self.ids, clusters=("*",), default_zone="a"),
                 logs=LogOps(LogStore(directory / "logs"), self.clock),
+                findings=FindingOps(self.store, Publisher(shapes, self.clock, self.ids), self.clock),
                 launch_secrets=LaunchSecrets(
                     secrets,
                     ParameterOps(self.store, vault, self.clock, **where),

@@ -8,8 +8,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::{json, Value};
 
+use crate::audit::login_of;
 use crate::console::Console;
 use crate::logs::Backlog;
+use crate::watch::Watch;
 use crate::{seed, sys};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -75,13 +77,14 @@ pub fn spawn_with_input(command: &mut Command, input: Option<RawFd>, outputs: (R
 
 impl Container {
     /// Makes the bundle and sets crun to work. The outcome comes when the runtime ends. `pid_of`: the first process of a
-    /// container that runs, by name.
+    /// container that runs, by name. `watch`: what looks at its processes.
     pub fn start(
         runtime: &Path,
         state: &Path,
         request: u64,
         given: &Value,
         pid_of: &dyn Fn(&str) -> Option<i32>,
+        watch: &mut Option<Watch>,
     ) -> Result<Container, String> {
         let name = text(given, "name")?;
         let number = given["number"].as_u64().filter(|n| *n <= u64::from(u32::MAX)).ok_or("number is missing")? as u32;
@@ -120,8 +123,16 @@ impl Container {
             command.arg("--console-socket").arg(console.path());
         }
         command.arg(format!("c{}", number));
+        if let Some(watch) = watch {
+            let upper = given["scratch"].as_str().map_or_else(String::new, |s| format!("{}/upper", s));
+            watch.enter(number, &name, &root.to_string_lossy(), &upper)?;
+            sys::set_login(&mut command, login_of(number, false));
+        }
         let runtime_pid =
             spawn_with_input(&mut command, input, (pipes[0].1, pipes[1].1)).map_err(|e| format!("crun: {}", e))?;
+        if let Some(watch) = watch {
+            watch.ran(runtime_pid);
+        }
         Ok(Container {
             name,
             number,

@@ -7,10 +7,12 @@ use std::process::Command;
 use hutch_proto::{Frame, CONTROL, STREAM_CREDIT, STREAM_DATA};
 use serde_json::{json, Value};
 
+use crate::audit::login_of;
 use crate::channel::Channel;
 use crate::containers::{prepare_files, spawn, text, Container, Stage};
 use crate::kernel::{self, Kind};
 use crate::streams::{Stream, MAX_STREAMS};
+use crate::watch::Watch;
 use crate::{commands, sys, Options};
 
 /// While the host is away its return is announced by SIGIO; this only bounds the wait should one get lost.
@@ -45,6 +47,8 @@ struct Agent<'a> {
     /// When what can wait is to be done; None: nothing waits.
     settle_at_ns: Option<u64>,
     has_settled: bool,
+    /// Runtime threat detection; None: nothing of it is there.
+    watch: Option<Watch>,
     done: bool,
 }
 
@@ -73,6 +77,7 @@ pub fn run(options: &Options) -> Result<(), String> {
         early: Vec::new(),
         settle_at_ns: None,
         has_settled: !options.is_init,
+        watch: None,
         done: false,
     };
     while !agent.done {
@@ -89,8 +94,13 @@ impl Agent<'_> {
         fds.extend(pipes.chain(probes).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }));
         let has_room = self.channel.has_room();
         fds.extend(self.streams.iter().flat_map(|s| s.poll_entries(has_room)));
+        fds.extend(self.watch.iter().map(|w| libc::pollfd { fd: w.fd(), events: libc::POLLIN, revents: 0 }));
         let timeout_ms = self.timeout_ms(&fds[1]);
         sys::poll(&mut fds, timeout_ms);
+        if let Some(watch) = &mut self.watch {
+            // Before children are reaped: what they did came first.
+            watch.take();
+        }
         if fds[0].revents != 0 {
             self.take_signals(signals);
         } else if fds[1].fd < 0 {
@@ -112,6 +122,26 @@ impl Agent<'_> {
             container.logs.send(&mut self.channel);
         }
         self.forget_old_starts();
+        self.tell_facts();
+    }
+
+    fn tell_facts(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            let active = self.containers.iter().filter(|c| !matches!(c.stage, Stage::Exited));
+            watch.leave_all_but(&active.map(|c| c.number).collect::<Vec<u32>>());
+            watch.send(&mut self.channel);
+        }
+    }
+
+    /// Turns threat detection on, for what is started from now on. Told twice, the first counts.
+    fn start_watch(&mut self, given: &Value) -> Result<Value, String> {
+        if !self.options.is_init {
+            return Err("only the first process of a machine can watch the others".to_string());
+        }
+        if self.watch.is_none() {
+            self.watch = Some(Watch::start(given)?);
+        }
+        Ok(json!({}))
     }
 
     /// A start that failed leaves nothing to be told about. One that exited stays known for `state` until the host has
@@ -140,6 +170,7 @@ impl Agent<'_> {
         let next = waiting
             .chain(closing)
             .chain(self.settle_at_ns)
+            .chain(self.watch.as_ref().and_then(Watch::deadline_ns))
             .min()
             .map(|d| (d.saturating_sub(now) / 1_000_000 + 1).min(60_000) as i32);
         match (next, channel.fd < 0) {
@@ -300,6 +331,13 @@ impl Agent<'_> {
             "kill" => self.signal(&given).map_err(bad),
             "log_ack" => return self.log_ack(&given),
             "event_ack" => return self.event_ack(&given),
+            "watch" => self.start_watch(&given).map_err(failed),
+            "facts_ack" => {
+                if let (Some(watch), Some(sequence)) = (&mut self.watch, given["seq"].as_u64()) {
+                    watch.acknowledge(sequence);
+                }
+                return;
+            }
             "start" => match self.start(request, &given) {
                 Ok(()) => return,
                 Err(message) => Err(failed(message)),
@@ -340,6 +378,9 @@ impl Agent<'_> {
         for event in &self.events {
             self.channel.send_control(event);
         }
+        if let Some(watch) = &self.watch {
+            watch.resend(&mut self.channel);
+        }
         ok["containers"] = json!(self.describe());
         ok
     }
@@ -375,8 +416,11 @@ impl Agent<'_> {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err("too many starts in one VM".to_string());
         }
+        let mut watch = self.watch.take();
         let pid_of = |name: &str| self.running(name).map(|c| c.pid);
-        let container = Container::start(&self.options.runtime, &self.options.state, request, given, &pid_of)?;
+        let started = Container::start(&self.options.runtime, &self.options.state, request, given, &pid_of, &mut watch);
+        self.watch = watch;
+        let container = started?;
         self.containers.push(container);
         Ok(())
     }
@@ -416,7 +460,13 @@ impl Agent<'_> {
         let second = unsafe { libc::fcntl(write, libc::F_DUPFD_CLOEXEC, 0) };
         let mut command = Command::new(&self.options.runtime);
         command.arg("--cgroup-manager=cgroupfs").args(["exec", "--process"]).arg(&file).arg(format!("c{}", number));
+        if self.watch.is_some() {
+            sys::set_login(&mut command, login_of(number, true));
+        }
         let pid = spawn(&mut command, (write, second)).map_err(|e| format!("crun: {}", e))?;
+        if let Some(watch) = &mut self.watch {
+            watch.ran(pid);
+        }
         sys::set_non_blocking(read, false);
         let timeout_ms = given["timeout_ms"].as_u64().unwrap_or(60_000).min(3_600_000);
         let deadline_ns = sys::clock_ns(libc::CLOCK_MONOTONIC) + timeout_ms * 1_000_000;
@@ -435,7 +485,12 @@ impl Agent<'_> {
             return Err("the stream is in use".to_string());
         }
         let options = self.options;
-        let stream = Stream::start(&options.runtime, &options.state, request, given, &format!("c{}", number))?;
+        let login = self.watch.as_ref().map(|_| login_of(number, true));
+        let container = (format!("c{}", number), login);
+        let stream = Stream::start(&options.runtime, &options.state, request, given, (&container.0, container.1))?;
+        if let Some(watch) = &mut self.watch {
+            watch.ran(stream.runtime_pid);
+        }
         self.streams.push(stream);
         Ok(())
     }

@@ -5,6 +5,8 @@
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::undocumented_unsafe_blocks)]
 
+mod audit;
+mod audit_record;
 mod boot;
 mod channel;
 mod commands;
@@ -12,10 +14,13 @@ mod console;
 mod containers;
 mod event_loop;
 mod kernel;
+mod load;
 mod logs;
+mod processes;
 mod seed;
 mod streams;
 mod sys;
+mod watch;
 
 use std::path::PathBuf;
 

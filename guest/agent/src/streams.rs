@@ -58,7 +58,13 @@ pub struct Stream {
 
 impl Stream {
     /// Sets the runtime to work. `given`: the request's document; `container`: the runtime's name of the container.
-    pub fn start(runtime: &Path, state: &Path, request: u64, given: &Value, container: &str) -> Result<Stream, String> {
+    pub fn start(
+        runtime: &Path,
+        state: &Path,
+        request: u64,
+        given: &Value,
+        (container, login): (&str, Option<u32>),
+    ) -> Result<Stream, String> {
         let number = given["stream"].as_u64().filter(|n| *n <= u64::from(u32::MAX)).ok_or("stream is missing")? as u32;
         let files = state.join("streams").join(number.to_string());
         drop(std::fs::remove_dir_all(&files));
@@ -68,6 +74,9 @@ impl Stream {
         let mut command = Command::new(runtime);
         command.arg("--cgroup-manager=cgroupfs").arg("--log").arg(files.join("log")).args(["exec", "--process"]);
         command.arg(&process).arg("--pid-file").arg(files.join("pid"));
+        if let Some(login) = login {
+            sys::set_login(&mut command, login);
+        }
         let mut stream = Stream {
             number,
             request,

@@ -395,3 +395,34 @@ pub fn device_events() -> io::Result<std::os::unix::io::OwnedFd> {
     }
     Ok(socket)
 }
+
+/// A netlink socket that does not block, of a family.
+pub fn netlink_socket(family: i32) -> io::Result<RawFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, family) };
+    let fd = check(i64::from(fd))? as RawFd;
+    let room: libc::c_int = 4 * 1024 * 1024;
+    // SAFETY: pointer and size are of the same, living integer. That it has no more room is no harm.
+    unsafe {
+        let size = std::mem::size_of_val(&room) as libc::socklen_t;
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, std::ptr::addr_of!(room).cast(), size);
+    }
+    Ok(fd)
+}
+
+/// Gives the process that a command will be a login uid, which is its for ever, and its children's.
+pub fn set_login(command: &mut std::process::Command, login: u32) {
+    use std::os::unix::process::CommandExt;
+    let text = login.to_string();
+    // SAFETY: between fork and exec only system calls without allocation are made; the text was made before.
+    unsafe {
+        command.pre_exec(move || {
+            let path = b"/proc/self/loginuid\0";
+            let fd = check(i64::from(libc::open(path.as_ptr().cast(), libc::O_WRONLY | libc::O_CLOEXEC)))? as RawFd;
+            let written = check(libc::write(fd, text.as_ptr().cast(), text.len()) as i64);
+            libc::close(fd);
+            written.map(drop)
+        });
+    }
+}

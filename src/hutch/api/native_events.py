@@ -25,6 +25,7 @@ class EventApi:
     def routes(self) -> tuple[NativeRoute, ...]:
         return (
             NativeRoute(method="GET", template="/hutch/v1/events", handler=self.list_events),
+            NativeRoute(method="GET", template="/hutch/v1/tasks/{task}/findings", handler=self.list_findings),
             NativeRoute(method="GET", template="/hutch/v1/schedules", handler=self.list_schedules),
             NativeRoute(method="GET", template="/hutch/v1/runs/{owner*}", handler=self.list_runs),
         )
@@ -44,6 +45,12 @@ class EventApi:
         else:
             events, number = self._reader.newest(_number(request, "limit", 100, 0, MAX_EVENTS), task)
         return {"events": events, "next": number}
+
+    async def list_findings(self, request: NativeRequest) -> dict[str, Any]:
+        """What threat detection found about a task, as long as the event log has it: newest first."""
+        task = self._tasks.find_anywhere(request.params["task"])
+        limit = _number(request, "limit", 20, 1, MAX_EVENTS)
+        return {"findings": [e["detail"] for e in self._reader.findings(task.task_id, limit)]}
 
     async def list_schedules(self, request: NativeRequest) -> dict[str, Any]:
         """Every schedule, and every rule that has one: when it is due next, what came of its last run."""

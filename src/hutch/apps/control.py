@@ -170,6 +170,15 @@ async def _compose(
     launch_secrets = LaunchSecrets(
         secrets, parameters, objects, roles, logs.group_exists, region=region, account_id=account_id
     )
+    tasks = TaskOps(
+        store,
+        clock,
+        ids,
+        limits=limits,
+        wait_for_placement=settings.placement == "wait",
+        strict_aws=settings.strict_aws,
+    )
+    events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     fleet = Fleet(
         FleetContext(
             store=store,
@@ -177,6 +186,7 @@ async def _compose(
             ids=ids,
             hosts=hosts,
             logs=logs,
+            findings=events.findings,
             launch_secrets=launch_secrets,
             task_roles=TaskRoles(
                 store,
@@ -199,19 +209,10 @@ async def _compose(
             silence_s=settings.host_silence_s,
         )
     )
-    tasks = TaskOps(
-        store,
-        clock,
-        ids,
-        limits=limits,
-        wait_for_placement=settings.placement == "wait",
-        strict_aws=settings.strict_aws,
-    )
     suspending = SuspendOps(store, clock, ids, tasks, fleet, limits=limits)
     paging = Paging(platform.identity.token_key)
     sessions = ExecSessions(store, clock, ids, fleet)
     execs = NativeExec(tasks, sessions, authorizer, region=region, account_id=account_id)
-    events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
     host_loss = HostLossLoop(store, hosts, clock, ids, lost_after_s=settings.host_lost_after_s)
     host_api = HostApi(hosts, HostLossOps(store, clock), host_loss.gives_up_at)
     preflight = Preflight(

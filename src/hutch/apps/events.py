@@ -25,6 +25,7 @@ from hutch.control.events.senders import Senders
 from hutch.control.events.shapes import EVENT, EventShapes
 from hutch.control.events.webhook import WebhookClient
 from hutch.control.ops.events import EventOps
+from hutch.control.ops.findings import FindingOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.schedules import ScheduleOps
 from hutch.control.ops.tagging import TagOps
@@ -55,6 +56,7 @@ class EventParts:
         publisher = self._publisher = Publisher(shapes, clock, ids)
         self.events = EventOps(store, publisher, clock, ids)
         self.schedules = ScheduleOps(store, clock, region=region, account_id=account_id)
+        self.findings = FindingOps(store, publisher, clock)
         self._reader = EventReader(store, shapes)
         self._tasks = tasks
         self._running = EcsAccess(store, TagOps(store), region, account_id).running

@@ -18,6 +18,7 @@ import uvloop
 from hutch.apps.collector import calm_collector
 from hutch.apps.paths import Paths, guest_dir, reachable_address
 from hutch.apps.supervised import watch_supervisor
+from hutch.apps.threats import load_threat_rules
 from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, Invalid
 from hutch.base.ids import RandomIds
@@ -130,6 +131,7 @@ def build_agent(settings: Settings, paths: Paths) -> tuple[HostAgent, Ingress]:
             bytes=settings.kept_disks_mib * MIB,
             life_s=min(settings.kept_disks_hours * 3600, settings.stopped_task_retention_s),
         ),
+        threat_rules=load_threat_rules(settings),
     )
     return HostAgent(context), ingress
 

@@ -19,6 +19,7 @@ from random import Random
 import msgspec
 
 from hutch.apps.paths import Paths, settings_environment
+from hutch.apps.threats import load_threat_rules
 from hutch.base.errors import HutchError
 from hutch.base.log import configure_logging, get_logger
 from hutch.base.retry import backoff_seconds
@@ -55,6 +56,8 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
+        # The host agent reads them; here they are looked at so that a mistake is told to who starts it.
+        load_threat_rules(settings)
         paths = Paths(settings)
         paths.make()
         if arguments.detach:

@@ -48,6 +48,9 @@ def _show(found: list[dict[str, Any]], json_output: bool) -> None:
 def _line(event: dict[str, Any]) -> str:
     """An event on one line: when, what, about what."""
     detail = event["detail"]
+    if event["source"] == "hutch.threats":
+        about = f"task {detail['taskArn'].rpartition('/')[2][:12]} {detail['priority']}"
+        return f"{event['time']} {about:32} {detail['rule']}: {detail['title']}"
     if "taskArn" in detail:
         about = f"task {detail['taskArn'].rpartition('/')[2][:12]} {detail['lastStatus']}"
         family = detail["taskDefinitionArn"].rpartition("/")[2]

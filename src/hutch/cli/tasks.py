@@ -277,6 +277,7 @@ def why(
     """Say why a task is as it is: the chain of causes, and what its launch spent its time on."""
     with reporting_errors(), connect(data_dir) as client:
         seen = client.native("GET", f"/tasks/{task}/why")
+        seen |= client.native("GET", f"/tasks/{seen['task_id']}/findings")
     if json_output:
         print_json(seen)
         return
@@ -304,6 +305,9 @@ def why(
         note = f" ({container['reason']})" if container["reason"] else ""
         console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
     _print_disk(seen)
+    for finding in seen["findings"]:
+        again = f" ({finding['count']} times)" if finding["count"] > 1 else ""
+        console.print(Text(f"{finding['priority']} at {finding['eventTime']}: {finding['title']}{again}"))
     print_waterfall(seen)
 
 

@@ -22,6 +22,7 @@ from hutch.base.log import get_logger
 from hutch.control.host_streams import HostStream, StreamDesk
 from hutch.control.launch_refusals import LaunchRefused
 from hutch.control.launch_secrets import LaunchSecrets, stop_unlaunched
+from hutch.control.ops.findings import FindingOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.placing import settle_suspension, store_stopped
@@ -58,6 +59,7 @@ class FleetContext(msgspec.Struct, frozen=True, kw_only=True):
     ids: IdSource
     hosts: HostOps
     logs: LogOps
+    findings: FindingOps
     launch_secrets: LaunchSecrets
     task_roles: TaskRoles
     addresses: TaskAddresses
@@ -217,6 +219,7 @@ class HostSession:
         self.host_id = hello.host_id
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(maxsize=4096)
         self._log_batches: asyncio.Queue[wire.LogBatch] = asyncio.Queue(maxsize=256)
+        self._findings: asyncio.Queue[wire.FindingBatch] = asyncio.Queue(maxsize=64)
         self._refused: asyncio.Queue[tuple[Task, LaunchRefused]] = asyncio.Queue()
         self._assigned: dict[str, str] = {}
         """Task ids, and their clusters."""
@@ -253,6 +256,7 @@ class HostSession:
             self._receive(),
             self._apply_reports(),
             self._store_logs(),
+            self._store_findings(),
             self._stop_refused(),
             self._watch_silence(),
         )
@@ -364,6 +368,8 @@ class HostSession:
                 await self._reports.put(message)
             elif isinstance(message, wire.LogBatch):
                 await self._log_batches.put(message)
+            elif isinstance(message, wire.FindingBatch):
+                await self._findings.put(message)
             elif isinstance(message, wire.Refreshed):
                 await self._context.hosts.connected(self.host_id, message.fingerprint)
             elif isinstance(message, wire.Reply):
@@ -449,6 +455,13 @@ class HostSession:
             answers = await asyncio.gather(*(self._ingest(b) for b in batches))
             for batch, error in zip(batches, answers, strict=True):
                 self._send(wire.LogAck(batch=batch.batch, error=error))
+
+    async def _store_findings(self) -> None:
+        while True:
+            batches = await _drain(self._findings, 16)
+            await self._context.findings.record(self.host_id, batches)
+            for batch in batches:
+                self._send(wire.FindingsAck(batch=batch.batch))
 
     async def _ingest(self, batch: wire.LogBatch) -> str:
         """Store a batch; what another try would not change is answered as an error, not raised."""

@@ -447,6 +447,30 @@ class LogBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     events: tuple[LogEvent, ...]
 
 
+class FindingFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """What a rule of threat detection found. `at` in epoch seconds, by the guest's clock."""
+
+    finding_id: str
+    rule: str
+    priority: str
+    text: str
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    container: str = ""
+    event: str = ""
+    at: float = 0.0
+    count: int = 1
+    process: dict[str, Any] = {}
+
+
+class FindingBatch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="findings"):
+    """Findings about one task, to be made durable and acknowledged by `batch`."""
+
+    batch: int
+    task_id: str
+    findings: tuple[FindingFact, ...]
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="reply"):
     """Answer to a `Request`. `error` is empty on success."""
 
@@ -512,6 +536,12 @@ class LogAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     error: str = ""
 
 
+class FindingsAck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="findings_ack"):
+    """The batch of findings is durable."""
+
+    batch: int
+
+
 class CredentialsGiven(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="credentials_given"
 ):
@@ -553,5 +583,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     arguments: dict[str, Any] = {}
 
 
-FromHost = Hello | StreamHello | Refreshed | Alive | Report | LogBatch | Reply | CredentialsWanted
-ToHost = Welcome | Assignments | Assign | Stop | Ack | LogAck | Forget | Request | CredentialsGiven
+FromHost = (
+    Hello | StreamHello | Refreshed | Alive | Report | LogBatch | FindingBatch | Reply | CredentialsWanted
+)
+ToHost = (
+    Welcome | Assignments | Assign | Stop | Ack | LogAck | FindingsAck | Forget | Request | CredentialsGiven
+)

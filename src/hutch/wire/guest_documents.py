@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from hutch.wire.guest_facts import RuntimeFactsEvent
+
 T = TypeVar("T")
 MAX_TEXT = 4096
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
@@ -114,7 +116,7 @@ class AgentErrorEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="even
     message: Text = ""
 
 
-GuestEvent = ContainerExitedEvent | AgentErrorEvent
+GuestEvent = ContainerExitedEvent | AgentErrorEvent | RuntimeFactsEvent
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

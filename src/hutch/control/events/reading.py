@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from hutch.control.events.shapes import EventShapes
+from hutch.control.events.shapes import EVENT, EventShapes
 from hutch.model.event import EventBatch, EventCursor
 from hutch.store import tables
 from hutch.store.contract import Reader, Store
@@ -33,6 +33,21 @@ class EventReader:
                     break
                 after = (f"{batches[-1].first:020d}",)
         return events[-limit:], end - 1
+
+    def findings(self, task: str, limit: int) -> list[dict[str, Any]]:
+        """The newest findings of threat detection about a task, newest first."""
+        found: list[dict[str, Any]] = []
+        after: tuple[str, ...] | None = None
+        with self._store.read() as reader:
+            while len(found) < limit:
+                batches = reader.scan(tables.EVENT_LOG, after=after, limit=_BATCHES, reverse=True)
+                # Whole events that are about a task are findings: its changes are kept as notes.
+                entries = (e for b in batches for e in reversed(b.entries) if e.kind == EVENT)
+                found += [self._shapes.events(e)[0] for e in entries if e.subject == task]
+                if len(batches) < _BATCHES:
+                    break
+                after = (f"{batches[-1].first:020d}",)
+        return found[:limit]
 
     def after(self, number: int, task: str = "") -> tuple[list[dict[str, Any]], int, bool]:
         """Events of entries after a number, a part at a time; the number to go on after; whether there are more."""

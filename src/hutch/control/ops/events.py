@@ -193,7 +193,7 @@ class EventOps:
             detail = None
         if not isinstance(detail, dict):
             return PutResult(code="MalformedDetail", message="Detail is malformed."), None
-        if given["Source"].startswith("aws."):
+        if given["Source"].startswith(("aws.", "hutch.")):
             message = "Not authorized for the source."
             return PutResult(code="NotAuthorizedForSource", message=message), None
         try:

@@ -25,6 +25,7 @@ from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.execs import TaskExecs
+from hutch.host.agent.findingbatches import FindingBatches
 from hutch.host.agent.kept import KeptDisks, KeptLimits
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.logbatches import LogBatches
@@ -35,12 +36,14 @@ from hutch.host.agent.requests import Requests
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.tasks import HostTasks
+from hutch.host.agent.threats import ThreatDesk
 from hutch.host.agent.volumes import HostVolumes
 from hutch.host.drivers.contract import Driver, HostFault
 from hutch.host.images.archives import write_atomically
 from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
+from hutch.rules.threats.document import ThreatRules
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message
 
@@ -66,6 +69,8 @@ class AgentContext(msgspec.Struct, frozen=True, kw_only=True):
     kept_disks: KeptLimits = KeptLimits()
     install_places: tuple[Path, ...] = ()
     """Directories whose new files may heal a driver that can't run."""
+    threat_rules: ThreatRules | None = None
+    """By which processes of tasks are judged; None: threat detection is off."""
 
 
 class HostAgent:
@@ -80,6 +85,8 @@ class HostAgent:
         self._link = ControlLink()
         self._reports = Reports(self._link)
         self._log_batches = LogBatches(self._link)
+        self._finding_batches = FindingBatches(self._link)
+        self._threats = ThreatDesk(context.threat_rules, context.clock, self._finding_batches.send)
         self._book = TaskBook(context.state_directory / "tasks.db")
         self._snapshots = Snapshots(context.state_directory / "snapshots")
         self._kept = KeptDisks(
@@ -98,6 +105,7 @@ class HostAgent:
             book=self._book,
             snapshots=self._snapshots,
             kept=self._kept,
+            threats=self._threats,
             report=self._report,
             send_logs=self._log_batches.send,
         )
@@ -139,6 +147,7 @@ class HostAgent:
         rng = Random(self._context.host_id)
         delays = backoff_seconds(0.05, 1.0, rng)
         watching = asyncio.create_task(self._driver_watch.run(self._drivers_changed))
+        telling = asyncio.create_task(self._threats.run())
         try:
             while True:
                 if await self._connect_once():
@@ -147,7 +156,8 @@ class HostAgent:
                 await self._wait_for_socket(next(delays))
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            telling.cancel()
+            await asyncio.gather(watching, telling, return_exceptions=True)
 
     def _drivers_changed(self) -> None:
         if self._link.welcomed.is_set():
@@ -172,6 +182,7 @@ class HostAgent:
             self._reports.disconnected()
             sender.cancel()
             self._log_batches.disconnected()
+            self._finding_batches.disconnected()
             self._credentials.disconnected()
             if self._heartbeat is not None:
                 self._heartbeat.cancel()
@@ -260,6 +271,8 @@ class HostAgent:
             self._reports.acknowledged(message.seq)
         elif isinstance(message, wire.LogAck):
             self._log_batches.acknowledged(message)
+        elif isinstance(message, wire.FindingsAck):
+            self._finding_batches.acknowledged(message)
         elif isinstance(message, wire.Forget):
             self._tasks.forget(message.task_id)
         elif isinstance(message, wire.CredentialsGiven):
@@ -275,6 +288,7 @@ class HostAgent:
     def _task_forgotten(self, task_id: str) -> None:
         self._credentials.forget(task_id)
         self._endpoint.forget(task_id)
+        self._threats.forget(task_id)
 
     def _want_credentials(self, wanted: wire.CredentialsWanted) -> bool:
         if not self._link.welcomed.is_set():

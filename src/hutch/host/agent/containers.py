@@ -11,7 +11,14 @@ from hutch.host.agent.observation import cause_chain, container_named, reason_of
 from hutch.host.agent.record import TaskRecord
 from hutch.host.agent.taskfile import lacks_secrets, with_secrets
 from hutch.host.agent.tasklogs import TaskLogs
-from hutch.host.drivers.contract import ContainerExited, Driver, Handle, HostFault, SandboxExited
+from hutch.host.drivers.contract import (
+    ContainerExited,
+    Driver,
+    Handle,
+    HostFault,
+    ProcessFacts,
+    SandboxExited,
+)
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
 from hutch.rules.containers import stop_signal
@@ -35,6 +42,7 @@ class Containers:
         tell: Tell,
     ) -> None:
         self._driver = driver
+        self._threats = context.threats
         self._record = record
         self._logs = logs
         self._starts = starts
@@ -55,6 +63,8 @@ class Containers:
         async for event in driver.events(handle):
             if isinstance(event, ContainerExited):
                 self._tell(partial(self._exited, event))
+            elif isinstance(event, ProcessFacts):
+                self._threats.judge(self._record.spec, self._record.seen.runtime_ids, event)
             else:
                 self._tell(partial(self._sandbox_exited, event))
                 return

@@ -12,6 +12,7 @@ from hutch.host.agent.kept import KeptDisks
 from hutch.host.agent.snapshots import Snapshots
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.tasklogs import SendLogs
+from hutch.host.agent.threats import ThreatDesk
 from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
@@ -51,6 +52,7 @@ class RunnerContext(msgspec.Struct, frozen=True, kw_only=True):
     book: TaskBook
     snapshots: Snapshots
     kept: KeptDisks
+    threats: ThreatDesk
     report: Callable[[TaskFacts], None]
     send_logs: SendLogs
 

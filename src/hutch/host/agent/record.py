@@ -11,7 +11,7 @@ from hutch.base.log import get_logger
 from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
 from hutch.host.agent.taskfile import TaskFile, lacks_secrets, renewed, without_secrets
-from hutch.host.drivers.contract import SandboxSpec
+from hutch.host.drivers.contract import SandboxSpec, WatchSpec
 from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
@@ -51,14 +51,15 @@ class TaskRecord:
         self.spec = replace(self.spec, containers=containers)
         self.assigned.set()
 
-    def sandbox(self) -> SandboxSpec:
-        """What the driver gets, of a task whose network and images are ready."""
+    def sandbox(self, watch: WatchSpec | None = None) -> SandboxSpec:
+        """What the driver gets, of a task whose network and images are ready. `watch`: of a new sandbox."""
         assert self.file.attachment is not None
         return SandboxSpec(
             task=self.spec,
             directory=str(self.directory),
             images=self.file.images,
             attachment=self.file.attachment,
+            watch=watch,
         )
 
     async def keep_saving(self) -> None:

@@ -62,7 +62,8 @@ class SetUp:
             images.acquire(image.digest, spec.task_id)
         prepared: dict[str, RootImage] = dict(zip((c.name for c in spec.containers), pulled, strict=True))
         self._record.update(attachment=attachment, images=prepared, driver=self._driver.name)
-        handle = await self._create(self._record.sandbox())
+        watch = self._context.threats.watch(self._driver.capabilities)
+        handle = await self._create(self._record.sandbox(watch))
         for phase in handle.phases:
             self._seen.measured(phase.name, phase.detail, phase.started_at, phase.ended_at)
         # Not waited for: until it is kept the sandbox is found by its names (`destroy_leftovers`), and nothing is

@@ -19,6 +19,7 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
+from hutch.wire.guest_facts import RuntimeFact
 
 
 class HostFault(HutchError):
@@ -106,6 +107,15 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     search: tuple[str, ...] = ()
 
 
+class WatchSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a sandbox is to tell of its processes. `sources`: kinds of facts (`hutch.wire.guest_facts`); `directories`: below
+    which writes are told; `load_s`: how long a process must take a whole CPU before that is told."""
+
+    sources: tuple[str, ...]
+    directories: tuple[str, ...] = ()
+    load_s: int = 60
+
+
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that `create` gets. `directory` is the sandbox's own, made by the agent (mode 0700), removed by it after
     `destroy`; sockets, disks, bundles and logs live below it. Container logs go to `<directory>/logs/<name>.log`, in
@@ -116,6 +126,8 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     images: dict[str, RootImage]
     """By container name."""
     attachment: Attachment
+    watch: WatchSpec | None = None
+    """Threat detection; None: nothing of it is there. Only for drivers with `Capabilities.tells_facts`."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +140,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """"tap" or "netns"."""
     owns_kernel: bool
     """Whether each sandbox has a kernel of its own (so `privileged` is safe)."""
+    tells_facts: bool = False
+    """Whether it can tell what processes do (`SandboxSpec.watch`)."""
 
 
 class ExitStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -167,7 +181,15 @@ class SandboxExited(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     fix: str = ""
 
 
-SandboxEvent = ContainerExited | SandboxExited
+class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="process_facts"):
+    """What processes did, of a sandbox that is watched. A batch may come again after the agent's restart. `dropped` counts
+    what was not told since the sandbox was made."""
+
+    facts: tuple[RuntimeFact, ...]
+    dropped: int = 0
+
+
+SandboxEvent = ContainerExited | SandboxExited | ProcessFacts
 
 
 class ContainerStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

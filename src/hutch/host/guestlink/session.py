@@ -40,6 +40,7 @@ from hutch.wire.guest_documents import (
     parse_answer,
     parse_document,
 )
+from hutch.wire.guest_facts import RuntimeFactsEvent
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -80,10 +81,12 @@ class GuestSession:
         logs: SandboxLogs,
         on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
         first_id: int,
+        on_facts: Callable[[RuntimeFactsEvent], None] | None = None,
     ) -> None:
         self._reader, self._writer = streams
         self._logs = logs
         self._on_exit = on_exit
+        self._on_facts = on_facts
         self._next_id = first_id
         self._pending: dict[int, asyncio.Future[msgspec.Raw]] = {}
         self._streams: dict[int, GuestStream] = {}
@@ -103,18 +106,20 @@ class GuestSession:
         logs: SandboxLogs,
         on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
         first_id: int,
+        on_facts: Callable[[RuntimeFactsEvent], None] | None = None,
     ) -> "GuestSession":
         """Connect to the channel's socket, and begin to listen. Raises `GuestGone`.
 
         `on_exit` is awaited for each exit event, in order, after the output that came before it was written;
-        it must not wait for this session. `first_id` must be greater than the ids of all earlier sessions
+        it must not wait for this session. `on_facts` is called for each batch of facts, which may come again until it is
+        acknowledged; without it they are dropped. `first_id` must be greater than the ids of all earlier sessions
         with this guest, so that late answers to those are told apart.
         """
         try:
             streams = await connect_unix(path, limit=READ_BYTES)
         except OSError as error:
             raise GuestGone(f"the guest's channel can't be reached: {error.strerror}") from None
-        return cls.over(streams, logs=logs, on_exit=on_exit, first_id=first_id)
+        return cls.over(streams, logs=logs, on_exit=on_exit, first_id=first_id, on_facts=on_facts)
 
     @classmethod
     def over(
@@ -124,9 +129,10 @@ class GuestSession:
         logs: SandboxLogs,
         on_exit: Callable[[ContainerExitedEvent], Awaitable[None]],
         first_id: int,
+        on_facts: Callable[[RuntimeFactsEvent], None] | None = None,
     ) -> "GuestSession":
         """As `connect`, over a channel that is open."""
-        session = cls(streams, logs, on_exit, first_id)
+        session = cls(streams, logs, on_exit, first_id, on_facts)
         # Ends whatever half frame an earlier host agent left in the channel.
         session._writer.write(b"\0")
         session._task = asyncio.create_task(session._listen(), name="guest-session")
@@ -242,6 +248,10 @@ class GuestSession:
         """The event, and all before it, need not be told again."""
         self._tell("event_ack", seq=seq)
 
+    def acknowledge_facts(self, seq: int) -> None:
+        """The batch of facts, and all before it, need not be told again."""
+        self._tell("facts_ack", seq=seq)
+
     def _tell(self, operation: str, **members: Any) -> None:
         # Acknowledgements are cumulative: one that is not sent now is made good by the next.
         if not self.closed.is_set() and self._unsent() <= MAX_UNSENT_BYTES:
@@ -288,6 +298,8 @@ class GuestSession:
                     await self._exited(document)
                 case AgentErrorEvent():
                     self._agent_error(document)
+                case RuntimeFactsEvent():
+                    self._facts(document)
         await self._write_logs(batch)
 
     async def _write_logs(self, batch: list[tuple[int, LogRecord]]) -> None:
@@ -310,6 +322,12 @@ class GuestSession:
             return
         self._last_event = event.seq
         await self._on_exit(event)
+
+    def _facts(self, event: RuntimeFactsEvent) -> None:
+        if self._on_facts is None:
+            self.acknowledge_facts(event.seq)
+        else:
+            self._on_facts(event)
 
     def _agent_error(self, event: AgentErrorEvent) -> None:
         self._tell("event_ack", seq=event.seq)

@@ -48,7 +48,7 @@ class FirecrackerDriver(RunningVms[FirecrackerSandbox]):
 
     name = "firecracker"
     capabilities = Capabilities(
-        launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True
+        launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True, tells_facts=True
     )
 
     def __init__(
@@ -196,4 +196,5 @@ async def _set_up(sandbox: FirecrackerSandbox, mounts: list[dict[str, object]]) 
         sandbox.session.request("configure", Empty, timeout_s=SET_UP_TIMEOUT_S, **configure),
         sandbox.session.request("disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=mounts),
     )
+    await sandbox.watch()
     await hold_namespaces(sandbox)

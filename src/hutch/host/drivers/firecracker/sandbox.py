@@ -63,7 +63,11 @@ class FirecrackerSandbox(Sandbox):
     async def _greet(self, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
         streams = await connect_vsock(self.files.agent_socket, AGENT_PORT, timeout_s=CONNECT_TIMEOUT_S)
         self._session = GuestSession.over(
-            streams, logs=self._logs, on_exit=self._exited, first_id=int(self._clock.now() * 1000) * 1000
+            streams,
+            logs=self._logs,
+            on_exit=self._exited,
+            on_facts=self._take_facts,
+            first_id=int(self._clock.now() * 1000) * 1000,
         )
         return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
 

@@ -56,7 +56,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
 
     name = "microvm"
     capabilities = Capabilities(
-        launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True
+        launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True, tells_facts=True
     )
 
     def __init__(
@@ -315,4 +315,5 @@ async def _set_up(sandbox: Sandbox) -> None:
             "disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
         ),
     )
+    await sandbox.watch()
     await hold_namespaces(sandbox)

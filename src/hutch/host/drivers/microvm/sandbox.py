@@ -22,6 +22,7 @@ from hutch.host.drivers.contract import (
     ContainerExited,
     DriverError,
     ExitStatus,
+    ProcessFacts,
     SandboxEvent,
     SandboxExited,
     SandboxGone,
@@ -43,6 +44,7 @@ from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
+from hutch.wire.guest_facts import RuntimeFactsEvent
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -52,6 +54,8 @@ _ENDED_STATES = ("shutdown", "guest-panicked", "internal-error", "io-error")
 _STILL_STATES = ("paused", "save-vm")
 FREEZE_TIMEOUT_S = 10.0
 ENTROPY_BYTES = 64
+MAX_FACT_BATCHES = 8
+"""The guest may have four under way."""
 
 
 class Empty(msgspec.Struct):
@@ -123,6 +127,8 @@ class Sandbox:
         self._qmp: Qmp | None = None
         self._shutdown_reason = ""
         self._queue: deque[tuple[SandboxEvent, int]] = deque()
+        self._facts_seq = 0
+        self._facts_waiting = 0
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._released = False
@@ -163,6 +169,7 @@ class Sandbox:
             self.files.agent_socket,
             logs=self._logs,
             on_exit=self._exited,
+            on_facts=self._take_facts,
             first_id=int(self._clock.now() * 1000) * 1000,
         )
         try:
@@ -232,6 +239,12 @@ class Sandbox:
     async def identify(self, members: dict[str, Any]) -> None:
         """Tell a guest that was copied who it is now. Raises as `freeze`."""
         await self._ask_plainly("identify", "take its new identity", **members)
+
+    async def watch(self) -> None:
+        """Have the guest tell what processes do, if that is asked for: before the first container. Raises as `freeze`."""
+        watch = self.spec.watch
+        if watch is not None:
+            await self._ask_plainly("watch", "watch its processes", **msgspec.to_builtins(watch))
 
     async def _ask_plainly(self, operation: str, purpose: str, **members: Any) -> None:
         request = self.session.request(operation, Empty, timeout_s=FREEZE_TIMEOUT_S, **members)
@@ -340,6 +353,14 @@ class Sandbox:
         )
         self._run(self._tell_exit(started, status, event.time_ns, event.seq), self._telling)
 
+    def _take_facts(self, event: RuntimeFactsEvent) -> None:
+        """Into the queue of events; a guest that sends more than it may is not listened to."""
+        if event.seq <= self._facts_seq or self._facts_waiting >= MAX_FACT_BATCHES:
+            return
+        self._facts_seq = event.seq
+        self._facts_waiting += 1
+        self._tell(ProcessFacts(facts=event.facts, dropped=event.dropped), event.seq)
+
     async def _tell_exit(self, started: Started, status: ExitStatus, at_ns: int, seq: int) -> None:
         """Tell an exit once its container's output is on the disk: whoever hears of it may end the VM at once."""
         try:
@@ -383,8 +404,15 @@ class Sandbox:
                 yield event
                 if isinstance(event, SandboxExited):
                     return
+                if isinstance(event, ProcessFacts):
+                    self._facts_waiting -= 1
                 if seq and self._session is not None:
-                    self._session.acknowledge_event(seq)
+                    acknowledge = (
+                        self._session.acknowledge_facts
+                        if isinstance(event, ProcessFacts)
+                        else self._session.acknowledge_event
+                    )
+                    acknowledge(seq)
             if self._queue or not self._released:
                 await self._news.wait()
 
