@@ -70,7 +70,7 @@ class NativeCheck:
     async def _definition(self, request: NativeRequest, body: _Body, wanted: LaunchRequest) -> dict[str, Any]:
         """One that is not registered. What is no input at all is the only finding: nothing else can be looked at."""
         try:
-            given, not_served = self._input.read(body.definition)
+            given, found = self._input.read(body.definition)
         except Invalid as error:
             finding = Finding(kind="Refused", subject="definition", text=error.message, fix="correct it")
             return _shape(Report(problems=(finding,), warnings=(), aws=(), hosts=()), "")
@@ -78,11 +78,7 @@ class NativeCheck:
         report = await self._preflight.check(
             PreflightRequest(given=given, cluster=body.cluster, launch=wanted)
         )
-        more = tuple(
-            Finding(kind="NotServed", subject="definition", text=t, fix="take it out of the definition")
-            for t in not_served
-        )
-        return _shape(msgspec.structs.replace(report, problems=(*more, *report.problems)), given["family"])
+        return _shape(msgspec.structs.replace(report, problems=(*found, *report.problems)), given["family"])
 
     def _authorise(
         self, request: NativeRequest, reference: str, cluster: str, given: dict[str, Any] | None = None

@@ -7,7 +7,9 @@ from hutch.api.aws.ecs.taskdefs import REGISTER_COVERAGE
 from hutch.api.gateway.coverage import CoverageGuard, MemberNotServed
 from hutch.api.gateway.service_model import load_model
 from hutch.api.gateway.validate import BadInput, Validators
-from hutch.base.errors import Invalid
+from hutch.base.errors import Invalid, LimitExceeded
+from hutch.rules.preflight_findings import Finding
+from hutch.rules.tags import tags_from_list
 
 _OPERATION = "RegisterTaskDefinition"
 _SHAPE = "RegisterTaskDefinitionRequest"
@@ -32,8 +34,8 @@ class RegistrationInput:
         self._validators: Validators | None = None
         self._guard: CoverageGuard | None = None
 
-    def read(self, given: Any) -> tuple[dict[str, Any], list[str]]:
-        """The input without what hutch does not serve, and a sentence for each of that. Also takes what
+    def read(self, given: Any) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+        """The input without what hutch does not serve, and what there is to say of that and of its tags. Also takes what
         DescribeTaskDefinition answers. Raises `Invalid` for what is no input at all."""
         if isinstance(given, dict) and isinstance(given.get("taskDefinition"), dict):
             tags = {"tags": given["tags"]} if given.get("tags") else {}
@@ -44,14 +46,19 @@ class RegistrationInput:
         except BadInput as error:
             raise Invalid(error.message) from None
         value = copy.deepcopy(value)
-        refused: list[str] = []
+        found = []
         while True:
             try:
                 guard.check(value)
-                return value, refused
+                break
             except MemberNotServed as error:
-                refused.append(error.message)
+                found.append(_finding("NotServed", error.message, "take it out of the definition"))
                 _remove(value, error.path.split("."))
+        try:
+            tags_from_list(value.pop("tags", ()))
+        except (Invalid, LimitExceeded) as error:
+            found.append(_finding("Refused", error.message, "correct the tags"))
+        return value, tuple(found)
 
     def _compiled(self) -> tuple[Validators, CoverageGuard]:
         if self._validators is None or self._guard is None:
@@ -60,6 +67,10 @@ class RegistrationInput:
             self._validators = Validators(model)
             self._guard = CoverageGuard(REGISTER_COVERAGE, model, _SHAPE)
         return self._validators, self._guard
+
+
+def _finding(kind: str, text: str, fix: str) -> Finding:
+    return Finding(kind=kind, subject="definition", text=text, fix=fix)
 
 
 def _remove(value: Any, path: list[str]) -> None:

@@ -30,6 +30,7 @@ from hutch.model.cluster import Cluster
 from hutch.model.task import Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules import preflight as rules
+from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.preflight_capacity import port_problems
 from hutch.rules.taskdef.problems import examine
 from hutch.store.contract import Reader, Store
@@ -165,6 +166,9 @@ class Preflight:
         if not has_size:
             return
         try:
+            for constraint in target.document.get("placementConstraints", ()):
+                if constraint.get("type") != "distinctInstance":
+                    parse_expression(constraint.get("expression", ""))
             subnets, groups = self._network(reader, request, target.document)
             target.task = launch.new_task(
                 replace(wanted, volume_configurations=_stand_ins(wanted, target)),

@@ -9,23 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from botocore.config import Config
-from tests.api.support.identities import identity_services
+from tests.api.support.hosts import StandInHost
+from tests.api.support.identities import identity_services, sts_ops
 from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.ecs.access import EcsAccess
 from hutch.api.aws.logs import service as logs_api
 from hutch.api.aws.s3 import service as s3
 from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
 from hutch.api.gateway.operation import Service
 from hutch.api.gateway.paging import Paging
+from hutch.api.native_check import NativeCheck
 from hutch.apps.events import EventParts
 from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
+from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
 from hutch.control.controllers.membership import MembershipLoop
 from hutch.control.exec_sessions import ExecSessions, NoHosts
+from hutch.control.execution_roles import ExecutionRoles
+from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.objects import ObjectOps
@@ -33,7 +39,9 @@ from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.platform import ensure_platform
 from hutch.control.ops.secrets import SecretOps
+from hutch.control.ops.tagging import TagOps
 from hutch.control.ops.tasks import TaskOps
+from hutch.control.preflight import Preflight
 from hutch.control.vault import Vault
 from hutch.store.logs import LogStore
 from hutch.store.memory import MemoryStore
@@ -56,6 +64,8 @@ class AwsServer:
         log_ops = LogOps(self.log_store, clock)
         self.events = EventParts(self.store, tasks, log_ops, clock, ids, region=REGION, account_id=ACCOUNT_ID)
         self.sessions = ExecSessions(self.store, clock, ids, NoHosts())
+        vault = Vault({1: bytes(range(32))}, ids)
+        self.host = StandInHost(HOST_ID)
         self.services: list[Service] = [
             ecs.service(
                 self.store,
@@ -71,11 +81,16 @@ class AwsServer:
             logs_api.service(log_ops, paging, clock, ids, region=REGION, account_id=ACCOUNT_ID),
             ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
             *identity_services(self.store, clock),
-            *self._secret_services(clock, ids, paging),
+            *self._secret_services(clock, ids, paging, vault),
             *self.events.services(paging),
         ]
+        checks = self._checks(log_ops, clock, ids, limits, vault)
         self.http = ApiServer(
-            self.services, directory, native_routes=self.events.routes(), store=self.store, clock=clock
+            self.services,
+            directory,
+            native_routes=(*self.events.routes(), *checks.routes()),
+            store=self.store,
+            clock=clock,
         )
         self.hosts = HostOps(self.store, clock, ids, clusters=("*",), default_zone=f"{REGION}a")
         self.run(
@@ -91,8 +106,27 @@ class AwsServer:
         )
         self._loops = [asyncio.run_coroutine_threadsafe(c, self.http.loop) for c in loops]
 
-    def _secret_services(self, clock: SystemClock, ids: RandomIds, paging: Paging) -> list[Service]:
-        vault = Vault({1: bytes(range(32))}, ids)
+    def _checks(
+        self, logs: LogOps, clock: SystemClock, ids: RandomIds, limits: PlacementLimits, vault: Vault
+    ) -> NativeCheck:
+        place = {"region": REGION, "account_id": ACCOUNT_ID}
+        authorizer = Authorizer(self.store, clock, account_id=ACCOUNT_ID)
+        roles = ExecutionRoles(sts_ops(self.store, clock), authorizer, clock, **place)
+        secrets = LaunchSecrets(
+            SecretOps(self.store, vault, clock, ids, **place),
+            ParameterOps(self.store, vault, clock, **place),
+            ObjectOps(self.store, vault, clock, ids),
+            roles,
+            logs.group_exists,
+            **place,
+        )
+        preflight = Preflight(self.store, self.host, secrets, roles, logs, clock, ids, limits=limits, **place)
+        access = EcsAccess(self.store, TagOps(self.store), REGION, ACCOUNT_ID)
+        return NativeCheck(self.store, preflight, authorizer, access)
+
+    def _secret_services(
+        self, clock: SystemClock, ids: RandomIds, paging: Paging, vault: Vault
+    ) -> list[Service]:
         place = {"region": REGION, "account_id": ACCOUNT_ID}
         return [
             secretsmanager.service(SecretOps(self.store, vault, clock, ids, **place), paging),

@@ -37,13 +37,7 @@ def examine(given: dict[str, Any]) -> Examined:
     """Look at a RegisterTaskDefinition input (validated against the service model)."""
     refusals: list[str] = []
     document = {k: v for k, v in given.items() if k not in ("tags", "family")}
-    usable = []
-    for container in document["containerDefinitions"]:
-        try:
-            check_identity(container)
-            usable.append(container)
-        except Invalid as error:
-            refusals.append(error.message)
+    usable = _name_all(document, refusals)
     unread = []
     for member, parse, stand_in in _SIZES:
         try:
@@ -53,14 +47,11 @@ def examine(given: dict[str, Any]) -> Examined:
             document[member] = stand_in
             unread.append(member)
             refusals.append(error.message)
-    without_names = len(document["containerDefinitions"]) != len(usable)
-    document["containerDefinitions"] = usable
-    if usable or not without_names:
-        for check in definition_checks(given["family"], document):
-            try:
-                check()
-            except Invalid as error:
-                refusals.append(error.message)
+    for check in definition_checks(given["family"], document):
+        try:
+            check()
+        except Invalid as error:
+            refusals.append(error.message)
     if not refusals:
         try:
             registered = register(given, strict_aws=False)
@@ -69,7 +60,7 @@ def examine(given: dict[str, Any]) -> Examined:
             )
         except Invalid as error:
             refusals.append(error.message)
-    completed = _what_is_left(document)
+    completed = _what_is_left(document, usable)
     if "FARGATE" in document.get("requiresCompatibilities", []):
         refusals += [p.message for p in fargate_refusals(completed)[0]]
     for member in unread:
@@ -82,11 +73,36 @@ def examine(given: dict[str, Any]) -> Examined:
     )
 
 
-def _what_is_left(document: dict[str, Any]) -> dict[str, Any]:
+def _name_all(document: dict[str, Any], refusals: list[str]) -> list[str]:
+    """Give containers whose name or image is no good others, on which all other checks count. Returns the names of those
+    that need none."""
+    containers, usable = [], []
+    for number, container in enumerate(document["containerDefinitions"]):
+        named = {**container}
+        for member, stand_in, other in (
+            ("name", f"container-{number}", {"image": "x"}),
+            ("image", "x", {"name": "x"}),
+        ):
+            try:
+                check_identity({member: container.get(member), **other})
+            except Invalid as error:
+                refusals.append(error.message)
+                named[member] = stand_in
+        if (named["name"], named["image"]) == (container.get("name"), container.get("image")):
+            usable.append(named["name"])
+        containers.append(named)
+    document["containerDefinitions"] = containers
+    return usable
+
+
+def _what_is_left(document: dict[str, Any], usable: list[str]) -> dict[str, Any]:
     """The document with its defaults, without what no later step could read."""
-    left = {"volumes": [], "placementConstraints": [], **document}
+    left = {"placementConstraints": [], **document}
+    left["volumes"] = [v for v in document.get("volumes", ()) if v.get("name")]
     containers = []
     for container in document["containerDefinitions"]:
+        if container["name"] not in usable:
+            continue
         ports = [p for p in container.get("portMappings", []) if "containerPort" in p]
         containers.append(
             container_defaults({**container, "portMappings": ports}, left.get("networkMode", "bridge"))
