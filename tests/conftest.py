@@ -28,6 +28,9 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "runc": _program("runc", "conmon"),
     "catatonit": _program("catatonit"),
     "xfs": _program("mkfs.xfs"),
+    "virtiofsd": lambda: any(
+        os.access(p, os.X_OK) for p in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+    ),
     "buildah": _program("buildah", "crun"),
     "runsc": _program("runsc"),
     "skopeo": _program("skopeo", "umoci", "mkfs.erofs"),

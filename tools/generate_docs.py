@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
+from hutch.api.aws.efs import service as efs
 from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs
 from hutch.api.aws.s3 import service as s3
@@ -18,6 +19,7 @@ from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
 from hutch.control.exec_sessions import ExecSessions, NoHosts
+from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
@@ -52,6 +54,9 @@ def coverage() -> str:
         iam.service(store, clock, ids, vault, paging, account_id=where["account_id"]),
         sts.service(sts_ops),
         ec2.service(store, paging, **where),
+        efs.service(
+            FileSystemOps(store, clock, ids, NoHosts(), **where), paging, account_id=where["account_id"]
+        ),
         s3.service(ObjectOps(store, vault, clock, ids), paging, **where),
         *EventParts(store, tasks, log_ops, clock, ids, **where).services(paging),
     ]

@@ -26,8 +26,9 @@ TARGET = "x86_64-unknown-linux-gnu"
 
 # In the order in which they are loaded. `boot` makes the agent's channel work, `vsock` where the VM monitor has no virtio
 # port; the drivers of `disk`, `net` and `random` are loaded by then too, but bound to their devices later; `xfs` comes with
-# a volume that has such a file system; `extra` is what privileged tasks (builds, nested containers) ask for. No balloon: in
-# a VM restored from a template, pages that its guest gives back would be cut out of the template.
+# a volume that has such a file system, `fs` with one that the host serves; `extra` is what privileged tasks (builds, nested
+# containers) ask for. No balloon: in a VM restored from a template, pages that its guest gives back would be cut out of the
+# template.
 MODULES = {
     "boot": ["virtio_mmio", "virtio_console"],
     "vsock": ["vmw_vsock_virtio_transport"],
@@ -35,6 +36,7 @@ MODULES = {
     "net": ["virtio_net"],
     "random": ["virtio_rng"],
     "xfs": ["xfs"],
+    "fs": ["virtiofs"],
     "extra": [
         "fuse", "loop", "tun", "veth", "bridge", "br_netfilter", "nf_tables", "nft_chain_nat", "nft_compat", "nft_ct",
         "nft_masq", "nf_nat", "xt_MASQUERADE", "xt_conntrack", "xt_addrtype", "iptable_nat", "iptable_filter",
@@ -56,7 +58,9 @@ def progress(text: str) -> None:
 
 
 def run(*argv: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(argv, cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+    done = subprocess.run(
+        argv, cwd=cwd, env={**os.environ, **(environment or {})}, capture_output=True, text=True
+    )
     if done.returncode != 0:
         sys.exit(f"guest image: {' '.join(argv)} failed:\n{done.stderr[-4000:]}")
     return done.stdout
@@ -184,13 +188,29 @@ def stand_in(library: str, functions: dict[str, list[str]], target: Path, work: 
 
 def fill_root(root: Path, kernel: Path, agent: Path) -> None:
     """The initramfs's content."""
-    for name in ("dev", "proc", "sys", "run", "tmp", "newroot", "etc/hutch", "usr/bin", "usr/lib/modules", "disk"):
+    for name in (
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "newroot",
+        "etc/hutch",
+        "usr/bin",
+        "usr/lib/modules",
+        "disk",
+    ):
         (root / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(agent, root / "init")
     for program in PROGRAMS:
         shutil.copy(program, root / "usr/bin" / program.name)
     crun = PROGRAMS[0]
-    needed = {n for line in run("objdump", "-p", str(crun)).splitlines() for n in line.split()[1:] if "NEEDED" in line}
+    needed = {
+        n
+        for line in run("objdump", "-p", str(crun)).splitlines()
+        for n in line.split()[1:]
+        if "NEEDED" in line
+    }
     for library in libraries(crun):
         target = root / str(library).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +256,9 @@ def _entry(f, name: str, number: int, mode: int, data: bytes) -> None:  # type: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out.resolve()
     out.mkdir(parents=True, exist_ok=True)

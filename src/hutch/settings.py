@@ -218,6 +218,13 @@ SETTINGS: tuple[Setting, ...] = (
         help="User ids, first and last, that nobody else on this host has: each microVM's monitor runs as one of them.",
     ),
     Setting(
+        name="file_systems_dir",
+        type=str,
+        default="",
+        help="Where the content of file systems (EFS) is, a directory for each; empty: in the data directory. On storage that "
+        "several hosts mount, tasks of all of them share it.",
+    ),
+    Setting(
         name="warm_pool",
         type=int,
         default=0,
@@ -341,6 +348,7 @@ if typing.TYPE_CHECKING:
         cpu_burst: str = ""
         vm_disk_mib_per_s: int = 0
         vm_user_ids: str = ""
+        file_systems_dir: str = ""
         warm_pool: int = 0
         warm_pool_memory_mib: int = 0
         threat_detection: bool = False

@@ -17,7 +17,15 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
-from hutch.wire.fleet import ContainerSpec, DeviceSpec, DiskSpec, TaskSpec, VolumeSpec
+from hutch.wire.fleet import (
+    ContainerSpec,
+    DeviceSpec,
+    DiskSpec,
+    FileSystemSpec,
+    MountSpec,
+    TaskSpec,
+    VolumeSpec,
+)
 
 GOLDEN = """qemu-system-x86_64
 -name hutch-p-t
@@ -103,6 +111,20 @@ def test_machines_have_room_for_a_few_disks_or_for_many() -> None:
     assert [disk_slots(n) for n in (1, 4, 5, 20)] == [4, 4, 20, 20]
     with pytest.raises(ValueError, match="20 disks"):
         disk_slots(21)
+
+
+def test_file_systems_are_devices_of_todays_virtio_in_memory_that_is_shared() -> None:
+    served = msgspec.structs.replace(
+        vm(), memory=Memory(fd=20, shared=True), file_system_fds=(21, 22), disk_slots=4
+    )
+    line = " ".join(qemu_argv(served))
+    assert "-global virtio-mmio.force-legacy=off" in line and "share=on" in line
+    assert "-chardev socket,id=fs1,fd=22 -device vhost-user-fs-device,chardev=fs1,tag=fs1" in line
+    assert {21, 22} <= set(inherited_fds(served))
+    assert "force-legacy" not in " ".join(qemu_argv(vm()))
+    many = msgspec.structs.replace(served, disk_slots=20)
+    with pytest.raises(ValueError, match="slots left"):
+        qemu_argv(many)
 
 
 def test_kvm_brings_the_hosts_cpu_and_no_emulation_tricks() -> None:
@@ -222,3 +244,33 @@ def test_what_can_not_be_done_is_refused(changes: dict[str, object], kind: str) 
 def test_runtime_ids_are_the_same_after_a_restart_and_differ_between_starts() -> None:
     assert plan.runtime_id("t", "a", 1) == plan.runtime_id("t", "a", 1)
     assert len({plan.runtime_id("t", n, i) for n in "ab" for i in (1, 2)}) == 4
+
+
+def test_a_directory_of_a_file_system_is_mounted_once_and_never_filled() -> None:
+    one, other = (FileSystemSpec(file_system_id="fs-1", root=r) for r in ("/", "/a"))
+    volumes = tuple(VolumeSpec(name=n, file_system=f) for n, f in (("v", one), ("w", one), ("x", other)))
+    mounts = tuple(MountSpec(volume=n, path=f"/{n}") for n in "vwx")
+    spec = sandbox(volumes=volumes)
+    container = msgspec.structs.replace(spec.task.containers[0], mounts=mounts)
+    task = msgspec.structs.replace(spec.task, containers=(container, *spec.task.containers[1:]))
+    spec = msgspec.structs.replace(spec, task=task)
+    assert plan.file_systems(spec.task) == (one, other)
+    tags = [(m["tag"], m["path"]) for m in plan.disk_mounts(spec) if m["fs"] == "virtiofs"]
+    assert tags == [("fs0", "/disk/filesystem0"), ("fs1", "/disk/filesystem1")]
+    started = plan.start_members(spec, container, 1)
+    assert started["seeds"] == [] and started["directories"] == [
+        "/disk/filesystem0",
+        "/disk/filesystem0",
+        "/disk/filesystem1",
+    ]
+
+
+def test_a_machine_has_room_for_so_many_file_systems() -> None:
+    volumes = tuple(
+        VolumeSpec(name=f"v{i}", file_system=FileSystemSpec(file_system_id="fs-1", root=f"/{i}"))
+        for i in range(9)
+    )
+    with pytest.raises(DriverError) as refused:
+        plan.check_task(sandbox(volumes=volumes))
+    assert refused.value.kind == "TooManyFileSystems"
+    plan.check_task(sandbox(volumes=volumes[:8]))

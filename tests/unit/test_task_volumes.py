@@ -101,6 +101,9 @@ INERT = {
     "containerDefinitions.portMappings.appProtocol",
     "containerDefinitions.versionConsistency",
     "volumes.dockerVolumeConfiguration.labels",
+    "volumes.efsVolumeConfiguration.transitEncryption",
+    "volumes.efsVolumeConfiguration.transitEncryptionPort",
+    "volumes.efsVolumeConfiguration.authorizationConfig.iam",
     "enableFaultInjection",
 }
 

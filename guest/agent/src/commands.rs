@@ -80,9 +80,16 @@ pub fn thaw() -> Result<Value, String> {
     Ok(json!({}))
 }
 
-/// Finds disks by serial and mounts them.
+/// Finds disks by serial, and the host's file systems by tag, and mounts them.
 pub fn disks(given: &Value) -> Result<Value, String> {
     for item in given["mounts"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        if item["fs"] == json!("virtiofs") {
+            let (tag, path) = (text(item, "tag")?, text(item, "path")?);
+            kernel::bind_file_systems()?;
+            sys::mount(&tag, &path, "virtiofs", libc::MS_NOSUID | libc::MS_NODEV, "")
+                .map_err(|e| format!("mount file system {} at {}: {}", tag, path, e))?;
+            continue;
+        }
         let device = kernel::disk_by_serial(&text(item, "serial")?)?;
         let (path, kind) = (text(item, "path")?, text(item, "fs")?);
         if kind == "xfs" {

@@ -14,6 +14,7 @@ pub enum Kind {
     Net = 1,
     Block = 2,
     Random = 4,
+    FileSystem = 26,
 }
 
 impl Kind {
@@ -22,6 +23,7 @@ impl Kind {
             Kind::Net => "virtio_net",
             Kind::Block => "virtio_blk",
             Kind::Random => "virtio_rng",
+            Kind::FileSystem => "virtiofs",
         }
     }
 }
@@ -52,7 +54,7 @@ pub fn bind_next(kind: Kind) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Loads the modules of a phase ("boot", "vsock", "disk", "net", "random", "extra") in their order. Loading twice does no harm.
+/// Loads the modules of a phase ("boot", "vsock", "disk", "net", "random", "fs", "extra") in their order. Loading twice does no harm.
 pub fn load_modules(phase: &str) -> Result<(), String> {
     let list = std::fs::read_to_string(MODULE_LIST).map_err(|e| format!("{}: {}", MODULE_LIST, e))?;
     for line in list.lines() {
@@ -82,6 +84,13 @@ pub fn disk_by_serial(serial: &str) -> Result<PathBuf, String> {
             return Err(format!("no disk has the serial {}", serial));
         }
     }
+}
+
+/// Binds all file systems that the host serves, which are then mounted by their tags.
+pub fn bind_file_systems() -> Result<(), String> {
+    load_modules("fs")?;
+    while bind_next(Kind::FileSystem)? {}
+    Ok(())
 }
 
 /// A network interface to be set up.

@@ -20,6 +20,7 @@ import uvicorn
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.ecs.access import EcsAccess
+from hutch.api.aws.efs import service as efs
 from hutch.api.aws.iam import service as iam
 from hutch.api.aws.logs import service as logs_api
 from hutch.api.aws.s3 import service as s3
@@ -54,6 +55,7 @@ from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.images import ImageOps
@@ -247,6 +249,11 @@ async def _compose(
             iam.service(store, clock, ids, vault, paging, account_id=account_id),
             sts.service(sts_ops),
             ec2.service(store, paging, region=region, account_id=account_id),
+            efs.service(
+                FileSystemOps(store, clock, ids, fleet, region=region, account_id=account_id),
+                paging,
+                account_id=account_id,
+            ),
             s3.service(objects, paging, region=region, account_id=account_id),
             *events.services(paging),
         ],

@@ -164,6 +164,7 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             clock=clock,
             confinement=_confinement(settings),
             warm=WarmLimits(count=settings.warm_pool, memory_mib=settings.warm_pool_memory_mib),
+            file_systems_dir=Path(settings.file_systems_dir) if settings.file_systems_dir else None,
         )
     if name == "firecracker":
         from hutch.host.drivers.firecracker.driver import FirecrackerDriver

@@ -20,6 +20,7 @@ from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.host_streams import HostStream, StreamDesk
+from hutch.control.launch_file_systems import with_file_systems
 from hutch.control.launch_refusals import LaunchRefused
 from hutch.control.launch_secrets import LaunchSecrets, stop_unlaunched
 from hutch.control.ops.findings import FindingOps
@@ -339,6 +340,7 @@ class HostSession:
         if task.desired_status == STOPPED:
             return spec
         try:
+            spec = with_file_systems(reader, spec, definition, self._context.region)
             return self._context.launch_secrets.fill(reader, spec, definition, task.overrides)
         except LaunchRefused as refused:
             if task.task_id in self._assigned or task.task_id in self._hello.task_ids:

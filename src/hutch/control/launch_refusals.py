@@ -8,6 +8,8 @@ from hutch.model.task import CauseLink
 from hutch.rules import execution_role as rules
 
 _FIXES = {
+    "AccessPointNotFound": "aws efs describe-access-points lists them",
+    "FileSystemNotFound": "aws efs describe-file-systems lists them; make one with aws efs create-file-system",
     "EnvironmentFileNotFound": "correct the ARN in the task definition, or upload the file (aws s3 cp)",
     "EnvironmentFileInvalid": "make it a text file of lines NAME=VALUE, and upload it again",
     "EnvironmentFileUnreadable": "restore secrets.key of the data directory from a backup",
@@ -19,7 +21,7 @@ _FIXES = {
 
 
 class LaunchRefused(HutchError):
-    """A task can't be launched for want of a secret, an environment file or a permission. `message` is the reason as AWS
+    """A task can't be launched for want of a secret, a file, a file system or a permission. `message` is the reason as AWS
     words it; never a value."""
 
     def __init__(self, message: str, link: CauseLink) -> None:

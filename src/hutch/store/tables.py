@@ -14,6 +14,7 @@ from hutch.model.event import (
     ScheduleGroup,
     ScheduleRun,
 )
+from hutch.model.filesystem import AccessPoint, FileSystem, MountTarget
 from hutch.model.host import ContainerInstance, Host, HostReports, Reservation
 from hutch.model.iam import AccessKey, InstanceProfile, ManagedPolicy, Role, User
 from hutch.model.image import LocalImage
@@ -137,6 +138,21 @@ OBJECTS = Table("objects", StoredObject, lambda r: (r.bucket, r.key))
 OBJECT_PARTS = Table(
     "object_parts", ObjectPart, lambda r: (r.content_id, f"{r.number:06d}"), append_only=True
 )
+FILE_SYSTEMS = Table(
+    "file_systems", FileSystem, lambda r: (r.file_system_id,), {"by_token": lambda r: (r.token,)}
+)
+ACCESS_POINTS = Table(
+    "access_points",
+    AccessPoint,
+    lambda r: (r.access_point_id,),
+    {"by_file_system": lambda r: (r.file_system_id,)},
+)
+MOUNT_TARGETS = Table(
+    "mount_targets",
+    MountTarget,
+    lambda r: (r.mount_target_id,),
+    {"by_file_system": lambda r: (r.file_system_id,)},
+)
 
 ALL_TABLES: tuple[Table[Any], ...] = (
     IDENTITY,
@@ -177,4 +193,7 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     BUCKETS,
     OBJECTS,
     OBJECT_PARTS,
+    FILE_SYSTEMS,
+    ACCESS_POINTS,
+    MOUNT_TARGETS,
 )

@@ -64,17 +64,28 @@ class DiskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     keep: bool = False
 
 
+class FileSystemSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A directory of a file system that any number of tasks may have at once. `root` is its path in the file system; it is
+    made with `owner` (user id, group id, permissions) if it is not there, and must be there without."""
+
+    file_system_id: str
+    root: str = "/"
+    owner: tuple[int, int, int] | None = None
+
+
 class VolumeSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """A task volume. At most one of these is set; with none it is fresh and empty, and ends with its task.
 
     `source_path` (EC2/EXTERNAL only) is a directory of the host; `disk` a disk of its own; `shared_name` a volume that
-    outlives its tasks: a directory for containers on the shared kernel, a disk for a microVM.
+    outlives its tasks: a directory for containers on the shared kernel, a disk for a microVM; `file_system` one that tasks
+    share.
     """
 
     name: str
     source_path: str = ""
     disk: DiskSpec | None = None
     shared_name: str = ""
+    file_system: FileSystemSpec | None = None
 
 
 class DeviceSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -571,6 +582,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     Verbs: `image.import` {path, name}, `image.remove` {name}, `image.prefetch` (`PrefetchWanted`; answered with `images`, a
     list of `PrefetchedImage`, when all are done), `task.preflight` (`PreflightWanted`; answered with `PreflightSeen`),
     `volume.list`, `volume.remove` {id},
+    `filesystem.remove` {id}, `filesystem.sizes` {ids},
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a

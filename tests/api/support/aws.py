@@ -16,6 +16,7 @@ from tests.api.support.server import ACCOUNT_ID, REGION, ApiServer
 from hutch.api.aws.ec2 import service as ec2
 from hutch.api.aws.ecs import service as ecs
 from hutch.api.aws.ecs.access import EcsAccess
+from hutch.api.aws.efs import service as efs
 from hutch.api.aws.logs import service as logs_api
 from hutch.api.aws.s3 import service as s3
 from hutch.api.aws.secretsmanager import service as secretsmanager
@@ -32,6 +33,7 @@ from hutch.control.controllers.membership import MembershipLoop
 from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.objects import ObjectOps
@@ -50,12 +52,26 @@ from hutch.wire.fleet import DriverFactMsg, Fingerprint
 HOST_ID = "i-0123456789abcdef0"
 
 
+class FileHosts:
+    """A host that keeps file systems: what it was asked, and how large it says they are."""
+
+    connected_host_ids = (HOST_ID,)
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    async def request(self, host_id: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((verb, arguments))
+        return {"sizes": dict.fromkeys(arguments["ids"], 4096)} if "ids" in arguments else {}
+
+
 class AwsServer:
     """Every service as the control plane serves it, until `stop`."""
 
     def __init__(self, directory: Path) -> None:
         clock, ids = SystemClock(), RandomIds()
         self.store = MemoryStore()
+        self.file_hosts = FileHosts()
         self.log_store = LogStore(directory / "logs.sqlite")
         asyncio.run(self.log_store.open())
         limits = PlacementLimits(cpu_overcommit=4.0, memory_reserve_mib=0, ingress_ports=(30000, 30100))
@@ -131,6 +147,9 @@ class AwsServer:
         return [
             secretsmanager.service(SecretOps(self.store, vault, clock, ids, **place), paging),
             ssm.service(ParameterOps(self.store, vault, clock, **place), paging, self.sessions),
+            efs.service(
+                FileSystemOps(self.store, clock, ids, self.file_hosts, **place), paging, account_id=ACCOUNT_ID
+            ),
             s3.service(ObjectOps(self.store, vault, clock, ids), paging, **place),
         ]
 

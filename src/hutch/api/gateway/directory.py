@@ -12,6 +12,7 @@ WIRE_NAMES = {
     "ec2": ("ec2", ""),
     "ecr": ("ecr", "AmazonEC2ContainerRegistry_V20150921"),
     "ecs": ("ecs", "AmazonEC2ContainerServiceV20141113"),
+    "efs": ("elasticfilesystem", ""),
     "eks": ("eks", ""),
     "elbv2": ("elasticloadbalancing", ""),
     "events": ("events", "AWSEvents"),

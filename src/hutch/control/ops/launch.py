@@ -22,7 +22,7 @@ from hutch.rules.environment_files import check_environment_files
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
-from hutch.rules.taskdef.volumes import managed_volumes
+from hutch.rules.taskdef.volumes import has_file_systems, managed_volumes
 
 MAX_COUNT = 10
 MAX_OVERRIDES_CHARACTERS = 8192
@@ -154,6 +154,8 @@ def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinitio
             f"The platform version {request.platform_version} does not exist; use LATEST or 1.4.0.",
             code="PlatformUnknownException",
         )
+    if not fargate and has_file_systems(definition.document):
+        raise NotServed("hutch serves file systems to microVMs: use launch type FARGATE.")
     if request.awsvpc is not None and mode != "awsvpc":
         raise Invalid("Network Configuration is not valid for the given networkMode of this task definition.")
     if request.awsvpc is not None and not request.awsvpc.get("subnets"):

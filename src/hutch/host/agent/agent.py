@@ -25,6 +25,7 @@ from hutch.host.agent.credentials import RoleCredentials
 from hutch.host.agent.driverwatch import DriverWatch
 from hutch.host.agent.endpoint import TaskEndpoint
 from hutch.host.agent.execs import TaskExecs
+from hutch.host.agent.filesystems import HostFileSystems
 from hutch.host.agent.findingbatches import FindingBatches
 from hutch.host.agent.kept import KeptDisks, KeptLimits
 from hutch.host.agent.link import ControlLink
@@ -129,6 +130,7 @@ class HostAgent:
             snapshots=self._snapshots,
             kept=self._kept,
             volumes=volumes,
+            file_systems=HostFileSystems(context.drivers),
         )
         self._beside = Background(lambda error: log.error("request failed", reason=repr(error)))
 

@@ -6,6 +6,7 @@ import msgspec
 
 from hutch.base.errors import HutchError, Invalid
 from hutch.host.agent.execs import TaskExecs
+from hutch.host.agent.filesystems import HostFileSystems
 from hutch.host.agent.kept import KeptDisks
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.prefetch import ImagePrefetch
@@ -33,6 +34,7 @@ class Requests:
         snapshots: Snapshots,
         kept: KeptDisks,
         volumes: HostVolumes,
+        file_systems: HostFileSystems,
     ) -> None:
         self._link = link
         self._tasks = tasks
@@ -43,6 +45,7 @@ class Requests:
         self._snapshots = snapshots
         self._kept = kept
         self._volumes = volumes
+        self._file_systems = file_systems
 
     async def answer(self, request: wire.Request) -> None:
         """Do what is asked, and say what came of it."""
@@ -81,6 +84,11 @@ class Requests:
         if verb == "disk.remove":
             await self._kept.remove(arguments["task_id"])
             return {}
+        if verb == "filesystem.remove":
+            await self._file_systems.remove(arguments["id"])
+            return {}
+        if verb == "filesystem.sizes":
+            return {"sizes": await self._file_systems.sizes(arguments["ids"])}
         if verb == "task.logs":
             return await self._tasks.read_logs(
                 arguments["task_id"], arguments["container"], arguments["tail"]

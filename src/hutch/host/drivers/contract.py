@@ -291,6 +291,19 @@ class HostVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @runtime_checkable
+class SupportsFileSystems(Protocol):
+    """File systems that any number of tasks have at once (`FileSystemSpec`)."""
+
+    async def remove_file_system(self, file_system_id: str) -> None:
+        """Remove one with all that is in it; no error if there is none. Raises `OSError`."""
+        ...
+
+    async def file_system_bytes(self, file_system_id: str) -> int:
+        """What one takes on the disk; of a very large tree a part of it."""
+        ...
+
+
+@runtime_checkable
 class SupportsVolumes(Protocol):
     """Optional: volumes of the host's own, which outlive their tasks."""
 

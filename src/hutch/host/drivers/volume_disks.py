@@ -67,6 +67,16 @@ def refuse_shared_disks(task: TaskSpec, word: str) -> None:
         )
 
 
+def refuse_file_systems(task: TaskSpec, word: str) -> None:
+    """What serves a VM's file systems knows what the guest has open, and can't be saved. Raises `DriverError`."""
+    if any(v.file_system is not None for v in task.volumes):
+        raise DriverError(
+            "VolumesAttached",
+            f"a task with file systems can't be {word}: what it has open there would be lost",
+            fix="use volumes on the task's own disk",
+        )
+
+
 def refuse_disks(task: TaskSpec, word: str) -> None:
     """A copy would share its original's disks. Raises `DriverError`."""
     if volume_disks(task):

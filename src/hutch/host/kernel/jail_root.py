@@ -18,6 +18,8 @@ from hutch.host.kernel.run import CommandFailed, run
 
 SETPRIV = "/usr/bin/setpriv"
 """Of util-linux: in each root, to become the program's user in there."""
+NSENTER = "/usr/bin/nsenter"
+"""Of util-linux too: to enter a user namespace."""
 _LINKED_DIRECTORIES = ("bin", "sbin", "lib", "lib64")
 
 
@@ -52,7 +54,7 @@ async def prepare_root(
     if not os.path.exists(SETPRIV):
         raise RootUnavailable(f"there is no {SETPRIV}: install util-linux")
     content = [Path(path), Path(SETPRIV), *extra]
-    for file in (Path(path), Path(SETPRIV), *(e for e in extra if ".so" in e.name)):
+    for file in (Path(path), Path(SETPRIV), *(e for e in extra if ".so" in e.name or os.access(e, os.X_OK))):
         content += await _libraries(file)
     unique = sorted(set(content))
     empty = (*devices, *files)

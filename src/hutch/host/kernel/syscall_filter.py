@@ -7,7 +7,7 @@ BPF, io_uring, keys, foreign sockets), ways to other processes, and what only ro
 
 import errno
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -92,8 +92,9 @@ _NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
-def monitor_filter(machine: str) -> bytes:
-    """The filter for a machine as `os.uname` names it. Raises `ValueError` for one that it is not known for.
+def monitor_filter(machine: str, allowed: Collection[str] = ()) -> bytes:
+    """The filter for a machine as `os.uname` names it, without the calls that are `allowed`; of unshare(2) only what makes
+    no namespaces can be. Raises `ValueError` for a machine that it is not known for.
 
     The number of the call is in the accumulator, except between a test of it and the end of its case.
     """
@@ -122,7 +123,16 @@ def monitor_filter(machine: str) -> bytes:
         _step(_RETURN, ALLOW),
         _step(_RETURN, _refuse(errno.EAFNOSUPPORT)),
     ]
-    for numbers in REFUSED.values():
+    if "unshare" in allowed:
+        number = REFUSED["unshare"][known.column]
+        steps += [
+            _test(_EQUAL, number, 4),
+            _step(_LOAD, _FIRST_ARGUMENT),
+            _test(_ANY_BIT, NEW_NAMESPACES, 1),
+            _step(_RETURN, _refuse(errno.EPERM)),
+            _step(_RETURN, ALLOW),
+        ]
+    for numbers in (n for name, n in REFUSED.items() if name not in allowed):
         steps += [_test(_EQUAL, numbers[known.column], 1), _step(_RETURN, _refuse(errno.EPERM))]
     return b"".join([*steps, _step(_RETURN, ALLOW)])
 

@@ -13,7 +13,7 @@ from hutch.rules.taskdef.containers import container_checks, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
 from hutch.rules.taskdef.linux import check_task_namespaces
 from hutch.rules.taskdef.refusals import Problem, refuse
-from hutch.rules.taskdef.volumes import check_volumes
+from hutch.rules.taskdef.volumes import check_volumes, has_file_systems
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 _FAMILY = re.compile(r"[A-Za-z0-9_-]{1,255}")
@@ -120,6 +120,10 @@ def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
         found.add("ecs.capability.task-eni")
     if document.get("taskRoleArn"):
         found.add("com.amazonaws.ecs.capability.task-iam-role")
+    if has_file_systems(document):
+        found.add("ecs.capability.efs")
+        if any(v.get("efsVolumeConfiguration", {}).get("authorizationConfig") for v in document["volumes"]):
+            found.add("ecs.capability.efsAuth")
     for container in document["containerDefinitions"]:
         driver = container.get("logConfiguration", {}).get("logDriver")
         if driver:

@@ -18,7 +18,10 @@ _SOURCES = (
     "host",
     "dockerVolumeConfiguration",
     "configuredAtLaunch",
+    "efsVolumeConfiguration",
 )
+_FILE_SYSTEM_ID = re.compile(r"fs-[0-9a-f]{8,40}")
+_ACCESS_POINT_ID = re.compile(r"fsap-[0-9a-f]{8,40}")
 
 
 class ManagedVolumeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +51,8 @@ def check_volumes(document: dict[str, Any]) -> None:
             raise refuse(f"Volume {name}: sourcePath must be an absolute path without '..'.")
         if "dockerVolumeConfiguration" in volume:
             _check_docker(name, volume["dockerVolumeConfiguration"])
+        if "efsVolumeConfiguration" in volume:
+            _check_efs(name, volume["efsVolumeConfiguration"])
     if sum(1 for v in document["volumes"] if v.get("configuredAtLaunch")) > 1:
         raise refuse("Only one volume of a task definition can be configured at launch.")
     for container in document["containerDefinitions"]:
@@ -83,6 +88,34 @@ def _check_docker(name: str, given: dict[str, Any]) -> None:
         raise refuse(
             f"Volume {name}: hutch makes a shared volume when it is first used: set autoprovision to true."
         )
+
+
+def _check_efs(name: str, given: dict[str, Any]) -> None:
+    if not _FILE_SYSTEM_ID.fullmatch(given.get("fileSystemId", "")):
+        raise refuse(f"Volume {name}: fileSystemId must be the id of a file system (fs-...).")
+    root = given.get("rootDirectory") or "/"
+    if not root.startswith("/") or ".." in root.split("/") or "\0" in root:
+        raise refuse(f"Volume {name}: rootDirectory must be an absolute path without '..'.")
+    authorization = given.get("authorizationConfig", {})
+    encrypted = given.get("transitEncryption", "DISABLED") == "ENABLED"
+    if authorization.get("iam", "DISABLED") == "ENABLED" and not encrypted:
+        raise refuse("EFS IAM authorization requires TransitEncryption to be enabled")
+    if given.get("transitEncryptionPort") is not None and not encrypted:
+        raise refuse(f"Volume {name}: transitEncryptionPort needs transitEncryption to be enabled.")
+    point = authorization.get("accessPointId", "")
+    if point and not _ACCESS_POINT_ID.fullmatch(point):
+        raise refuse(f"Volume {name}: accessPointId must be the id of an access point (fsap-...).")
+    if point and not encrypted:
+        raise refuse("EFS access points require TransitEncryption to be enabled")
+    if point and root != "/":
+        raise refuse(
+            'When using an EFS access point, the root directory must either be set to "/" or be omitted'
+        )
+
+
+def has_file_systems(document: Mapping[str, Any]) -> bool:
+    """Whether a task definition mounts file systems."""
+    return any("efsVolumeConfiguration" in v for v in document.get("volumes", ()))
 
 
 def shared_name(volume: Mapping[str, Any]) -> str:

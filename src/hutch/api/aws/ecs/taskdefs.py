@@ -34,6 +34,9 @@ REGISTER_COVERAGE = Coverage(
         "volumes.dockerVolumeConfiguration.scope",
         "volumes.dockerVolumeConfiguration.autoprovision",
         "volumes.dockerVolumeConfiguration.driver",
+        "volumes.efsVolumeConfiguration.fileSystemId",
+        "volumes.efsVolumeConfiguration.rootDirectory",
+        "volumes.efsVolumeConfiguration.authorizationConfig.accessPointId",
         *(
             f"{_C}.{m}"
             for m in (
@@ -86,6 +89,9 @@ REGISTER_COVERAGE = Coverage(
         ),
     ),
     inert={
+        "volumes.efsVolumeConfiguration.transitEncryption": "checked; no network lies between a task and its file systems",
+        "volumes.efsVolumeConfiguration.transitEncryptionPort": "there is no tunnel",
+        "volumes.efsVolumeConfiguration.authorizationConfig.iam": "checked; file systems have no policies, which allows all",
         "volumes.dockerVolumeConfiguration.labels": "shown with the task definition; nothing else reads them",
         f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",
         f"{_C}.versionConsistency": "an image is resolved to its digest at each start",
@@ -95,8 +101,6 @@ REGISTER_COVERAGE = Coverage(
         "proxyConfiguration": "App Mesh was retired by AWS",
         "inferenceAccelerators": "Elastic Inference was retired by AWS",
         "volumes.dockerVolumeConfiguration.driverOpts": "hutch's volumes have no options",
-        "volumes.efsVolumeConfiguration": "hutch has no EFS; use dockerVolumeConfiguration with scope shared, or mount "
-        "NFS in a privileged container",
         "volumes.fsxWindowsFileServerVolumeConfiguration": "hutch runs Linux",
         f"{_C}.portMappings.containerPortRange": "list the ports one by one",
         f"{_C}.links": "Docker's legacy links; containers of a task share one network",

@@ -77,6 +77,12 @@ def check_task(spec: SandboxSpec) -> None:
     for name in names:
         if not _PLAIN_NAME.fullmatch(name):
             raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
+    if any(v.file_system is not None for v in task.volumes):
+        raise DriverError(
+            "FileSystemNotPossible",
+            "file systems are served to microVMs, not to containers on the shared kernel",
+            fix="use launch type FARGATE",
+        )
     task_mounts(task, spec.images)
     for container in task.containers:
         if not spec.images[container.name].directory:

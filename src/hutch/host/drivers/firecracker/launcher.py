@@ -346,6 +346,13 @@ def disk_files(spec: SandboxSpec) -> list[tuple[str, str]]:
             fix="start hutch with --drivers microvm",
             aws_prefix="CannotCreateVolumeError",
         )
+    if plan.file_systems(spec.task):
+        raise DriverError(
+            "NotServed",
+            "file systems need QEMU: Firecracker has no device for them",
+            fix="start hutch with --drivers microvm",
+            aws_prefix="ResourceInitializationError",
+        )
     images = {d.serial: d.erofs_path for d in plan.image_disks(spec).values()}
     scratch = (plan.SCRATCH_SERIAL, str(FirecrackerFiles(spec.directory).scratch))
     by_number = sorted(images.items(), key=lambda item: int(item[0].removeprefix("disk")))

@@ -19,6 +19,7 @@ from hutch.host.drivers.contract import (
     ObservedContainer,
     SandboxSpec,
 )
+from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_toolbox
@@ -37,10 +38,12 @@ from hutch.host.drivers.microvm.vm import (
     VmFiles,
     end_vm,
     remove_vm,
+    server_logs,
+    server_name,
     vm_name,
 )
 from hutch.host.drivers.microvm.warm import WarmLimits
-from hutch.host.drivers.volume_disks import refuse_disks, refuse_shared_disks
+from hutch.host.drivers.volume_disks import refuse_disks, refuse_file_systems, refuse_shared_disks
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
@@ -70,9 +73,11 @@ class MicrovmDriver(RunningVms[Sandbox]):
         confinement: Confinement | None = None,
         use_templates: bool = True,
         warm: WarmLimits | None = None,
+        file_systems_dir: Path | None = None,
     ) -> None:
         """`accelerator` is auto, kvm or tcg; `state_dir` is the driver's own (made when needed). Without
-        `use_templates` every VM boots; `warm` bounds the pool of VMs that wait for a task (None: no pool)."""
+        `use_templates` every VM boots; `warm` bounds the pool of VMs that wait for a task (None: no pool).
+        `file_systems_dir`: where file systems that tasks share are (None: below `state_dir`)."""
         jail = MonitorJail(
             platform_id=platform_id, state_dir=state_dir, confinement=confinement or Confinement()
         )
@@ -86,6 +91,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
             jail=jail,
             use_templates=use_templates,
             warm=warm or WarmLimits(),
+            file_trees=FileTrees(file_systems_dir or state_dir / "filesystems"),
         )
 
         self._launching = LaunchSlots()
@@ -139,6 +145,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
                     await sandbox.release()
                 await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
         self._sandboxes[task_id] = sandbox
+        self._watch_servers(sandbox)
         phases.told[:0] = queue_phase(asked_at, begun_at)
         took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
         log.info("microVM ready", task=task_id, accelerator=ground.accelerator, took_ms=took_ms)
@@ -177,7 +184,13 @@ class MicrovmDriver(RunningVms[Sandbox]):
             await sandbox.release()
             raise
         self._sandboxes[handle.task_id] = sandbox
+        self._watch_servers(sandbox)
         return observed(sandbox)
+
+    def _watch_servers(self, sandbox: Sandbox) -> None:
+        name = self._vm_name(sandbox.spec.task.task_id)
+        for served in server_logs(sandbox.files):
+            sandbox.watch_servers(self._jail.processes(server_name(name, served.name)))
 
     async def _process_of(self, handle: Handle) -> ProcessRef:
         """The VM's process; another one than the handle says if the agent was killed when it had just been resumed."""
@@ -190,6 +203,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def suspend(self, handle: Handle) -> None:
         """Take the VM to the disk; see `SupportsSuspend`."""
         sandbox = self.sandbox_of(handle)
+        refuse_file_systems(sandbox.spec.task, "suspended")
         refuse_shared_disks(sandbox.spec.task, "suspended")
         await self._suspender.suspend(sandbox, self._vm_name(handle.task_id))
         del self._sandboxes[handle.task_id]
@@ -213,6 +227,7 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def snapshot(self, handle: Handle, directory: str) -> None:
         """Copy the VM; see `SupportsFork`."""
         sandbox = self.sandbox_of(handle)
+        refuse_file_systems(sandbox.spec.task, "copied")
         refuse_disks(sandbox.spec.task, "copied")
         await self._suspender.snapshot(sandbox, Path(directory))
 
@@ -293,6 +308,14 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def remove_volume(self, name: str) -> None:
         """See `SupportsVolumes`."""
         await asyncio.to_thread(self._launcher.volumes.remove, name)
+
+    async def remove_file_system(self, file_system_id: str) -> None:
+        """See `SupportsFileSystems`."""
+        await asyncio.to_thread(self._launcher.file_trees.remove, file_system_id)
+
+    async def file_system_bytes(self, file_system_id: str) -> int:
+        """See `SupportsFileSystems`."""
+        return await asyncio.to_thread(self._launcher.file_trees.allocated_bytes, file_system_id)
 
     async def close(self) -> None:
         """Let go of all VMs without touching them."""

@@ -20,6 +20,8 @@ class Traces(msgspec.Struct, frozen=True, kw_only=True):
     """QEMU's, negative for a signal; None if it was not our child."""
     console: str = ""
     qemu_output: str = ""
+    lost_server: bool = False
+    """What served its file systems had ended, so it was ended too."""
     oom_record: str | None = None
     """The host kernel's own words on having killed QEMU."""
 
@@ -55,6 +57,9 @@ def _cause(traces: Traces, memory_mib: int) -> tuple[str, str, str]:
         return "GuestPoweredOff", "the guest powered its machine off", ""
     if traces.shutdown_reason:
         return "GuestReset", f"the guest restarted its machine ({traces.shutdown_reason})", ""
+    if traces.lost_server:
+        text = "the program that served the task's file systems ended, and nothing there could be reached any more"
+        return "FileServerEnded", text, "look for its end in the host's kernel log"
     if traces.oom_record and "emory cgroup out of memory" in traces.oom_record:
         text = "the VM's monitor took more of the host's memory than a VM of this size may, and was killed"
         return "VmOverMemoryLimit", text, ""

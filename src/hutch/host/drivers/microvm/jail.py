@@ -16,7 +16,7 @@ from hutch.host.drivers.microvm.qemu import PROGRAM, TCG_BUFFER_MIB
 from hutch.host.kernel.cgroup import CgroupError, CgroupLimits, host_cgroups, whole_disk
 from hutch.host.kernel.jail import JailBind, Jailer, JailFailed, JailSpec
 from hutch.host.kernel.jail_root import JailRoot, RootUnavailable, prepare_root, remove_other_roots
-from hutch.host.kernel.process import ProcessRef, wait_gone
+from hutch.host.kernel.process import ProcessRef, process_ref, wait_gone
 from hutch.host.kernel.run import CommandFailed
 from hutch.host.kernel.users import UserLeases
 
@@ -200,6 +200,24 @@ class MonitorJail:
             return self._jailer.start(spec)
         except JailFailed as error:
             raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
+
+    def start_beside(self, spec: JailSpec) -> ProcessRef:
+        """Start another program for a VM, in a jail of its own; `remove` takes its name as well. Blocking. Raises
+        `DriverError`."""
+        try:
+            return self._jailer.start(spec)
+        except JailFailed as error:
+            raise DriverError("JailFailed", error.message, fix="see `hutch doctor`") from None
+
+    @property
+    def user_ids(self) -> tuple[int, int]:
+        """First and last of the range that monitors run as."""
+        return self._confinement.user_ids
+
+    def processes(self, name: str) -> tuple[ProcessRef, ...]:
+        """What runs in the jail of that name."""
+        found = (process_ref(pid) for pid in self._jailer.processes(name))
+        return tuple(ref for ref in found if ref is not None)
 
     def _disk(self) -> tuple[int, int] | None:
         if not self._confinement.disk_bytes_per_s:

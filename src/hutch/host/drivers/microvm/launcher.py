@@ -13,8 +13,10 @@ import msgspec
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import DriverError, SandboxSpec
+from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.file_servers import FileServers
 from hutch.host.drivers.microvm.image import Machine, Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
@@ -88,6 +90,7 @@ class Launcher:
         jail: MonitorJail,
         use_templates: bool,
         warm: WarmLimits,
+        file_trees: FileTrees,
     ) -> None:
         """See `MicrovmDriver`."""
         self._platform_id = platform_id
@@ -102,6 +105,8 @@ class Launcher:
         self._pool = WarmPool(warm, self._make_spare, self._end_spare, clock)
         self._use_templates = use_templates
         self.volumes = VolumeStore(state_dir / "volumes")
+        self.file_trees = file_trees
+        self._servers = FileServers(state_dir, file_trees, jail)
         self._tsc_khz: int | None = None
         self._cleaned = asyncio.Lock()
         self._is_clean = False
@@ -122,6 +127,7 @@ class Launcher:
                 await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
                 await asyncio.to_thread(self._templates.clean, ground.origin)
                 await asyncio.to_thread(self.volumes.clean)
+                await asyncio.to_thread(self.file_trees.clean)
                 for directory in self._spares.glob("*"):
                     await self._remove_spare(VmFiles(directory))
                 self._is_clean = True
@@ -148,6 +154,13 @@ class Launcher:
             await phases.measure("volumes", self._make_volumes(spec, kept))
         request = await self._request(spec, ground)
         name, files = request.name, VmFiles(spec.directory)
+        if plan.file_systems(spec.task):
+            booting = self._booted_with_files(spec, request, ground)
+            return (
+                await phases.measure("cold boot", booting, "file systems need memory of its own"),
+                ground,
+                phases,
+            )
         key = _key(request, ground)
         takes_spare = self._use_templates and kept is None
         if takes_spare and (sandbox := await self._warm(spec, request, key, phases)) is not None:
@@ -358,6 +371,19 @@ class Launcher:
         kept: Path | None = None,
     ) -> Sandbox:
         return await self._start(spec, request, ground, limit_s, kept=kept)
+
+    async def _booted_with_files(self, spec: SandboxSpec, request: VmRequest, ground: Ground) -> Sandbox:
+        """A VM whose file systems are served by programs beside it, which must see its memory: a template's is private."""
+        files = VmFiles(spec.directory)
+        memory_fd = open_memory_file("hutch-shared", size=request.memory_mib << 20)
+        try:
+            wanted = plan.file_systems(spec.task)
+            async with self._servers.serving(wanted, request.name, files, request.memory_mib) as fds:
+                memory = Memory(fd=memory_fd, shared=True)
+                request = msgspec.structs.replace(request, memory=memory, file_system_fds=fds)
+                return await self._booted(spec, request, ground, BOOT_TIMEOUT_S)
+        finally:
+            os.close(memory_fd)
 
     async def _start(
         self,

@@ -9,11 +9,17 @@ import msgspec
 from hutch.base.units import GIB, MIB
 from hutch.host.drivers.contract import DriverError, RootImage, SandboxSpec
 from hutch.host.drivers.guest_devices import guest_devices
-from hutch.host.drivers.microvm.qemu import MAX_DISKS
+from hutch.host.drivers.microvm.qemu import (
+    MAX_DISKS,
+    MAX_FILE_SYSTEMS,
+    VIRTIO_SLOTS,
+    disk_slots,
+    file_system_tag,
+)
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
 from hutch.host.drivers.task_mounts import task_mounts
 from hutch.host.drivers.volume_disks import volume_disks
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
@@ -40,6 +46,7 @@ def check_task(spec: SandboxSpec) -> None:
     names = [c.name for c in task.containers] + [v.name for v in task.volumes]
     names += [v.shared_name for v in task.volumes if v.shared_name]
     names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
+    names += [f.file_system_id for f in file_systems(task)]
     for name in names:
         if not _PLAIN_NAME.fullmatch(name):
             raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
@@ -67,10 +74,31 @@ def check_task(spec: SandboxSpec) -> None:
             "a microVM can't share processes or memory with the host",
             fix='use pidMode and ipcMode "task", or launch type EC2',
         )
+    _check_file_systems(spec)
     guest_devices(task)
     task_mounts(task, spec.images)
     if task.memory_mib <= 0 or task.ephemeral_gib <= 0:
         raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
+
+
+def _check_file_systems(spec: SandboxSpec) -> None:
+    wanted = file_systems(spec.task)
+    if not wanted:
+        return
+    disks = 1 + len(volume_disks(spec.task)) + len({image.digest for image in spec.images.values()})
+    room = VIRTIO_SLOTS - 3 - disk_slots(min(disks, MAX_DISKS))
+    if len(wanted) > min(room, MAX_FILE_SYSTEMS):
+        raise DriverError(
+            "TooManyFileSystems",
+            f"a microVM with {disks} disks has room for {min(room, MAX_FILE_SYSTEMS)} directories of file systems, "
+            f"and the task has {len(wanted)}",
+            fix="mount one directory, and use what is below it",
+        )
+
+
+def file_systems(task: TaskSpec) -> tuple[FileSystemSpec, ...]:
+    """The directories of file systems that a task has, each once, in the order of their tags."""
+    return tuple(dict.fromkeys(v.file_system for v in task.volumes if v.file_system is not None))
 
 
 def image_disks(spec: SandboxSpec) -> dict[str, ImageDisk]:
@@ -157,11 +185,19 @@ def disk_mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
         kind = "ext4" if disk.filesystem == "ext3" else disk.filesystem
         place = {"serial": f"disk{index + 1}", "path": _volume_mount(index)}
         mounts.append({**place, "fs": kind, "read_only": False})
+    mounts += [
+        {"tag": file_system_tag(i), "path": _file_system_mount(i), "fs": "virtiofs"}
+        for i in range(len(file_systems(spec.task)))
+    ]
     return [*mounts, {"serial": SCRATCH_SERIAL, "path": SCRATCH, "fs": "ext4", "read_only": False}]
 
 
 def _volume_mount(index: int) -> str:
     return f"/disk/volume{index}"
+
+
+def _file_system_mount(index: int) -> str:
+    return f"/disk/filesystem{index}"
 
 
 def _volume_paths(spec: SandboxSpec) -> dict[str, str]:
@@ -171,6 +207,10 @@ def _volume_paths(spec: SandboxSpec) -> dict[str, str]:
     shared = {v.name for v in volumes if v.shared_name}
     for index, disk in enumerate(volume_disks(spec.task)):
         paths[disk.volume] = _volume_mount(index) + ("/data" if disk.volume in shared else "")
+    served = file_systems(spec.task)
+    for volume in spec.task.volumes:
+        if volume.file_system is not None:
+            paths[volume.name] = _file_system_mount(served.index(volume.file_system))
     return paths
 
 
@@ -301,7 +341,9 @@ def _seeds(spec: SandboxSpec, context: OciContext) -> list[dict[str, Any]]:
     """Where the content of the container's volumes may come from."""
     mounts, disks = task_mounts(spec.task, spec.images), image_disks(spec)
     seeds = []
-    for volume in sorted({m.volume for m in context.mounts}):
+    # What tasks share is nobody's to fill.
+    served = {v.name for v in spec.task.volumes if v.file_system is not None}
+    for volume in sorted({m.volume for m in context.mounts} - served):
         sources = [{"root": disks[name].mount_path, "path": path} for name, path in mounts.candidates(volume)]
         seeds.append({"to": context.volumes[volume], "from": sources})
     return seeds

@@ -21,6 +21,9 @@ DISK_SLOTS = (4, 20)
 looked at by the guest. So a template fits any task. (There are 24 virtio-mmio slots; channel, randomness and network
 take three.)"""
 MAX_DISKS = DISK_SLOTS[-1]
+MAX_FILE_SYSTEMS = 8
+VIRTIO_SLOTS = 24
+"""Of the machine; channel, randomness and network take three."""
 PLACEHOLDER_MAC = "02:00:00:00:00:00"
 """Of the network device until the guest agent gives it the task's."""
 MEMORY_OVERHEAD_MIB = 96
@@ -63,6 +66,9 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     disk_slots: int = DISK_SLOTS[0]
     writable_disks: int = 1
     """So many disks at the beginning are writable: a trait of the machine, that its template must have too."""
+    file_system_fds: tuple[int, ...] = ()
+    """Connections to the servers of file systems, which the guest finds by the tags fs0, fs1... They need `memory` that is
+    shared, and can't be restored."""
     tap_fd: int | None = None
     tsc_khz: int = 0
     """Frequency of the host's time stamp counter; 0: the guest shall measure it."""
@@ -97,10 +103,14 @@ def qemu_argv(spec: VmSpec) -> list[str]:
     """The whole command line. Raises `ValueError` for more disks than slots."""
     if len(spec.disks) > spec.disk_slots:
         raise ValueError(f"there are {spec.disk_slots} slots for {len(spec.disks)} disks")
+    if spec.disk_slots + len(spec.file_system_fds) + 3 > VIRTIO_SLOTS:
+        raise ValueError(f"there are not {len(spec.file_system_fds)} slots left for file systems")
     return [
         PROGRAM,
         *_machine(spec),
         *_memory(spec),
+        # Servers beside QEMU speak today's virtio only; all slots of a machine speak the same.
+        *(["-global", "virtio-mmio.force-legacy=off"] if spec.file_system_fds else []),
         *_kernel(spec),
         *_channels(spec),
         *(a for i, disk in enumerate(spec.disks) for a in _disk(i, disk)),
@@ -109,6 +119,7 @@ def qemu_argv(spec: VmSpec) -> list[str]:
             for i in range(len(spec.disks), spec.disk_slots)
             for a in _empty_disk(i, read_only=i >= spec.writable_disks)
         ),
+        *(a for i, fd in enumerate(spec.file_system_fds) for a in _file_system(i, fd)),
         *_network(spec),
     ]
 
@@ -117,7 +128,7 @@ def inherited_fds(spec: VmSpec) -> Sequence[int]:
     """All descriptors that the command line names."""
     memory_fd = spec.memory.fd if spec.memory is not None else None
     fds = (spec.kernel_fd, spec.initrd_fd, spec.agent_fd, spec.qmp_fd, *(d.fd for d in spec.disks),
-           spec.tap_fd, memory_fd)  # fmt: skip
+           *spec.file_system_fds, spec.tap_fd, memory_fd)  # fmt: skip
     return [fd for fd in fds if fd is not None]
 
 
@@ -228,6 +239,18 @@ def _empty_disk(index: int, *, read_only: bool) -> list[str]:
 
 def _disk_device(index: int) -> list[str]:
     return ["-device", f"virtio-blk-device,drive=disk{index},serial=disk{index}"]
+
+
+def _file_system(index: int, fd: int) -> list[str]:
+    return [
+        "-chardev", f"socket,id=fs{index},fd={fd}",
+        "-device", f"vhost-user-fs-device,chardev=fs{index},tag={file_system_tag(index)}",
+    ]  # fmt: skip
+
+
+def file_system_tag(index: int) -> str:
+    """By which the guest mounts it."""
+    return f"fs{index}"
 
 
 def _network(spec: VmSpec) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,6 +56,7 @@ FREEZE_TIMEOUT_S = 10.0
 ENTROPY_BYTES = 64
 MAX_FACT_BATCHES = 8
 """The guest may have four under way."""
+SERVER_GRACE_S = 1.0
 
 
 class Empty(msgspec.Struct):
@@ -132,6 +133,7 @@ class Sandbox:
         self._news = asyncio.Event()
         self._over = asyncio.Event()
         self._released = False
+        self._lost_server = False
         self._background: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -497,12 +499,30 @@ class Sandbox:
         self._tell(self.ended, 0)
         self._over.set()
 
+    def watch_servers(self, refs: Iterable[ProcessRef]) -> None:
+        """End the VM when one of these programs, which serve it, has ended: its guest would wait for ever."""
+        for ref in refs:
+            self._run(self._watch_server(ref))
+
+    async def _watch_server(self, ref: ProcessRef) -> None:
+        await wait_gone(ref)
+        # They end with the VM as well.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SERVER_GRACE_S):
+                await self._over.wait()
+                return
+        self._lost_server = True
+        with contextlib.suppress(ProcessLookupError):
+            if is_alive(self.ref):
+                os.kill(self.ref.pid, signal.SIGKILL)
+
     def _traces(self, exit_code: int | None) -> Traces:
         return Traces(
             shutdown_reason=self._shutdown_reason,
             exit_code=exit_code,
             console=tail(self.files.console, CONSOLE_BYTES),
             qemu_output=tail(self.files.qemu_log),
+            lost_server=self._lost_server,
             oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
         )
 

@@ -30,6 +30,7 @@ from hutch.host.kernel.locks import lock_open_file
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive, kill_and_wait
 from hutch.host.kernel.tap import open_tap
 
+SERVER_LOG = "fs"
 MAX_QEMU_LOG_BYTES = 1024 * 1024
 
 
@@ -87,6 +88,8 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The size to which its writable disk may grow if that is attached later."""
     tsc_khz: int = 0
     memory: Memory | None = None
+    file_system_fds: tuple[int, ...] = ()
+    """As in `VmSpec`; whoever asks has them open."""
     tcg_buffer_mib: int = TCG_BUFFER_MIB
     incoming: bool = False
     """It waits for its state (see `restore.py`) and does not boot."""
@@ -116,6 +119,16 @@ def load_guest_image(directory: Path) -> GuestImage:
 def vm_name(platform_id: str, task_id: str) -> str:
     """The name on QEMU's command line by which it is found again."""
     return f"hutch-{platform_id}-{task_id}"
+
+
+def server_name(vm: str, log_name: str) -> str:
+    """The name of a program that serves a VM, by its log's: whose log is there is removed with the VM."""
+    return f"{vm}.{log_name.removesuffix('.log')}"
+
+
+def server_logs(files: VmFiles) -> list[Path]:
+    """The logs of the programs that serve a VM."""
+    return list(files.vm.glob(f"{SERVER_LOG}*.log"))
 
 
 async def launch(request: VmRequest, files: VmFiles, image: GuestImage, jail: MonitorJail) -> ProcessRef:
@@ -191,6 +204,7 @@ def _open_all(request: VmRequest, files: VmFiles, image: GuestImage, stack: cont
         disk_slots=request.disk_slots,
         writable_disks=request.writable_disks,
         tap_fd=tap_fd,
+        file_system_fds=request.file_system_fds,
         tsc_khz=request.tsc_khz,
         memory=request.memory,
         incoming=request.incoming,
@@ -229,6 +243,8 @@ async def end_vm(name: str, files: VmFiles, jail: MonitorJail) -> None:
         for ref in await asyncio.to_thread(find_processes, each):
             await kill_and_wait(ref)
         await jail.remove(each)
+        for told in server_logs(files):
+            await jail.remove(server_name(each, told.name))
     for path in (files.agent_socket, files.qmp_socket, files.name):
         path.unlink(missing_ok=True)
 
