@@ -146,6 +146,15 @@ def test_logins_go_to_the_host_and_nowhere_else(aws: AwsServer) -> None:
     assert len(found) == len(denied) + 3 and all(f["fix"] for f in found)
 
 
+def test_secrets_that_are_too_much_together(aws: AwsServer) -> None:
+    secrets = aws.client("secretsmanager")
+    arn = secrets.create_secret(Name="check/large", SecretString="x" * 60_000)["ARN"]
+    many = [{"name": f"S{n}", "valueFrom": arn} for n in range(9)]
+    assert check(aws, definition=definition({"secrets": many[:8]}))["fine"]
+    (found,) = check(aws, definition=definition({"secrets": many}))["problems"]
+    assert (found["kind"], found["subject"]) == ("SecretsTooLarge", "task")
+
+
 def test_a_check_takes_the_permissions_of_a_launch(aws: AwsServer) -> None:
     iam = aws.client("iam")
     iam.create_user(UserName="checker")

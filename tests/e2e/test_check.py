@@ -1,11 +1,13 @@
 """`hutch check` finds everything that is wrong at once, and what it finds fine runs; the driver only pretends."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.platform import Platform
+from tests.support.registry import Image, LocalRegistry, layer, member
 
 pytestmark = pytest.mark.needs("root")
 TRUST = json.dumps({
@@ -159,3 +161,32 @@ def test_what_aws_alone_would_refuse_counts_if_asked(fake_platform: Platform, tm
     assert checked(fake_platform, str(path), "--strict-aws")[0] == 4
     assert fake_platform.hutch("check", "no-such-family", check=False).returncode == 1
     assert fake_platform.hutch("check", str(tmp_path / "absent.json"), check=False).returncode == 1
+
+
+@pytest.mark.needs("root", "runc", "haproxy", "skopeo", "nft", "registry")
+def test_real_images_and_ports(tmp_path: Path) -> None:
+    registry = LocalRegistry(tmp_path / "registry")
+    platform = Platform(tmp_path / "platform", drivers="container")
+    path = tmp_path / "task.json"
+
+    def look(image: str, port: int, **more: Any) -> list[str]:
+        container = {"name": "a", "image": image, "memory": 64}
+        container["portMappings"] = [{"containerPort": 80, "hostPort": port}]
+        path.write_text(json.dumps({"family": "real", "containerDefinitions": [container], **more}))
+        return kinds(checked(platform, str(path), "--launch-type", "EC2")[1])
+
+    try:
+        image = registry.push("app", Image(layer([member("hello", b"hello")])))
+        platform.start()
+        platform.client("ecs").create_cluster(clusterName="default")
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            arm = {"runtimePlatform": {"cpuArchitecture": "ARM64"}}
+            assert look(image.replace("app", "none"), port) == ["ImageNotFound", "PortInUse"]
+            assert look(image, 0, **arm) == ["ImageWrongArchitecture", "WrongArchitecture"]
+        assert look(image, port) == []
+        assert platform.client("ecs").list_task_definitions()["taskDefinitionArns"] == []
+    finally:
+        platform.stop()
+        registry.stop()
+    assert platform.leftovers() == []

@@ -24,7 +24,7 @@ from hutch.control.ops.placing import PlacementLimits
 from hutch.control.ops.tasks import active_cluster
 from hutch.control.ops.vpc import resolve_awsvpc
 from hutch.control.preflight_hosts import HostFacts
-from hutch.control.preflight_roles import RoleFacts
+from hutch.control.preflight_roles import RoleFacts, with_files
 from hutch.control.taskspec import DEFAULT_EPHEMERAL_GIB
 from hutch.model.cluster import Cluster
 from hutch.model.task import Task
@@ -90,7 +90,11 @@ class Preflight:
             target = self._target(reader, request)
             document = target.document
             roles, execution = self._roles.assume(document, overrides)
-            unavailable, denied, logins = self._roles.fetched(reader, document, execution)
+            unavailable, denied, logins = self._roles.fetched(
+                reader, with_files(document, overrides), execution
+            )
+            if target.task and not (target.refusals or unavailable or denied or roles):
+                unavailable = self._roles.rehearsed(reader, target.task, target.definition)
             ports = _host_ports(target)
             capacity = self._hosts.capacity(reader, document, target.task, request.launch.count, ports)
         seen = await self._hosts.look(document, logins, ports, capacity)

@@ -9,7 +9,9 @@ from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, 
 from hutch.control.launch_refusals import LaunchRefused
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.logs import LogOps
-from hutch.model.task import CauseLink
+from hutch.control.taskspec import task_spec
+from hutch.model.task import CauseLink, Task
+from hutch.model.taskdef import TaskDefinition
 from hutch.rules import execution_role as role_rules
 from hutch.rules import preflight as rules
 from hutch.store.contract import Reader
@@ -96,6 +98,20 @@ class RoleFacts:
                     break
         return unavailable, denied, logins
 
+    def rehearsed(
+        self, reader: Reader, task: Task, definition: TaskDefinition
+    ) -> list[rules.UnavailableFacts]:
+        """What the launch itself says, for a task of which nothing else that is fetched is wrong: some things show only in all
+        of it together (its size)."""
+        spec = task_spec(task, definition, None, region=self._region, account_id=self._account_id)
+        try:
+            self._secrets.fill(reader, spec, definition, task.overrides)
+        except LaunchRefused as refused:
+            link = refused.link
+            if link.kind not in ("ExecutionRoleDenied", "ExecutionRoleUnusable"):
+                return [_unavailable(str(link.evidence.get("container", "")), "", link)]
+        return []
+
     def _wants(self, reader: Reader, container: Mapping[str, Any]) -> list[tuple[str, Fetch]]:
         """(what for, how it is fetched as a role) of all that a container is given at its launch."""
         name, secrets = container["name"], self._secrets
@@ -149,6 +165,20 @@ class RoleFacts:
                         )
                     )
         return found
+
+
+def with_files(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with the environment files that a launch gives its containers instead of their own."""
+    files = {
+        o.get("name", ""): o["environmentFiles"]
+        for o in overrides.get("containerOverrides", ())
+        if "environmentFiles" in o
+    }
+    containers = [
+        {**c, "environmentFiles": files[c["name"]]} if c["name"] in files else c
+        for c in document["containerDefinitions"]
+    ]
+    return {**document, "containerDefinitions": containers}
 
 
 def _denied(container: str, what: str, link: CauseLink) -> rules.DeniedFacts:

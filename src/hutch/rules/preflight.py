@@ -65,7 +65,8 @@ class LogFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnavailableFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret, parameter, environment file or registry login that can't be had; the words are those of a launch."""
+    """A secret, parameter, environment file or registry login that can't be had; the words are those of a launch. `container`
+    and `what` are "" for what concerns all of them."""
 
     kind: str
     container: str
@@ -187,8 +188,8 @@ def _containers(names: Sequence[str]) -> str:
 def _unavailable(facts: UnavailableFacts) -> Finding:
     return Finding(
         kind=facts.kind,
-        subject=_containers([facts.container]),
-        text=f"{facts.what}: {facts.text}",
+        subject=_containers([facts.container]) if facts.container else "task",
+        text=f"{facts.what}: {facts.text}" if facts.what else facts.text,
         fix=facts.fix,
     )
 
