@@ -12,7 +12,10 @@ from hutch.host.agent.logship import LogShipper
 from hutch.host.agent.tasklogs import keep_logs, prune_logs, read_tail
 from hutch.host.criformat import encode_lines
 from hutch.host.kernel.inotify import FileWatcher
-from hutch.rules.awslogs import AwslogsOptions, parse_options
+from hutch.host.logs.awslogs import AwslogsSink
+from hutch.host.logs.lines import JoinedLines
+from hutch.rules.awslogs import AwslogsOptions, LineJoiner, parse_options
+from hutch.rules.logdrivers.options import Delivery
 from hutch.wire.fleet import LogEvent
 
 T0_NS = 1_700_000_000_000_000_000
@@ -33,7 +36,9 @@ class Log:
         self.task: asyncio.Task[None]
 
     def start(self) -> None:
-        self.shipper = LogShipper(self.path, self.options, self._send, self._watcher)
+        delivery = Delivery(blocking=self.options.blocking, buffer_bytes=self.options.buffer_bytes)
+        assembler = JoinedLines(LineJoiner(self.options.start))
+        self.shipper = LogShipper(self.path, delivery, assembler, AwslogsSink(self._send), self._watcher)
         self.task = asyncio.create_task(self.shipper.run())
 
     def write(self, text: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hutch.host.guestlink.logs import SandboxLogs
 from hutch.host.guestlink.session import GuestGone, GuestSession, GuestSilent
 from hutch.host.guestlink.unix import listen_unix
+from hutch.rules.logdrivers.files import FileBounds
 from hutch.wire.guest import LOG, encode_frame
 from hutch.wire.guest_documents import StateAnswer
 
@@ -28,7 +29,7 @@ class Guest:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "agent.sock"
         self._listener = listen_unix(self.path)
-        self.logs = SandboxLogs(directory / "logs", max_bytes=LOG_BYTES)
+        self.logs = SandboxLogs(directory / "logs", bounds={"one": FileBounds(max_bytes=LOG_BYTES)})
         self.said = 0
 
     async def session(self) -> tuple[GuestSession, socket.socket]:

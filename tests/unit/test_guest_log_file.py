@@ -4,11 +4,14 @@ import os
 import resource
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hutch.host.agent.tasklogs import read_tail
 from hutch.host.criformat import MAX_LINE_BYTES, encode_lines, parse_line
 from hutch.host.guestlink.logfile import LogFile
+from hutch.rules.logdrivers.files import FileBounds
 from hutch.wire.guest import LogRecord
 
 
@@ -72,12 +75,12 @@ def test_a_new_start_does_not_go_on_with_the_last_ones_line(tmp_path: Path) -> N
 
 def test_the_file_is_rotated_at_its_bound_and_resumes_after_it(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
-    log = LogFile(path, max_bytes=1000)
+    log = LogFile(path, bounds=FileBounds(max_bytes=1000))
     for seq in range(1, 101):
         log.append(1, [record(seq, b"%03d\n" % seq)])
         assert path.stat().st_size <= 1000
     log.close()
-    again = LogFile(path, max_bytes=1000)
+    again = LogFile(path, bounds=FileBounds(max_bytes=1000))
     again.append(1, [record(100, b"100\n"), record(101, b"101\n")])
     again.close()
     kept = text_of(Path(f"{path}.1")) + text_of(path)
@@ -101,3 +104,16 @@ def test_a_full_disk_loses_output_and_says_so(tmp_path: Path) -> None:
     lines = text_of(path).splitlines()
     assert lines[0] == "before" and lines[2] == "after"
     assert "output are lost" in lines[1]
+
+
+@pytest.mark.parametrize("files", [1, 2, 4])
+def test_so_many_files_are_kept_and_no_more(tmp_path: Path, files: int) -> None:
+    log = LogFile(tmp_path / "a.log", bounds=FileBounds(max_bytes=1000, files=files))
+    for seq in range(1, 1001):
+        log.append(1, [record(seq, b"%04d\n" % seq)])
+    log.close()
+    names = {"a.log", *(f"a.log.{n}" for n in range(1, files))}
+    assert {p.name for p in tmp_path.iterdir()} - {"a.log.at"} == names
+    lines = [line["text"] for line in read_tail(tmp_path / "a.log", 10_000)]
+    assert lines == [f"{n:04d}" for n in range(1001 - len(lines), 1001)]
+    assert 10 * (files - 1) < len(lines) < 25 * files

@@ -119,12 +119,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ipc mode", definition(ipcMode="x"), "ipcMode 'x' is not one of host, task, none"),
     ("pid of the host", definition(pidMode="host"), "support only pidMode task"),
     ("windows", definition(runtimePlatform={"operatingSystemFamily": "WINDOWS_SERVER_2022_CORE"}), "hutch runs Linux"),
-    ("fluentd", definition({"logConfiguration": {"logDriver": "fluentd"}}), "run a log router as a container of the task"),
-    ("log driver", definition({"logConfiguration": {"logDriver": "x"}}), "use one of awslogs, json-file, local, none"),
+    ("gelf", definition({"logConfiguration": {"logDriver": "gelf"}}), "run a log router in the task"),
+    (
+        "log driver",
+        definition({"logConfiguration": {"logDriver": "x"}}),
+        "use one of awslogs, awsfirelens, fluentd, json-file, local, none, syslog",
+    ),
     (
         "log option",
-        definition({"logConfiguration": {"logDriver": "json-file", "options": {"max-size": "1m"}}}),
-        "takes no options, such as 'max-size'",
+        definition({"logConfiguration": {"logDriver": "json-file", "options": {"compress": "true"}}}),
+        "log driver json-file has no option 'compress'",
     ),
     # What a container asks of its kernel.
     ("capability", linux(capabilities={"add": ["sys admin"]}), "'sys admin' is not the name of a capability"),

@@ -350,6 +350,10 @@ impl Agent<'_> {
                 Ok(()) => return,
                 Err(message) => Err(failed(message)),
             },
+            "connect" => match self.connect(request, &given) {
+                Ok(()) => return,
+                Err(message) => Err(failed(message)),
+            },
             "exec_resize" => return self.with_stream(&given, |s| s.resize(&given)),
             "exec_close" => return self.with_stream(&given, Stream::close),
             "exec_signal" => {
@@ -478,12 +482,7 @@ impl Agent<'_> {
     fn open_stream(&mut self, request: u64, given: &Value) -> Result<(), String> {
         let name = text(given, "name")?;
         let number = self.running(&name).map(|c| c.number).ok_or(format!("{} is not running", name))?;
-        if self.streams.len() >= MAX_STREAMS {
-            return Err(format!("there are {} exec'ed processes already", MAX_STREAMS));
-        }
-        if self.streams.iter().any(|s| given["stream"] == json!(s.number)) {
-            return Err("the stream is in use".to_string());
-        }
+        self.check_new_stream(given)?;
         let options = self.options;
         let login = self.watch.as_ref().map(|_| login_of(number, true));
         let container = (format!("c{}", number), login);
@@ -492,6 +491,22 @@ impl Agent<'_> {
             watch.ran(stream.runtime_pid);
         }
         self.streams.push(stream);
+        Ok(())
+    }
+
+    fn check_new_stream(&self, given: &Value) -> Result<(), String> {
+        if self.streams.len() >= MAX_STREAMS {
+            return Err(format!("there are {} exec'ed processes and connections already", MAX_STREAMS));
+        }
+        if self.streams.iter().any(|s| given["stream"] == json!(s.number)) {
+            return Err("the stream is in use".to_string());
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, request: u64, given: &Value) -> Result<(), String> {
+        self.check_new_stream(given)?;
+        self.streams.push(Stream::connect(request, given)?);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Further processes in running containers, with their streams: exec with a terminal or with pipes.
+//! Further processes in running containers, with their streams: exec with a terminal or with pipes. And connections to
+//! unix sockets of containers, which are streams without a process.
 //!
 //! Each stream has a number that the host gives it, and a window in each direction: nobody sends more than the other end
 //! has given credit for. So a process that does not read, or a host that does not, holds up nothing but that stream.
@@ -54,6 +55,8 @@ pub struct Stream {
     kill_at_ns: Option<u64>,
     /// A signal for a process whose pid is not known yet.
     waiting_signal: Option<i32>,
+    /// There is no process: it ends when either end hangs up.
+    is_connection: bool,
 }
 
 impl Stream {
@@ -65,7 +68,7 @@ impl Stream {
         given: &Value,
         (container, login): (&str, Option<u32>),
     ) -> Result<Stream, String> {
-        let number = given["stream"].as_u64().filter(|n| *n <= u64::from(u32::MAX)).ok_or("stream is missing")? as u32;
+        let number = number_of(given)?;
         let files = state.join("streams").join(number.to_string());
         drop(std::fs::remove_dir_all(&files));
         std::fs::create_dir_all(&files).map_err(|e| format!("{}: {}", files.display(), e))?;
@@ -77,23 +80,7 @@ impl Stream {
         if let Some(login) = login {
             sys::set_login(&mut command, login);
         }
-        let mut stream = Stream {
-            number,
-            request,
-            runtime_pid: 0,
-            terminal: Terminal::None,
-            size: size_of(given),
-            stdin: -1,
-            outputs: Vec::new(),
-            input: VecDeque::new(),
-            input_ended: false,
-            credit: STREAM_WINDOW,
-            ended: None,
-            closed: false,
-            kill_at_ns: None,
-            waiting_signal: None,
-            files,
-        };
+        let mut stream = Stream::new(number, request, size_of(given), files);
         let with_input = given["stdin"] != json!(false);
         let spawned = if given["tty"] == json!(true) {
             stream.spawn_on_terminal(&mut command, container)
@@ -105,6 +92,39 @@ impl Stream {
             return Err(message);
         }
         Ok(stream)
+    }
+
+    /// Connects to a unix socket in a directory that a container can write to.
+    pub fn connect(request: u64, given: &Value) -> Result<Stream, String> {
+        let path = given["path"].as_str().ok_or("path is missing")?;
+        let socket = sys::connect_unix(path).map_err(|e| format!("{}: {}", path, e))?;
+        let mut stream = Stream::new(number_of(given)?, request, (0, 0), PathBuf::new());
+        stream.is_connection = true;
+        // As a terminal, it is one descriptor for both directions.
+        stream.terminal = Terminal::Here(socket);
+        stream.outputs = vec![(STDOUT, socket)];
+        Ok(stream)
+    }
+
+    fn new(number: u32, request: u64, size: (u16, u16), files: PathBuf) -> Stream {
+        Stream {
+            number,
+            request,
+            runtime_pid: 0,
+            terminal: Terminal::None,
+            size,
+            stdin: -1,
+            outputs: Vec::new(),
+            input: VecDeque::new(),
+            input_ended: false,
+            credit: STREAM_WINDOW,
+            ended: None,
+            closed: false,
+            kill_at_ns: None,
+            waiting_signal: None,
+            is_connection: false,
+            files,
+        }
     }
 
     fn spawn_on_terminal(&mut self, command: &mut Command, container: &str) -> Result<(), String> {
@@ -235,6 +255,7 @@ impl Stream {
                     drop(self.input.drain(..count));
                 }
                 Err(_) if fd == self.stdin => self.close_stdin(),
+                Err(_) if self.is_connection => return self.close(),
                 Err(_) => {
                     taken += self.input.len();
                     self.input.clear();
@@ -287,6 +308,9 @@ impl Stream {
         if matches!(self.terminal, Terminal::Here(master) if master == fd) {
             self.terminal = Terminal::None;
         }
+        if self.is_connection {
+            self.close();
+        }
     }
 
     /// Bytes from the host. Raises what it sends beyond its credit: the stream is closed then.
@@ -311,7 +335,7 @@ impl Stream {
     pub fn signal(&mut self, number: i32) {
         self.waiting_signal = None;
         match self.process_pid() {
-            _ if self.ended.is_some() => {}
+            _ if self.ended.is_some() || self.is_connection => {}
             Some(pid) => sys::kill(pid, number),
             None => self.waiting_signal = Some(number),
         }
@@ -327,8 +351,12 @@ impl Stream {
             return;
         }
         self.closed = true;
-        self.end_process(libc::SIGHUP);
-        self.kill_at_ns = Some(sys::clock_ns(libc::CLOCK_MONOTONIC) + GRACE_NS);
+        if self.is_connection {
+            self.ended = Some(0);
+        } else {
+            self.end_process(libc::SIGHUP);
+            self.kill_at_ns = Some(sys::clock_ns(libc::CLOCK_MONOTONIC) + GRACE_NS);
+        }
         self.release();
     }
 
@@ -399,8 +427,15 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.release();
-        drop(std::fs::remove_dir_all(&self.files));
+        if !self.is_connection {
+            drop(std::fs::remove_dir_all(&self.files));
+        }
     }
+}
+
+fn number_of(given: &Value) -> Result<u32, String> {
+    let number = given["stream"].as_u64().filter(|n| *n <= u64::from(u32::MAX));
+    number.map(|n| n as u32).ok_or_else(|| "stream is missing".to_string())
 }
 
 fn text_of(error: std::io::Error) -> String {

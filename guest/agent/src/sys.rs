@@ -369,6 +369,41 @@ pub fn accept(listener: RawFd) -> Option<RawFd> {
     check(i64::from(fd)).ok().map(|fd| fd as RawFd)
 }
 
+/// A connection to a unix socket, non-blocking: to this very socket, never to where a link leads. A listener that has too
+/// many waiting is an error, not waited for.
+pub fn connect_unix(path: &str) -> io::Result<RawFd> {
+    use std::os::unix::io::AsRawFd;
+    let path = c_string(path)?;
+    // SAFETY: the pointer is a NUL-terminated string that lives until the call returns; the descriptor is ours.
+    let place = unsafe {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let fd = check(i64::from(libc::open(path.as_ptr(), flags)))?;
+        <std::fs::File as std::os::unix::io::FromRawFd>::from_raw_fd(fd as RawFd)
+    };
+    if !std::os::unix::fs::FileTypeExt::is_socket(&place.metadata()?.file_type()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
+    }
+    let through = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: zeroes are a valid address, in which the text has room; pointer and size are of the same, living structure.
+    unsafe {
+        let mut address: libc::sockaddr_un = std::mem::zeroed();
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (to, from) in address.sun_path.iter_mut().zip(through.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let socket = check(i64::from(libc::socket(libc::AF_UNIX, kind, 0)))? as RawFd;
+        let size = std::mem::size_of_val(&address) as libc::socklen_t;
+        match check(i64::from(libc::connect(socket, std::ptr::addr_of!(address).cast(), size))) {
+            Ok(_) => Ok(socket),
+            Err(error) => {
+                close(socket);
+                Err(error)
+            }
+        }
+    }
+}
+
 /// Closes a descriptor that we own.
 pub fn close(fd: RawFd) {
     // SAFETY: takes no pointers; the caller owns the descriptor.

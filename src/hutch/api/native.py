@@ -1,5 +1,6 @@
 """hutch's own routes: what AWS's API has no words for. All are signed, with the service name `hutch`."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hutch.api.gateway.native import NativeRequest, NativeRoute
-from hutch.base.errors import Invalid, NotFound, Unavailable
+from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.control.ops.images import HostRequests, ImageOps
 from hutch.control.ops.suspending import SuspendOps
 from hutch.control.ops.tasks import TaskOps
@@ -20,6 +21,7 @@ from hutch.rules.image_reference import normalise_name
 MAX_ARCHIVE_BYTES = 64 * 1024**3
 MAX_LOG_LINES = 10_000
 MAX_WAIT_S = 50.0
+HOST_ANSWER_S = 3.0
 
 
 class NativeApi:
@@ -116,14 +118,38 @@ class NativeApi:
         return {}
 
     async def why(self, request: NativeRequest) -> dict[str, Any]:
-        """The cause chain and the launch waterfall of a task; of a stopped one also what is known of its disk."""
+        """The cause chain and the launch waterfall of a task, and how the shipping of its logs is; of a stopped one also what
+        is known of its disk."""
         task = self._tasks.find_anywhere(request.params["task"])
         disk: dict[str, Any] = {}
         if task.is_stopped and task.host_id in self._fleet.connected_host_ids:
             # What is known without the host is told also if it has just gone.
             with contextlib.suppress(Unavailable):
                 disk = await self._fleet.request(task.host_id, "disk.show", {"task_id": task.task_id})
-        return self._why(task) | ({"disk": disk} if disk else {})
+        seen = self._why(task) | ({"disk": disk} if disk else {})
+        return seen | {"log_drivers": await self._log_drivers(task)}
+
+    async def _log_drivers(self, task: Task) -> dict[str, Any]:
+        """By container, of those whose logs leave the host: driver, waiting_bytes, dropped_bytes, problem. Of a task that
+        runs its host is asked; of others the host has told."""
+        if task.last_status == "RUNNING" and task.host_id in self._fleet.connected_host_ids:
+            try:
+                async with asyncio.timeout(HOST_ANSWER_S):
+                    answer = await self._fleet.request(
+                        task.host_id, "task.log_drivers", {"task_id": task.task_id}
+                    )
+                return dict(answer["containers"])
+            except (HutchError, TimeoutError):
+                pass  # it has ended meanwhile, or the host is busy: what is known must do
+        return {
+            c.name: {
+                "waiting_bytes": c.log_waiting_bytes,
+                "dropped_bytes": c.log_dropped_bytes,
+                "problem": c.log_problem,
+            }
+            for c in task.containers
+            if c.log_waiting_bytes or c.log_dropped_bytes or c.log_problem
+        }
 
     async def wait(self, request: NativeRequest) -> dict[str, Any]:
         """As `why`, as soon as the task has one of the statuses in `until` (comma separated), or after 50 s."""

@@ -304,6 +304,7 @@ def why(
         code = "" if container["exit_code"] is None else f", exit code {container['exit_code']}"
         note = f" ({container['reason']})" if container["reason"] else ""
         console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
+        _print_shipping(seen.get("log_drivers", {}).get(container["name"]))
     _print_disk(seen)
     for finding in seen["findings"]:
         again = f" ({finding['count']} times)" if finding["count"] > 1 else ""
@@ -333,6 +334,17 @@ def _away(host: dict[str, Any]) -> str:
     if host["gives_up_at"] is not None:
         return f"{text}, and are given up at {clock_time(host['gives_up_at'])} unless it comes back"
     return f"{text}; `hutch host lost {host['host_id']}` gives them up"
+
+
+def _print_shipping(shipping: dict[str, Any] | None) -> None:
+    """What a log driver's back end did not get, if there is anything to tell."""
+    if shipping is None:
+        return
+    if shipping["dropped_bytes"]:
+        console.print(Text(f"  logs: {shipping['dropped_bytes']:,} bytes were dropped"))
+    if shipping["problem"]:
+        waiting = f"{shipping['waiting_bytes']:,} bytes wait: " if shipping["waiting_bytes"] else ""
+        console.print(Text(f"  logs: {waiting}{shipping['problem']}"))
 
 
 def print_waterfall(seen: dict[str, Any]) -> None:

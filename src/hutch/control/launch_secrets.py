@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from hutch.base.errors import HutchError, Invalid, LimitExceeded, NotFound
 from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
 from hutch.control.launch_refusals import LaunchRefused, not_allowed, unassumable, unavailable
+from hutch.control.logrouter import secret_variables
 from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import store_stopped
@@ -71,14 +72,14 @@ class LaunchSecrets:
             if "environmentFiles" in override:
                 name = override["name"]
                 documents[name] = {**documents[name], "environmentFiles": override["environmentFiles"]}
-        wanted = any(c.get(k) for c in documents.values() for k in _RESOLVED)
+        wanted = any(map(_has_secrets, documents.values()))
         role_arn = role_rules.role_of(overrides, definition.document)
         logs = role_rules.awslogs_uses(definition.document) if role_arn else ()
         if not wanted and not logs:
             return spec
         role = self.assume(role_arn, spec.task_id)
         if wanted:
-            containers = tuple(self._container(reader, c, documents[c.name], role) for c in spec.containers)
+            containers = tuple(self._container(reader, c, documents, role) for c in spec.containers)
             _check_size(containers)
             spec = replace(spec, containers=containers)
         for use in logs:
@@ -153,18 +154,27 @@ class LaunchSecrets:
         self,
         reader: Reader,
         spec: ContainerSpec,
-        document: dict[str, Any],
+        documents: dict[str, dict[str, Any]],
         role: AssumedExecutionRole | None,
     ) -> ContainerSpec:
+        document = documents[spec.name]
         given = document.get("environmentFiles", ())
         files = [self.environment_file(reader, spec.name, f["value"], role) for f in given]
         # What is in files is as secret as its owner thinks: it takes the way of the secrets.
         values = merged_files(files, spec.environment)
         for secret in document.get("secrets", ()):
             values[secret["name"]] = self.value(reader, spec.name, secret["valueFrom"], role)
+        if spec.log_router is not None:
+            for variable, (container, value_from) in secret_variables(documents.values()).items():
+                values[variable] = self.value(reader, container, value_from, role)
+        log = spec.log
+        if log.secret_names:
+            options = document["logConfiguration"]["secretOptions"]
+            found = {o["name"]: self.value(reader, spec.name, o["valueFrom"], role) for o in options}
+            log = replace(log, secrets=found)
         credentials = self.registry_login(reader, document, role)
         names = tuple(dict.fromkeys((*spec.secret_names, *values)))
-        return replace(spec, secret_names=names, secrets=values, registry_credentials=credentials)
+        return replace(spec, secret_names=names, secrets=values, log=log, registry_credentials=credentials)
 
     def _credentials(
         self, reader: Reader, container: str, secret_id: str, role: AssumedExecutionRole | None
@@ -207,8 +217,14 @@ class LaunchSecrets:
         return self._parameters.open(self._parameters.read(reader, reference.name)[0])
 
 
+def _has_secrets(document: dict[str, Any]) -> bool:
+    log = document.get("logConfiguration") or {}
+    return any(document.get(k) for k in _RESOLVED) or bool(log.get("secretOptions"))
+
+
 def _check_size(containers: tuple[ContainerSpec, ...]) -> None:
-    size = sum(len(k) + len(v.encode()) for c in containers for k, v in c.secrets.items())
+    given = (item for c in containers for values in (c.secrets, c.log.secrets) for item in values.items())
+    size = sum(len(k) + len(v.encode()) for k, v in given)
     if size > MAX_SECRETS_BYTES:
         text = f"the task's secrets and environment files have {size} bytes in all, and {MAX_SECRETS_BYTES} can be passed"
         raise unavailable("SecretsTooLarge", text, "", "")

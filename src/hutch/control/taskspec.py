@@ -4,9 +4,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from hutch.control.logrouter import log_router_place, log_router_spec, router_of, secret_variables
 from hutch.model.network import Subnet
 from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.logdrivers import firelens
+from hutch.rules.logdrivers.checks import uses_router
 from hutch.rules.taskdef.linux import device_access, no_new_privileges
 from hutch.rules.taskdef.volumes import shared_name
 from hutch.wire.fleet import (
@@ -124,17 +127,21 @@ def _container_spec(
         command=_words(command),
         working_directory=definition.get("workingDirectory"),
         user=definition.get("user"),
-        environment=_environment(task, definition, override, region),
-        secret_names=tuple(s["name"] for s in definition.get("secrets", [])),
+        environment=_environment(task, definition, override, region) | log_router_place(document, definition),
+        secret_names=(
+            *(s["name"] for s in definition.get("secrets", [])),
+            *(
+                secret_variables(document["containerDefinitions"])
+                if definition.get("firelensConfiguration")
+                else ()
+            ),
+        ),
         hostname=definition.get("hostname", ""),
         mounts=tuple(
             MountSpec(volume=m["sourceVolume"], path=m["containerPath"], read_only=m.get("readOnly", False))
             for m in definition.get("mountPoints", [])
         ),
-        depends_on=tuple(
-            DependencySpec(container=d["containerName"], condition=d["condition"])
-            for d in definition.get("dependsOn", [])
-        ),
+        depends_on=_dependencies(definition, document),
         health_check=_health_check(definition.get("healthCheck")),
         restart_policy=_restart_policy(definition.get("restartPolicy")),
         stop_timeout_s=definition.get("stopTimeout", DEFAULT_STOP_TIMEOUT_S),
@@ -175,9 +182,21 @@ def _container_spec(
             for p in definition.get("portMappings", [])
             if "containerPort" in p
         ),
-        log=_log(task, definition),
+        log=_log(task, definition, document),
+        log_router=log_router_spec(task, definition, document, arn),
         labels=_labels(task, definition, arn),
     )
+
+
+def _dependencies(definition: dict[str, Any], document: dict[str, Any]) -> tuple[DependencySpec, ...]:
+    """What was asked for; and the log router is there before those whose logs it takes, and until they have ended."""
+    found = [
+        DependencySpec(container=d["containerName"], condition=d["condition"])
+        for d in definition.get("dependsOn", [])
+    ]
+    if uses_router(definition) and router_of(document) not in (d.container for d in found):
+        found.append(DependencySpec(container=router_of(document), condition="START"))
+    return tuple(found)
 
 
 def _words(value: list[str] | None) -> tuple[str, ...] | None:
@@ -222,17 +241,22 @@ def _restart_policy(policy: dict[str, Any] | None) -> RestartPolicySpec | None:
     )
 
 
-def _log(task: Task, definition: dict[str, Any]) -> LogSpec:
+def _log(task: Task, definition: dict[str, Any], document: dict[str, Any]) -> LogSpec:
     configuration = definition.get("logConfiguration", {})
     driver = configuration.get("logDriver", "")
-    options: dict[str, str] = configuration.get("options", {})
-    if driver != "awslogs":
+    options: dict[str, str] = configuration.get("options") or {}
+    if driver in ("", "none"):
         return LogSpec()
-    prefix = options.get("awslogs-stream-prefix", "")
-    stream = (
-        f"{prefix}/{definition['name']}/{task.task_id}" if prefix else f"{definition['name']}/{task.task_id}"
-    )
-    return LogSpec(driver=driver, options=options, stream=stream)
+    stream, router, secrets = "", "", ()
+    if driver == "awslogs":
+        prefix = options.get("awslogs-stream-prefix", "")
+        stream = "/".join(p for p in (prefix, definition["name"], task.task_id) if p)
+    if driver == firelens.DRIVER:
+        # Its secrets are the router's.
+        router = router_of(document)
+    else:
+        secrets = tuple(s["name"] for s in configuration.get("secretOptions") or ())
+    return LogSpec(driver=driver, options=options, stream=stream, router=router, secret_names=secrets)
 
 
 def _labels(task: Task, definition: dict[str, Any], arn: str) -> dict[str, str]:

@@ -76,6 +76,11 @@ class Container(_Value, frozen=True, kw_only=True, omit_defaults=True):
     network_bindings: tuple[NetworkBinding, ...] = ()
     started_at: float | None = None
     finished_at: float | None = None
+    log_dropped_bytes: int = 0
+    """Of a task that has ended: what its log driver's back end never got."""
+    log_waiting_bytes: int = 0
+    """What was still on its way to the back end when the task ended."""
+    log_problem: str = ""
 
 
 class NetworkInterface(_Value, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,9 @@ class ObservedContainer(msgspec.Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     started_at: float | None = None
     finished_at: float | None = None
+    log_dropped_bytes: int = 0
+    log_waiting_bytes: int = 0
+    log_problem: str = ""
 
 
 class ObservedTask(msgspec.Struct, frozen=True, kw_only=True):

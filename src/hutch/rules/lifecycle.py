@@ -198,6 +198,9 @@ def _container(container: Container, facts: tuple[ObservedContainer, ...]) -> Co
         restart_count=fact.restart_count,
         started_at=fact.started_at,
         finished_at=fact.finished_at,
+        log_dropped_bytes=fact.log_dropped_bytes,
+        log_waiting_bytes=fact.log_waiting_bytes,
+        log_problem=fact.log_problem,
     )
 
 

@@ -110,6 +110,20 @@ class LogSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     options: dict[str, str] = {}
     stream: str = ""
     """The CloudWatch Logs stream, already derived from the prefix, container name and task id."""
+    router: str = ""
+    """The container of the task that takes the output (driver awsfirelens)."""
+    secret_names: tuple[str, ...] = ()
+    """Options whose values are secret."""
+    secrets: dict[str, str] = {}
+    """Those values. In assignments only: never logged, never written to disk."""
+
+
+class LogRouterSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """A container that takes the output of others (FireLens): the file that it finds at `config_path`."""
+
+    config_path: str
+    config: str
+    """Without secrets: these are in its environment."""
 
 
 class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -164,6 +178,7 @@ class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     dns_search: tuple[str, ...] = ()
     container_ports: tuple[tuple[int, str], ...] = ()
     log: LogSpec = LogSpec()
+    log_router: LogRouterSpec | None = None
     labels: dict[str, str] = {}
     registry_credentials: tuple[str, str] | None = None
     """User name and password for the image's registry. Never logged, never written to a task's handle."""
@@ -254,6 +269,12 @@ class ContainerFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
     restart_count: int = 0
     started_at: float | None = None
     finished_at: float | None = None
+    log_dropped_bytes: int = 0
+    """Told when the task has ended: output that its log driver's back end never got, for want of room."""
+    log_waiting_bytes: int = 0
+    """As above: output that was still on its way."""
+    log_problem: str = ""
+    """As above: why."""
 
 
 class PhaseFact(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -584,6 +605,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     `volume.list`, `volume.remove` {id},
     `filesystem.remove` {id}, `filesystem.sizes` {ids},
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
+    `task.log_drivers` {task_id} (answered with `containers`: name to driver, waiting_bytes, dropped_bytes, problem),
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},
     `task.exec` {stream_id, task_id, container, spec} (answered when the process is set up and the host has opened a
     connection with `StreamHello`; of a task that has stopped, in a sandbox made for that), `disk.list`, `disk.show`

@@ -27,6 +27,7 @@ from hutch.wire.fleet import ContainerSpec
 log = get_logger(__name__)
 
 START_LIMIT_S = 300.0
+ROUTER_DRAIN_S = 5.0
 
 
 class Containers:
@@ -123,7 +124,7 @@ class Containers:
                 return
             finally:
                 self._record.seen.measured("start", name, begun_at, self._now())
-        self._logs.begin(container)
+        self._logs.begin(container_named(self._record.spec, name))
         self._tell(partial(self._has_started, name, started.runtime_id, started.started_at))
 
     def _has_started(self, name: str, runtime_id: str, started_at: float) -> list[rules.Action]:
@@ -170,6 +171,10 @@ class Containers:
         driver, handle = self._sandbox()
         image = self._record.file.images.get(order.container)
         number = 9 if order.kill else stop_signal(str(image.config.get("StopSignal") or "") if image else "")
+        container = container_named(self._record.spec, order.container)
+        if container.log_router is not None and not order.kill:
+            # It goes last, and with all that the others said; but not late.
+            await self._logs.drain(min(ROUTER_DRAIN_S, container.stop_timeout_s / 2), order.container)
         try:
             await driver.signal_container(handle, order.container, number)
         except HostFault as fault:

@@ -1,60 +1,90 @@
-"""Ships a container's log file to CloudWatch Logs, at least once, without ever holding up the container.
+"""Ships a container's log file to a back end, at least once, without ever holding up the container.
 
 The file is the buffer: what is not acknowledged yet is read again after a restart (the position is kept beside
-the file). A log driver in non-blocking mode skips the oldest of what waits beyond its buffer size, and counts it.
+the file). A log driver in non-blocking mode skips the oldest of what waits beyond its buffer size. All that is dropped is
+counted: skipped, rotated away unread, or refused by the back end.
 """
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from hutch.base.log import get_logger
-from hutch.host.criformat import parse_line
 from hutch.host.images.archives import write_atomically
 from hutch.host.kernel.inotify import DirectoryWatch, FileWatcher
-from hutch.rules.awslogs import AwslogsOptions, LineJoiner
-from hutch.wire.fleet import LogEvent
+from hutch.host.logs.contract import LogEntry, LogSink
+from hutch.host.logs.lines import Assembler, RecordReader
+from hutch.host.logs.tail import LogTail
+from hutch.rules.logdrivers.options import Delivery
 
 log = get_logger(__name__)
 
-MAX_BATCH_EVENTS = 1000
-MAX_BATCH_BYTES = 900_000
+MAX_BATCH_ENTRIES = 1000
 MAX_RECORD_BYTES = 64 * 1024
-MAX_LINE_BYTES = 256 * 1024
+ENTRY_OVERHEAD_BYTES = 26
 QUIET_S = 1.0
 """A multi-line event is complete after this much silence."""
 
-Send = Callable[[tuple[LogEvent, ...]], Awaitable[str]]
 
-
-class _Position(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a file was shipped: everything before `offset` is durable elsewhere."""
+class _Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a file was shipped: everything before `offset` is durable elsewhere, or counted as dropped."""
 
     inode: int
     offset: int
+    dropped: int = 0
+
+
+class ShippingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a container's shipping is. `problem` says why nothing gets through; "" while it does."""
+
+    waiting_bytes: int
+    dropped_bytes: int
+    problem: str = ""
 
 
 class LogShipper:
-    """One container's log. `send` returns when a batch is durable; with an error text if it never will be."""
+    """One container's log."""
 
-    def __init__(self, path: Path, options: AwslogsOptions, send: Send, watcher: FileWatcher) -> None:
+    def __init__(
+        self, path: Path, delivery: Delivery, assembler: Assembler, sink: LogSink, watcher: FileWatcher
+    ) -> None:
+        """The sink is closed with the shipper."""
         self._path = path
-        self._options = options
-        self._send = send
+        self._delivery = delivery
+        self._sink = sink
         self._watcher = watcher
         self._position_path = path.with_suffix(".shipped")
-        self._joiner = LineJoiner(options.start)
-        self._partial: dict[str, list[bytes]] = {}
-        self._held_from: int | None = None
-        """Where the oldest record begins that is read but part of no finished event yet."""
+        self._tail = LogTail(path)
+        self._reader = RecordReader(assembler)
         self._ended = asyncio.Event()
-        self._file: BinaryIO | None = None
         self._refused = ""
-        self.dropped_bytes = 0
+        self._dropped = 0
+        self._moves = 0
+        self._in_flight = 0
+        """Bytes of the file that were read and are not acknowledged."""
+
+    @property
+    def stuck(self) -> asyncio.Event:
+        """Set while the back end takes nothing."""
+        return self._sink.stuck
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes of the file that the back end will never get."""
+        return self._dropped + self._tail.lost_bytes
+
+    def status(self) -> ShippingStatus:
+        """What waits and what was dropped, until now. In non-blocking mode what is beyond the buffer counts as dropped
+        already: it will be when the back end takes something again."""
+        self._tail.refresh()
+        waiting = self._tail.waiting_bytes()
+        beyond = 0 if self._delivery.blocking else max(0, waiting - self._delivery.buffer_bytes)
+        return ShippingStatus(
+            waiting_bytes=waiting - beyond + self._in_flight,
+            dropped_bytes=self.dropped_bytes + beyond,
+            problem=self._sink.problem or self._refused,
+        )
 
     def end(self) -> None:
         """The container has ended: `run` returns when all was shipped."""
@@ -68,63 +98,65 @@ class LogShipper:
             while True:
                 watch.changed.clear()
                 ended = self._ended.is_set()
-                if await self._ship_what_is_there():
+                if await self._ship_what_is_there(watch):
                     continue
                 if ended:
-                    await self._flush()
+                    await self._flush(watch)
                     return
                 await self._wait(watch)
         finally:
             watch.close()
-            if self._file is not None:
-                self._file.close()
+            self._tail.close()
+            await self._sink.close()
 
     async def _wait(self, watch: DirectoryWatch) -> None:
         waits = [asyncio.ensure_future(watch.changed.wait()), asyncio.ensure_future(self._ended.wait())]
-        timeout_s = QUIET_S if self._joiner.is_waiting else None
+        timeout_s = QUIET_S if self._reader.is_waiting else None
         try:
             done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
         if not done:
-            await self._flush()
+            await self._flush(watch)
 
-    async def _flush(self) -> None:
+    async def _flush(self, watch: DirectoryWatch) -> None:
         """Send the event that is under way; with it everything that was read is out."""
-        events = [LogEvent(timestamp_ms=t, message=m) for t, m in self._joiner.flush()]
-        await self._deliver(events)
-        if events and self._file is not None:
-            if not any(self._partial.values()):
-                self._held_from = None
-            await self._keep_position(self._file)
+        entries = self._reader.flush()
+        await self._deliver(entries, watch)
+        if entries and self._tail.is_open:
+            await self._keep_position()
 
-    async def _ship_what_is_there(self) -> bool:
+    async def _ship_what_is_there(self, watch: DirectoryWatch) -> bool:
         """Ship a batch; whether anything was there."""
-        file = self._open()
-        if file is None:
+        if not self._tail.is_open and not self._open():
             return False
-        self._skip_beyond_buffer(file)
-        events: list[LogEvent] = []
-        size, start = 0, file.tell()
-        while size < MAX_BATCH_BYTES and len(events) < MAX_BATCH_EVENTS:
-            at = file.tell()
-            line = file.readline(MAX_RECORD_BYTES)
-            if not line.endswith(b"\n") and len(line) < MAX_RECORD_BYTES:
-                file.seek(at)
+        self._skip_beyond_buffer()
+        entries: list[LogEntry] = []
+        size, read = 0, False
+        while size < self._sink.max_batch_bytes and len(entries) < MAX_BATCH_ENTRIES:
+            record = self._tail.read(MAX_RECORD_BYTES)
+            if self._tail.moves != self._moves:
+                self._moves = self._tail.moves
+                self._reader.moved()
+            if record is None:
                 break
-            for timestamp_ms, message in self._take(at, line.rstrip(b"\n")):
-                events.append(LogEvent(timestamp_ms=timestamp_ms, message=message))
-                size += len(message) + 26
-        if file.tell() == start:
-            return self._rotated(file)
-        await self._deliver(events)
-        await self._keep_position(file)
-        return True
+            read = True
+            at, line = record
+            self._in_flight += len(line)
+            for entry in self._reader.take(at, line.rstrip(b"\n")):
+                entries.append(entry)
+                size += len(entry.text) + ENTRY_OVERHEAD_BYTES
+        if read:
+            await self._deliver(entries, watch)
+            self._in_flight = 0
+            await self._keep_position()
+        return read
 
-    async def _keep_position(self, file: BinaryIO) -> None:
-        offset = file.tell() if self._held_from is None else self._held_from
-        position = _Position(inode=os.fstat(file.fileno()).st_ino, offset=offset)
+    async def _keep_position(self) -> None:
+        inode, offset = self._tail.place()
+        held = self._reader.held_from
+        position = _Position(inode=inode, offset=offset if held is None else held, dropped=self.dropped_bytes)
         writing = asyncio.ensure_future(
             asyncio.to_thread(write_atomically, self._position_path, msgspec.json.encode(position))
         )
@@ -135,11 +167,9 @@ class LogShipper:
             await writing
             raise
 
-    def _open(self) -> BinaryIO | None:
-        """The file to read on, at the place where shipping stopped."""
-        if self._file is not None:
-            return self._file
-        known: _Position | None = None
+    def _open(self) -> bool:
+        """Find the place where shipping stopped."""
+        known = _Position(inode=0, offset=0)
         try:
             known = msgspec.json.decode(self._position_path.read_bytes(), type=_Position)
         except FileNotFoundError:
@@ -148,79 +178,41 @@ class LogShipper:
             log.warning(
                 "log position unreadable, shipping from the start", file=str(self._path), reason=str(error)
             )
-        for path in (self._path.with_name(self._path.name + ".1"), self._path):
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:
-                continue
-            inode = os.fstat(file.fileno()).st_ino
-            if known is None or inode == known.inode or path == self._path:
-                if known is not None and inode == known.inode:
-                    file.seek(known.offset)
-                self._file = file
-                return file
-            file.close()
-        return None
-
-    def _rotated(self, file: BinaryIO) -> bool:
-        """At the end of a file: go on with the new one if it was rotated away. Whether there is more to read."""
-        try:
-            current = self._path.stat().st_ino
-        except FileNotFoundError:
+        if not self._tail.open(known.inode, known.offset):
             return False
-        opened = os.fstat(file.fileno())
-        if current == opened.st_ino:
-            return False
-        rest = os.pread(file.fileno(), MAX_RECORD_BYTES, file.tell())
-        if b"\n" in rest:
-            # Written between our last look and the rename.
-            return True
-        file.close()
-        self._file = self._path.open("rb")
-        self._held_from = 0 if self._held_from is not None else None
+        self._dropped = known.dropped
         return True
 
-    def _skip_beyond_buffer(self, file: BinaryIO) -> None:
-        if self._options.blocking:
+    def _skip_beyond_buffer(self) -> None:
+        if self._delivery.blocking:
             return
-        waiting = os.fstat(file.fileno()).st_size - file.tell()
-        if waiting > self._options.buffer_bytes:
-            file.seek(waiting - self._options.buffer_bytes, os.SEEK_CUR)
-            file.readline(MAX_RECORD_BYTES)
-            self.dropped_bytes += waiting - self._options.buffer_bytes
+        skipped = self._tail.skip(self._delivery.buffer_bytes, MAX_RECORD_BYTES)
+        if skipped:
+            self._dropped += skipped
             log.warning(
                 "log driver buffer full, oldest output dropped",
                 file=str(self._path),
                 bytes=self.dropped_bytes,
             )
 
-    def _take(self, at: int, record: bytes) -> list[tuple[int, str]]:
-        """The events that a record, which begins at this place of the file, completes."""
-        line = parse_line(record)
-        if line is None:
-            return []
-        parts = self._partial.setdefault(line.stream, [])
-        parts.append(line.text)
-        if self._held_from is None:
-            self._held_from = at
-        if line.partial and sum(map(len, parts)) < MAX_LINE_BYTES:
-            return []
-        text = b"".join(parts).decode("utf-8", "replace")
-        parts.clear()
-        events = self._joiner.feed(line.time_ns // 1_000_000, text)
-        if not any(self._partial.values()):
-            # A joiner that still waits holds at most what began with this very record.
-            self._held_from = (
-                (at if events or self._held_from is None else self._held_from)
-                if (self._joiner.is_waiting)
-                else None
-            )
-        return events
-
-    async def _deliver(self, events: list[LogEvent]) -> None:
-        if not events:
+    async def _deliver(self, entries: list[LogEntry], watch: DirectoryWatch) -> None:
+        """Hand entries over, however long it takes; what goes unread meanwhile is counted."""
+        if not entries:
             return
-        error = await self._send(tuple(events))
+        sending = asyncio.ensure_future(self._sink.send(tuple(entries)))
+        try:
+            while not sending.done():
+                watch.changed.clear()
+                changed = asyncio.ensure_future(watch.changed.wait())
+                await asyncio.wait({sending, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                self._tail.refresh()
+            error = sending.result()
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        if error:
+            self._dropped += sum(len(e.text.encode("utf-8", "replace")) for e in entries)
         if error and error != self._refused:
-            self._refused = error
             log.warning("log events refused", file=str(self._path), reason=error)
+        self._refused = error

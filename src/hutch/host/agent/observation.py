@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from hutch.host.agent.logship import ShippingStatus
 from hutch.host.agent.metadata import Health
 from hutch.host.agent.taskfile import SavedContainer, TaskFile
 from hutch.host.agent.tasklogs import read_tail
@@ -38,6 +39,8 @@ class Observation:
         self.phases: list[PhaseFact] = list(content.phases)
         self.times: dict[str, float] = {}
         self.suspended_at = content.suspended_at
+        self.logs: dict[str, ShippingStatus] = {}
+        """Known when the task has ended: to tell it all the time would be a report for each line."""
         self._task_id = spec.task_id
         self._restore(content)
 
@@ -136,7 +139,18 @@ class Observation:
             restart_count=state.restarts,
             started_at=state.started_at,
             finished_at=state.finished_at,
+            **self._log_members(name),
         )
+
+    def _log_members(self, name: str) -> dict[str, Any]:
+        shipping = self.logs.get(name)
+        if shipping is None:
+            return {}
+        return {
+            "log_dropped_bytes": shipping.dropped_bytes,
+            "log_waiting_bytes": shipping.waiting_bytes,
+            "log_problem": shipping.problem[:MAX_CAUSE_CHARACTERS],
+        }
 
     def _restore(self, content: TaskFile) -> None:
         for saved in content.containers:

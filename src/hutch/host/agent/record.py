@@ -10,7 +10,7 @@ from hutch.base.errors import StorageFull
 from hutch.base.log import get_logger
 from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
-from hutch.host.agent.taskfile import TaskFile, lacks_secrets, renewed, without_secrets
+from hutch.host.agent.taskfile import TaskFile, renewed, without_secrets
 from hutch.host.drivers.contract import SandboxSpec, WatchSpec
 from hutch.wire.fleet import TaskSpec
 
@@ -44,10 +44,7 @@ class TaskRecord:
     def take_secrets(self, spec: TaskSpec) -> None:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
         given = {c.name: c for c in spec.containers}
-        containers = tuple(
-            renewed(c, given[c.name]) if c.name in given and lacks_secrets(c) else c
-            for c in self.spec.containers
-        )
+        containers = tuple(renewed(c, given[c.name]) if c.name in given else c for c in self.spec.containers)
         self.spec = replace(self.spec, containers=containers)
         self.assigned.set()
 

@@ -93,6 +93,8 @@ class Requests:
             return await self._tasks.read_logs(
                 arguments["task_id"], arguments["container"], arguments["tail"]
             )
+        if verb == "task.log_drivers":
+            return {"containers": self._tasks.running(arguments["task_id"]).log_drivers()}
         if verb == "task.stats":
             built = msgspec.to_builtins(await self._tasks.running(arguments["task_id"]).stats())
             return built

@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import asdict
+
 from hutch.base.background import Background
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
@@ -31,8 +33,10 @@ from hutch.host.drivers.contract import (
     SandboxGone,
     SandboxStats,
     SupportsExec,
+    SupportsLogRouter,
     SupportsSuspend,
 )
+from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
@@ -71,7 +75,9 @@ class TaskRunner:
         self._finished = False
         self._forked: tuple[ObservedContainer, ...] = ()
         tell = self._events.put_nowait
-        self._logs = TaskLogs(content.spec, directory / "logs", context.send_logs, context.watcher)
+        self._logs = TaskLogs(
+            content.spec, directory / "logs", context.send_logs, context.watcher, self._dial_router
+        )
         self._containers = Containers(context, driver, self._record, self._logs, self._starts, tell)
         self._suspension = Suspension(
             context,
@@ -114,6 +120,7 @@ class TaskRunner:
     def take_secrets(self, spec: TaskSpec) -> None:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
         self._record.take_secrets(spec)
+        self._logs.take_secrets(self.spec)
 
     async def run(self) -> None:
         """From wherever the task's file says it is to its end. Cancelled: let go of it, touch nothing."""
@@ -151,6 +158,20 @@ class TaskRunner:
         if self._driver is None or self._record.file.handle is None:
             raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
         return await self._driver.stats(self._record.file.handle)
+
+    def log_drivers(self) -> dict[str, Any]:
+        """How the shipping of the containers' logs is: name to driver, waiting_bytes, dropped_bytes, problem."""
+        drivers = {c.name: c.log.driver for c in self.spec.containers}
+        return {
+            name: {"driver": drivers[name], **asdict(status)} for name, status in self._logs.status().items()
+        }
+
+    async def _dial_router(self, container: str) -> Connection:
+        if not isinstance(self._driver, SupportsLogRouter):
+            raise HostFault("NotServed", "the task runs on a driver that can't reach a log router")
+        if self._record.file.handle is None:
+            raise HostFault("NotReady", f"task {self.spec.task_id} has no sandbox yet")
+        return await self._driver.dial_router(self._record.file.handle, container)
 
     def view(self) -> TaskView:
         """What the task may see of itself now."""
@@ -371,6 +392,7 @@ class TaskRunner:
         await self._record.save()
         left = await self._clean.run()
         machine.causes += left
+        self._seen.logs = self._logs.status()
         self._seen.note("execution_stopped_at", now)
         self._seen.note("stopped_at", self._now())
         self._seen.status = "STOPPED"

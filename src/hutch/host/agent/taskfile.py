@@ -60,7 +60,10 @@ class TaskFile(TaskState, frozen=True, kw_only=True, omit_defaults=True):
 
 def without_secrets(spec: TaskSpec) -> TaskSpec:
     """The specification as it may be written to disk."""
-    containers = (replace(c, registry_credentials=None, secrets={}) for c in spec.containers)
+    containers = (
+        replace(c, registry_credentials=None, secrets={}, log=replace(c.log, secrets={}))
+        for c in spec.containers
+    )
     return replace(spec, containers=tuple(containers))
 
 
@@ -72,12 +75,22 @@ def lacks_secrets(container: ContainerSpec) -> bool:
 def with_secrets(container: ContainerSpec) -> ContainerSpec:
     """The container as its driver gets it: the values of its secrets are in its environment."""
     environment = {**container.environment, **container.secrets}
-    return replace(container, environment=environment, secrets={}, registry_credentials=None)
+    log = replace(container.log, secrets={})
+    return replace(container, environment=environment, secrets={}, log=log, registry_credentials=None)
+
+
+def lacks_log_secrets(container: ContainerSpec) -> bool:
+    """Whether its log can't be shipped for want of values."""
+    return bool(set(container.log.secret_names) - container.log.secrets.keys())
 
 
 def renewed(container: ContainerSpec, assigned: ContainerSpec) -> ContainerSpec:
-    """The container with the values of a later assignment. Environment files may have other names in them by now; where
-    the values could not be had, none are there, and the names stay to be missed."""
+    """The container with those values of a later assignment that it lacks. Environment files may have other names in them
+    by now; where the values could not be had, none are there, and the names stay to be missed."""
+    if lacks_log_secrets(container):
+        container = replace(container, log=replace(container.log, secrets=assigned.log.secrets))
+    if not lacks_secrets(container):
+        return container
     whole = bool(assigned.secrets) and not lacks_secrets(assigned)
     names = assigned.secret_names if whole else container.secret_names
     return replace(container, secrets=assigned.secrets, secret_names=names)

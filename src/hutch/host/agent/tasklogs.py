@@ -1,20 +1,25 @@
 """The log shippers of one task, and what stays of its logs on the host when the task is forgotten."""
 
 import asyncio
-import contextlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.base.units import GIB, MIB
-from hutch.host.agent.logship import LogShipper
+from hutch.host.agent.dockerstats import docker_name
+from hutch.host.agent.logship import LogShipper, ShippingStatus
+from hutch.host.agent.taskfile import lacks_log_secrets
 from hutch.host.criformat import parse_line
 from hutch.host.kernel.inotify import FileWatcher
-from hutch.rules.awslogs import parse_options
+from hutch.host.logs.contract import Connection
+from hutch.host.logs.making import SHIPPED, make_shipping
+from hutch.rules.logdrivers.files import MAX_FILES
+from hutch.rules.logdrivers.options import Identity
 from hutch.wire.fleet import ContainerSpec, LogEvent, TaskSpec
 
 log = get_logger(__name__)
@@ -23,50 +28,111 @@ KEEP_LOGS_S = 7 * 24 * 3600.0
 KEEP_LOGS_BYTES = GIB
 MAX_KEPT_TASKS = 10_000
 MAX_LOG_READ_BYTES = 4 * MIB
+LACKING = "the values of its log driver's secret options are waited for"
 
 SendLogs = Callable[[TaskSpec, ContainerSpec, tuple[LogEvent, ...]], Awaitable[str]]
+DialRouter = Callable[[str], Awaitable[Connection]]
+"""Connect to a container of the task that takes logs. Raises `HutchError` or `OSError`."""
 
 
 class TaskLogs:
     """Ships what the containers of one task write; `<directory>/<container>.log` is where they write it."""
 
-    def __init__(self, spec: TaskSpec, directory: Path, send: SendLogs, watcher: FileWatcher) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        directory: Path,
+        send: SendLogs,
+        watcher: FileWatcher,
+        dial_router: DialRouter,
+    ) -> None:
         self._spec = spec
         self._directory = directory
         self._send = send
         self._watcher = watcher
+        self._dial_router = dial_router
         self._shippers: dict[str, tuple[LogShipper, asyncio.Task[None]]] = {}
+        self._refused: dict[str, str] = {}
+        self._lacking: set[str] = set()
+        """Containers that run, and whose logs wait for secret options."""
 
     def begin(self, container: ContainerSpec) -> None:
-        """Ship a container's log from now on, if its log driver asks for it; once is enough."""
-        if container.log.driver != "awslogs" or container.name in self._shippers:
+        """Ship a container's log from now on, if its log driver asks for it; once is enough. While values of its
+        secret options are lacking it waits for `take_secrets`."""
+        log_spec = container.log
+        if container.name in self._shippers or log_spec.driver not in SHIPPED:
             return
-        try:
-            options = parse_options(container.log.options)
-        except (HutchError, KeyError) as error:
-            # The log driver must never keep a task from running; its output stays on the host.
-            log.warning(
-                "log options refused", task=self._spec.task_id, container=container.name, reason=str(error)
-            )
+        if lacks_log_secrets(container):
+            self._lacking.add(container.name)
             return
+        self._lacking.discard(container.name)
 
         async def send(events: tuple[LogEvent, ...]) -> str:
             return await self._send(self._spec, container, events)
 
-        shipper = LogShipper(self._directory / f"{container.name}.log", options, send, self._watcher)
+        identity = Identity(
+            container_id=container.container_id.replace("-", ""),
+            container_name=docker_name(self._spec, container),
+            image=container.image,
+            environment=container.environment,
+            labels=container.labels,
+        )
+        router = partial(self._dial_router, log_spec.router)
+        try:
+            made = make_shipping(
+                log_spec, self._spec.task_id, container.name, identity, send=send, router=router
+            )
+        except HutchError as error:
+            # The log driver must never keep a task from running; its output stays on the host.
+            if self._refused.get(container.name) != error.message:
+                log.warning(
+                    "log options refused",
+                    task=self._spec.task_id,
+                    container=container.name,
+                    reason=error.message,
+                )
+            self._refused[container.name] = error.message
+            return
+        assert made is not None
+        shipper = LogShipper(
+            self._directory / f"{container.name}.log",
+            made.delivery,
+            made.assembler,
+            made.sink,
+            self._watcher,
+        )
         task = asyncio.create_task(shipper.run())
         task.add_done_callback(self._ended)
         self._shippers[container.name] = (shipper, task)
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Nothing more will be written: ship the rest. Whether it all went out in time; it goes on otherwise."""
-        for shipper, _ in self._shippers.values():
+    def take_secrets(self, spec: TaskSpec) -> None:
+        """The task was assigned again, with the values of secret options."""
+        for container in spec.containers:
+            if container.name in self._lacking:
+                self.begin(container)
+
+    def status(self) -> dict[str, ShippingStatus]:
+        """How the shipping of each container's log is, of those that have a driver which ships. Blocking, briefly."""
+        found = {name: shipper.status() for name, (shipper, _) in self._shippers.items()}
+        reasons = dict.fromkeys(self._lacking, LACKING) | self._refused
+        for name, reason in reasons.items():
+            found[name] = ShippingStatus(waiting_bytes=0, dropped_bytes=0, problem=reason)
+        return found
+
+    async def drain(self, timeout_s: float, router: str = "") -> bool:
+        """Nothing more will be written: ship the rest. Whether it all went out in time; it goes on otherwise. A back end
+        that is known to take nothing is not waited for. `router`: only what goes to that container."""
+        sources = {c.name for c in self._spec.containers if not router or c.log.router == router}
+        chosen = [shipping for name, shipping in self._shippers.items() if name in sources]
+        for shipper, _ in chosen:
             shipper.end()
-        running = [t for _, t in self._shippers.values() if not t.done()]
-        if not running:
-            return True
-        _, left = await asyncio.wait(running, timeout=timeout_s)
-        return not left
+        waits = [asyncio.create_task(_until_shipped(*shipping)) for shipping in chosen]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=timeout_s)
+            for wait in late:
+                wait.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        return all(task.done() for _, task in chosen)
 
     async def let_go(self) -> None:
         """Stop shipping; what was not acknowledged is shipped by the next agent."""
@@ -81,15 +147,32 @@ class TaskLogs:
             log.error("log shipping ended", task=self._spec.task_id, reason=repr(error))
 
 
+async def _until_shipped(shipper: LogShipper, task: asyncio.Task[None]) -> None:
+    """Return when all is shipped, or when it is known that nothing gets through."""
+    stuck = asyncio.ensure_future(shipper.stuck.wait())
+    try:
+        await asyncio.wait({task, stuck}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stuck.cancel()
+
+
 def read_tail(path: Path, lines: int) -> list[dict[str, Any]]:
     """The newest lines of a container's log file, each {"time": epoch seconds, "stream", "text"}."""
     found: list[dict[str, Any]] = []
     open_lines: dict[str, dict[str, Any]] = {}
     data = b""
-    for source in (path.with_name(path.name + ".1"), path):
-        with contextlib.suppress(FileNotFoundError), source.open("rb") as f:
-            f.seek(max(0, os.fstat(f.fileno()).st_size - MAX_LOG_READ_BYTES))
-            data += f.read()
+    for number in range(MAX_FILES):
+        source = path.with_name(f"{path.name}.{number}") if number else path
+        if len(data) >= MAX_LOG_READ_BYTES:
+            break
+        try:
+            with source.open("rb") as f:
+                f.seek(max(0, os.fstat(f.fileno()).st_size - MAX_LOG_READ_BYTES))
+                data = f.read() + data
+        except FileNotFoundError:
+            # The newest may be missing for the moment of a rotation.
+            if number:
+                break
     for raw in data[-MAX_LOG_READ_BYTES:].split(b"\n"):
         record = parse_line(raw)
         if record is None:

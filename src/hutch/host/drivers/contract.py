@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
 from hutch.wire.guest_facts import RuntimeFact
@@ -390,6 +391,16 @@ class SupportsKeptDisks(Protocol):
     async def hold_container(self, handle: Handle, container: ContainerSpec) -> None:
         """Make `exec` possible in a container of a sandbox that `open_disk` made: a process that only waits stands where its
         command would. A shell and the usual tools are last on its PATH. No error if it is held already."""
+        ...
+
+
+@runtime_checkable
+class SupportsLogRouter(Protocol):
+    """Optional: a container of the task can take the logs of the others (`ContainerSpec.log_router`)."""
+
+    async def dial_router(self, handle: Handle, container: str) -> Connection:
+        """Connect to the unix socket that the router made in the directory which the driver gave it. What is written has
+        been taken by that socket when `write` returns. Raises `DriverError`, `OSError` while there is none."""
         ...
 
 

@@ -53,7 +53,10 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.fake_exec import open_exec
+from hutch.host.logs.connections import dial_container_socket
+from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
+from hutch.rules.logdrivers.firelens import SOCKET_NAME
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
 STATE_FILE = "fake.json"
@@ -398,6 +401,10 @@ class FakeDriver:
         if not sandbox.runs(container):
             raise DriverError("ContainerNotRunning", f'container "{container}" does not run')
         return open_exec(spec, sandbox.ended)
+
+    async def dial_router(self, handle: Handle, container: str) -> Connection:
+        """Connect to the socket that whoever plays the log router made in the sandbox's directory."""
+        return await dial_container_socket(str(Path(self._sandbox(handle).spec.directory) / SOCKET_NAME))
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
         """The sandbox's events; see the contract."""

@@ -12,6 +12,7 @@ import msgspec
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.seccomp import seccomp_profile
+from hutch.rules.logdrivers.firelens import SOCKET_DIRECTORY
 from hutch.wire.fleet import ContainerSpec, MountSpec
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -85,6 +86,10 @@ class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     """The nodes of the devices that the container asks for, by their path on the host."""
     shm_source: str = ""
     """A directory in the place of a /dev/shm of its own; "none": no /dev/shm at all."""
+    router_directory: str = ""
+    """Where a log router makes its socket."""
+    router_config: str = ""
+    """The file with a log router's configuration."""
     hard_nofile: int = 1048576
     pids: int = DEFAULT_PIDS
 
@@ -294,6 +299,8 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
                 "options": ["nosuid", "nodev", *options],
             }
         )
+    if container.log_router is not None:
+        mounts.append(_bind(context.router_directory, SOCKET_DIRECTORY, "rw"))
     for mount in context.mounts:
         bind = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
         mounts.append(
@@ -307,11 +314,22 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
     if context.init_program:
         init = {"destination": INIT_PATH, "type": "bind", "source": context.init_program}
         mounts.append({**init, "options": ["bind", "rprivate", "ro"]})
+    if container.log_router is not None:
+        mounts.append(_bind(context.router_config, container.log_router.config_path, "ro"))
     for path, source in context.files.items():
         mounts.append(
             {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}
         )
     return mounts
+
+
+def _bind(source: str, destination: str, access: str) -> dict[str, Any]:
+    return {
+        "destination": destination,
+        "type": "bind",
+        "source": source,
+        "options": ["bind", "rprivate", access],
+    }
 
 
 def _shm(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:

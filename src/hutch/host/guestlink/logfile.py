@@ -4,7 +4,7 @@ once.
 Beside `<name>.log` lies `<name>.log.at`, which says how far the file is good and which record was the last.
 A writer that was killed half way leaves bytes beyond that mark; they are cut off, and the guest, which never
 got the acknowledgement, sends those records again. A file that has reached its limit becomes `<name>.log.1`,
-and the older one of that name goes.
+that one `.2` and so on; the oldest goes.
 """
 
 import contextlib
@@ -14,11 +14,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hutch.base.units import MIB
 from hutch.host.criformat import encode_lines, end_of_line
+from hutch.rules.logdrivers.files import HOST_BOUNDS, FileBounds
 from hutch.wire.guest import LogRecord
 
-DEFAULT_MAX_BYTES = 64 * MIB
 _MARK = struct.Struct(">4sQQIQB")
 _MAGIC = b"hlm1"
 _STREAMS = (1, 2)
@@ -28,10 +27,10 @@ _REMEMBERED_NUMBERS = 8
 class LogFile:
     """The file of one container, through all its restarts. Blocking; one thread at a time."""
 
-    def __init__(self, path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, path: Path, *, bounds: FileBounds = HOST_BOUNDS) -> None:
         """Opens or makes the file (mode 0600) and cuts off what was not completed. Raises `OSError`."""
         self._path = path
-        self._max_bytes = max_bytes
+        self._bounds = bounds
         self._mark_fd = os.open(f"{path}.at", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._fd = -1
         self.lost_bytes = 0
@@ -111,7 +110,7 @@ class LogFile:
             note = b"hutch: %d bytes of output are lost: the host could not write its log file\n"
             data = encode_lines(time_ns, 2, note % self._unreported_bytes) + data
         try:
-            if self._size and self._size + len(data) > self._max_bytes:
+            if self._size and self._size + len(data) > self._bounds.max_bytes:
                 self._rotate()
             view = memoryview(data)
             while view:
@@ -127,6 +126,9 @@ class LogFile:
 
     def _rotate(self) -> None:
         full = self._fd
+        for number in range(self._bounds.files - 2, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
         os.replace(self._path, f"{self._path}.1")
         try:
             self._open_log()
@@ -134,6 +136,8 @@ class LogFile:
             os.replace(f"{self._path}.1", self._path)
             raise
         os.close(full)
+        if self._bounds.files == 1:
+            os.unlink(f"{self._path}.1")
 
     def _commit(self) -> None:
         seq = self._last.get(self._number, 0)

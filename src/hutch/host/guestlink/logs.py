@@ -1,11 +1,12 @@
 """All log files of one sandbox: takes log frames by container number, says what may be acknowledged."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hutch.base.log import get_logger
-from hutch.host.guestlink.logfile import DEFAULT_MAX_BYTES, LogFile
+from hutch.host.guestlink.logfile import LogFile
+from hutch.rules.logdrivers.files import HOST_BOUNDS, FileBounds
 from hutch.wire.guest import LogRecord
 
 log = get_logger(__name__)
@@ -16,14 +17,16 @@ class SandboxLogs:
     is touched in a thread, one batch at a time, so a slow disk holds back the guest and not the loop."""
 
     def __init__(
-        self, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, knows_all: bool = True
+        self, directory: Path, *, bounds: Mapping[str, FileBounds] | None = None, knows_all: bool = True
     ) -> None:
-        """Without `knows_all` there may be starts that are yet to be registered: what comes from others is then neither
+        """`bounds`: by container name, of those whose files are not as large as the host's own.
+
+        Without `knows_all` there may be starts that are yet to be registered: what comes from others is then neither
         written nor acknowledged, until `knows_all` is set and the guest is greeted again."""
         self.knows_all = knows_all
         directory.mkdir(mode=0o700, exist_ok=True)
         self._directory = directory
-        self._max_bytes = max_bytes
+        self._bounds = bounds or {}
         self._names: dict[int, str] = {}
         self._files: dict[str, LogFile] = {}
         self._busy = asyncio.Lock()
@@ -88,7 +91,9 @@ class SandboxLogs:
     def _file(self, name: str) -> LogFile | None:
         if name not in self._files:
             try:
-                self._files[name] = LogFile(self._directory / f"{name}.log", max_bytes=self._max_bytes)
+                self._files[name] = LogFile(
+                    self._directory / f"{name}.log", bounds=self._bounds.get(name, HOST_BOUNDS)
+                )
             except OSError as error:
                 log.warning("container log can't be opened", container=name, reason=str(error))
                 return None

@@ -213,11 +213,11 @@ class GuestSession:
         self._writer.write(frame)
         return request_id, future
 
-    def open_stream(self, **members: Any) -> GuestStream:
-        """Have a process run with streams of its own; see the operation `exec_stream`. Raises `GuestGone`,
-        `GuestSilent`, `ValueError` as `request`; what goes wrong later is in the stream's answer."""
+    def open_stream(self, operation: str = "exec_stream", **members: Any) -> GuestStream:
+        """Have a process run with streams of its own, or (operation `connect`) connect to a socket; see the protocol.
+        Raises `GuestGone`, `GuestSilent`, `ValueError` as `request`; what goes wrong later is in the stream's answer."""
         number = self._next_stream
-        request_id, answer = self._ask("exec_stream", {"stream": number, **members})
+        request_id, answer = self._ask(operation, {"stream": number, **members})
         self._next_stream += 1
         stream = self._streams[number] = GuestStream(number, answer, self._send_frame, self._tell)
 

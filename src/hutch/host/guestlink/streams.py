@@ -79,6 +79,12 @@ class GuestStream:
                 self._send(STREAM_DATA, self.number, _INPUT + data[:size])
                 data = data[size:]
 
+    async def taken(self) -> None:
+        """Return when the guest has given credit for all input so far, or the process has ended."""
+        while self._credit < STREAM_WINDOW_BYTES and not self.answer.done():
+            self._room.clear()
+            await self._room.wait()
+
     async def close_input(self) -> None:
         """The end of input."""
         async with self._writing:

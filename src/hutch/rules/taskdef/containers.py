@@ -7,37 +7,16 @@ from typing import Any
 
 from hutch.base.errors import Invalid
 from hutch.rules import secret_references
-from hutch.rules.awslogs import start_pattern
 from hutch.rules.environment_files import check_environment_files
+from hutch.rules.logdrivers.checks import check_log, check_router, uses_router
 from hutch.rules.taskdef.linux import check_linux
 from hutch.rules.taskdef.refusals import refuse
 
 MAX_CONTAINERS = 10
 MIN_CONTAINER_MEMORY_MIB = 6
-LOG_DRIVERS = ("awslogs", "json-file", "local", "none")
-_ELSEWHERE = {
-    "awsfirelens": "run the log router as a container of the task, and let the others write to its port",
-    "fluentd": "run a log router as a container of the task, and let the others write to its port",
-    "gelf": "send to the server from the application",
-    "journald": "hutch keeps output in files of its own: hutch logs shows it",
-    "logentries": "send to the service from the application",
-    "splunk": "send to the collector from the application, or subscribe to the log group",
-    "syslog": "send to the server from the application, or follow the log group",
-}
-"""Log drivers that are not served, and what to do instead."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
 _CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
-_AWSLOGS_OPTIONS = {
-    "awslogs-group",
-    "awslogs-region",
-    "awslogs-stream-prefix",
-    "awslogs-create-group",
-    "awslogs-datetime-format",
-    "awslogs-multiline-pattern",
-    "mode",
-    "max-buffer-size",
-}
 
 
 def check_containers(document: dict[str, Any]) -> None:
@@ -64,6 +43,7 @@ def container_checks(document: dict[str, Any]) -> Iterator[Callable[[], None]]:
         yield partial(check_environment_files, container["name"], container.get("environmentFiles", ()))
     yield partial(_check_names, containers)
     yield partial(_check_sums, containers, document)
+    yield partial(_check_router, document)
     yield partial(_check_dependencies, containers)
     yield partial(_check_volumes_from, containers)
 
@@ -204,40 +184,17 @@ def _check_volumes_from(containers: list[dict[str, Any]]) -> None:
 
 
 def _check_log(container: dict[str, Any]) -> None:
-    log = container.get("logConfiguration")
-    if log is None:
-        return
-    driver, options = log.get("logDriver"), log.get("options", {})
-    if driver not in LOG_DRIVERS:
-        instead = _ELSEWHERE.get(str(driver), "")
-        raise refuse(
-            f"hutch does not support log driver {str(driver)[:50]}; use one of {', '.join(LOG_DRIVERS)}"
-            + (f", or {instead}." if instead else ".")
-        )
-    if driver != "awslogs":
-        if options:
-            raise refuse(
-                f"hutch's log driver {driver} takes no options, such as {min(options)[:50]!r}: a host keeps the last 64 "
-                "MiB of each container's output, and as much of what was before."
-            )
-        return
-    if "awslogs-group" not in options or "awslogs-region" not in options:
-        raise refuse("Log driver awslogs requires options: awslogs-region, awslogs-group")
-    unknown = sorted(set(options) - _AWSLOGS_OPTIONS)
-    if unknown:
-        raise refuse(f"Log driver awslogs has no option {unknown[0]!r}.")
-    if "awslogs-datetime-format" in options and "awslogs-multiline-pattern" in options:
-        raise refuse("awslogs-datetime-format and awslogs-multiline-pattern exclude each other.")
-    if options.get("mode", "non-blocking") not in ("blocking", "non-blocking"):
-        raise refuse("Log driver option mode must be blocking or non-blocking.")
-    if not re.fullmatch(r"[0-9]{1,12}[bkmgBKMG]?", options.get("max-buffer-size", "1m")):
-        raise refuse("Log driver option max-buffer-size must be a size such as 25m.")
-    if not re.fullmatch(r"[.\-_/#A-Za-z0-9]{1,512}", options["awslogs-group"]):
-        raise refuse(f"{options['awslogs-group'][:100]!r} is not a log group name.")
     try:
-        start_pattern(options)
+        check_log(container)
     except Invalid as error:
-        raise refuse(f"{error.message}.") from None
+        raise refuse(error.message) from None
+
+
+def _check_router(document: dict[str, Any]) -> None:
+    try:
+        check_router(document)
+    except Invalid as error:
+        raise refuse(error.message) from None
 
 
 def _check_secrets(container: dict[str, Any]) -> None:
@@ -270,6 +227,11 @@ def _check_dependencies(containers: list[dict[str, Any]]) -> None:
             edges[container["name"]].append(name)
     if _has_cycle(edges):
         raise refuse("The containers' dependsOn form a cycle.")
+    for router in (c["name"] for c in containers if c.get("firelensConfiguration")):
+        for container in filter(uses_router, containers):
+            edges[container["name"]].append(router)
+        if _has_cycle(edges):
+            raise refuse(f"Log router '{router}' can't depend on a container whose logs it is to take.")
 
 
 def _has_cycle(edges: dict[str, list[str]]) -> bool:

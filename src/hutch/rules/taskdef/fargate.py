@@ -80,6 +80,10 @@ def _container(container: dict[str, Any], document: dict[str, Any]) -> list[str]
         )
     log = container.get("logConfiguration", {})
     driver = log.get("logDriver")
+    if log.get("secretOptions") and not document.get("executionRoleArn"):
+        found.append(
+            "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'."
+        )
     if driver and driver not in _FARGATE_LOG_DRIVERS:
         found.append(f"{driver} is not a valid log driver. Must be one of [awslogs, splunk, awsfirelens]")
     if driver == "awslogs":

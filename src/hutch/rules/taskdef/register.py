@@ -140,7 +140,16 @@ def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
             found.add("ecs.capability.private-registry-authentication.secretsmanager")
         if container.get("environmentFiles"):
             found.add("ecs.capability.env-files.s3")
+        if router := container.get("firelensConfiguration"):
+            found.add(f"ecs.capability.firelens.{router['type']}")
+            if "config-file-type" in (router.get("options") or {}):
+                found.add("ecs.capability.firelens.options.config.file")
         for secret in container.get("secrets", ()):
-            kind = "asm" if isinstance(parse_value_from(secret["valueFrom"]), SecretReference) else "ssm"
-            found.add(f"ecs.capability.secrets.{kind}.environment-variables")
+            found.add(f"ecs.capability.secrets.{_store_of(secret)}.environment-variables")
+        for secret in container.get("logConfiguration", {}).get("secretOptions") or ():
+            found.add(f"ecs.capability.secrets.{_store_of(secret)}.bootstrap.log-driver")
     return tuple(sorted(found))
+
+
+def _store_of(secret: dict[str, Any]) -> str:
+    return "asm" if isinstance(parse_value_from(secret["valueFrom"]), SecretReference) else "ssm"

@@ -45,7 +45,11 @@ from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup,
 from hutch.host.kernel.container_cgroups import ContainerCgroups
 from hutch.host.kernel.process import find_processes, kill_and_wait, process_use
 from hutch.host.kernel.run import CommandFailed, run
+from hutch.host.logs.connections import dial_container_socket
+from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
+from hutch.rules.logdrivers.files import bounds_of
+from hutch.rules.logdrivers.firelens import SOCKET_NAME
 from hutch.wire.fleet import ContainerSpec, DriverFactMsg
 
 log = get_logger(__name__)
@@ -224,6 +228,7 @@ class ContainerDriver:
             name=container.name,
             bundle=bundle,
             log=places.log(container.name),
+            max_log_bytes=bounds_of(container.log.driver, container.log.options).max_bytes,
             tty=container.tty,
             interactive=container.interactive,
         )
@@ -311,6 +316,12 @@ class ContainerDriver:
         return await open_exec(
             runtime, box, start, process, spec, lambda: self._groups.processes(start.group)
         )
+
+    async def dial_router(self, handle: Handle, container: str) -> Connection:
+        """Connect to the socket of the task's log router; see `SupportsLogRouter`."""
+        box = self._known(handle)
+        box.running(container)
+        return await dial_container_socket(str(box.places.router_directory / SOCKET_NAME))
 
     def events(self, handle: Handle) -> AsyncIterator[SandboxEvent]:
         """The sandbox's events; see the contract."""

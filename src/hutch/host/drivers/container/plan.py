@@ -60,6 +60,16 @@ class Places(msgspec.Struct, frozen=True):
     def volume(self, name: str) -> Path:
         return self.box / "volumes" / name
 
+    @property
+    def router_directory(self) -> Path:
+        """Where a log router makes its socket."""
+        return self.box / "router" / "run"
+
+    @property
+    def router_config(self) -> Path:
+        """What a log router is to do."""
+        return self.box / "router" / "config"
+
     def starts(self, name: str) -> Path:
         """A directory for each start of a container: its bundle, and what is known of it."""
         return self.box / "starts" / name
@@ -161,6 +171,8 @@ def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int, ground
         init_program=INIT_PROGRAM if has_init else "",
         devices=ground.devices,
         shm_source={"task": str(places.shm), "host": "/dev/shm", "none": "none"}.get(task.ipc_mode, ""),
+        router_directory=str(places.router_directory),
+        router_config=str(places.router_config),
         owns_kernel=False,
         hard_nofile=ground.hard_nofile,
         pids=CONTAINER_PIDS,

@@ -39,6 +39,10 @@ def furnish(spec: SandboxSpec, host: str) -> None:
                 file = etc / path_inside.rpartition("/")[2]
                 file.write_text(text)
                 file.chmod(0o644)
+            if container.log_router is not None:
+                places.router_directory.mkdir(parents=True)
+                places.router_config.write_text(container.log_router.config)
+                places.router_config.chmod(0o644)
             _mount_root(places, container.name, spec.images[container.name].directory)
     except OSError as error:
         raise DriverError(

@@ -12,11 +12,10 @@ from pathlib import Path
 import msgspec
 
 from hutch.base.errors import HutchError
-from hutch.base.units import MIB
 from hutch.host.kernel.process import ProcessRef, kill_and_wait, process_ref
 from hutch.host.kernel.run import spawn_daemon
+from hutch.rules.logdrivers.files import HOST_BOUNDS
 
-MAX_LOG_BYTES = 64 * MIB
 MAX_ANSWER_BYTES = 64 * 1024
 _TAIL_BYTES = 4000
 
@@ -39,6 +38,8 @@ class ShimRequest(msgspec.Struct, frozen=True, kw_only=True):
     """It gets a terminal, whose output conmon logs."""
     interactive: bool = False
     """Its standard input stays open."""
+    max_log_bytes: int = HOST_BOUNDS.max_bytes
+    """conmon begins its file anew when it is full: what was in it is gone, but for readers that have it open."""
 
 
 class MadeContainer(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ def shim_command(request: ShimRequest) -> list[str]:
         "--container-pidfile", str(request.bundle / "pid"),
         "--exit-dir", str(request.bundle / "exit"),
         "--log-path", f"k8s-file:{request.log}",
-        "--log-size-max", str(MAX_LOG_BYTES),
+        "--log-size-max", str(request.max_log_bytes),
         "--log-level", "error",
         "--no-sync-log",
         "--full-attach",

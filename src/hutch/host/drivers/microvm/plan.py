@@ -19,10 +19,14 @@ from hutch.host.drivers.microvm.qemu import (
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
 from hutch.host.drivers.task_mounts import task_mounts
 from hutch.host.drivers.volume_disks import volume_disks
+from hutch.rules.logdrivers.firelens import SOCKET_NAME
 from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
+ROUTER_DIRECTORY = f"{SCRATCH}/router/run"
+ROUTER_CONFIG = f"{SCRATCH}/router/config"
+ROUTER_SOCKET = f"{ROUTER_DIRECTORY}/{SOCKET_NAME}"
 REHEARSAL = "-"
 PAUSE = "-pause"
 """Not names that a container can have."""
@@ -245,6 +249,8 @@ def oci_context(spec: SandboxSpec, container: ContainerSpec, number: int) -> Oci
         init_program=INIT_PROGRAM if has_init else "",
         devices=guest_devices(task),
         shm_source={"task": "/dev/shm", "none": "none"}.get(task.ipc_mode, ""),
+        router_directory=ROUTER_DIRECTORY,
+        router_config=ROUTER_CONFIG,
         owns_kernel=True,
     )
 
@@ -321,7 +327,7 @@ def start_members(
     images have at their paths. Raises `DriverError` for what the image or the specification lacks."""
     image = spec.images[container.name]
     context = oci_context(spec, container, number)
-    members = {
+    members: dict[str, Any] = {
         "name": container.name,
         "number": number,
         "image": image_disks(spec)[container.name].mount_path,
@@ -330,6 +336,9 @@ def start_members(
         "directories": sorted(context.volumes[m.volume] for m in context.mounts),
         "files": {context.files[path]: text for path, text in _etc(spec, container).items()},
     }
+    if container.log_router is not None:
+        members["directories"].append(ROUTER_DIRECTORY)
+        members["files"][ROUTER_CONFIG] = container.log_router.config
     if container.interactive:
         members["interactive"] = True
     if first:

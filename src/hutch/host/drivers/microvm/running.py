@@ -27,12 +27,14 @@ from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.exec import open_exec
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.qemu import vm_vcpus
+from hutch.host.drivers.microvm.router import dial_router
 from hutch.host.drivers.microvm.sandbox import Empty, Sandbox, Started
 from hutch.host.drivers.microvm.vm import allocated_bytes, bound_qemu_log, vm_name
 from hutch.host.drivers.oci_config import build_further_process
 from hutch.host.drivers.start_faults import start_fault
 from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.kernel.process import process_use
+from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
@@ -120,6 +122,10 @@ class RunningVms(Generic[S]):
         answer = await sandbox.while_alive(request, "run a health check")
         output = answer.output.encode()[:4096].decode("utf-8", "ignore")
         return ProbeResult(exit_code=answer.exit_code, timed_out=answer.timed_out, output=output)
+
+    async def dial_router(self, handle: Handle, container: str) -> Connection:
+        """Connect to the socket of the task's log router; see `SupportsLogRouter`."""
+        return dial_router(self.sandbox_of(handle), container)
 
     async def exec(self, handle: Handle, container: str, spec: ExecSpec) -> ExecStream:
         """Run a process in a container, with its own streams."""

@@ -42,6 +42,7 @@ from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused
 from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
 from hutch.host.kernel.sealed import open_memory_file
+from hutch.rules.logdrivers.files import FileBounds, bounds_of
 from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
 from hutch.wire.guest_facts import RuntimeFactsEvent
@@ -123,7 +124,7 @@ class Sandbox:
         self.is_capped = False
         """It is held to its share of CPU."""
         self._clock = clock
-        self._logs = SandboxLogs(files.logs, knows_all=is_new)
+        self._logs = SandboxLogs(files.logs, bounds=_log_bounds(spec), knows_all=is_new)
         self._session: GuestSession | None = None
         self._qmp: Qmp | None = None
         self._shutdown_reason = ""
@@ -192,7 +193,7 @@ class Sandbox:
     def assign(self, spec: SandboxSpec, files: VmFiles) -> None:
         """A VM that was made without a task gets one. Nothing of a task may have been in it."""
         self.spec, self.files = spec, files
-        self._logs = SandboxLogs(files.logs)
+        self._logs = SandboxLogs(files.logs, bounds=_log_bounds(spec))
         self.session.use_logs(self._logs)
 
     async def greet(self, *, entropy: bytes, timeout_s: float) -> HelloAnswer:
@@ -552,3 +553,7 @@ def _exit_event(started: Started, status: ExitStatus, at: float) -> ContainerExi
     return ContainerExited(
         container=started.container.name, runtime_id=started.runtime_id, status=status, at=at
     )
+
+
+def _log_bounds(spec: SandboxSpec) -> dict[str, FileBounds]:
+    return {c.name: bounds_of(c.log.driver, c.log.options) for c in spec.task.containers}

@@ -1,0 +1,103 @@
+"""FireLens through the API: a task's log router gets its configuration, what the others write, and their last words.
+
+The router is a stand-in (`tests.support.log_router`): fluent-bit is in none of Debian's and Python's registries.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.support.log_router import APP, PROGRAM
+from tests.support.platform import Platform
+from tests.support.python_archive import NAME, make_python_archive
+
+pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "runc")
+KEY = "a key of eighteen."
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    directory = tmp_path_factory.mktemp("firelens")
+    made = Platform(directory, drivers="microvm,container")
+    made.start()
+    try:
+        made.hutch("image", "import", str(make_python_archive(directory)))
+        yield made
+    finally:
+        made.stop()
+    assert made.leftovers() == []
+
+
+def register(platform: Platform) -> None:
+    secret = platform.client("secretsmanager").create_secret(Name=f"key-{time.time_ns()}", SecretString=KEY)
+    log = {
+        "logDriver": "awsfirelens",
+        "options": {"Name": "http", "Host": "logs.example"},
+        "secretOptions": [{"name": "Header", "valueFrom": secret["ARN"]}],
+    }
+    platform.client("ecs").register_task_definition(
+        family="routed",
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE", "EC2"],
+        cpu="512",
+        memory="512",
+        containerDefinitions=[
+            {"name": "app", "image": NAME, "command": ["-u", "-c", APP], "logConfiguration": log},
+            {
+                "name": "router",
+                "image": NAME,
+                "command": ["-c", PROGRAM],
+                "firelensConfiguration": {"type": "fluentbit"},
+            },
+        ],
+    )
+
+
+def said(platform: Platform, task_id: str) -> list[dict[str, Any]]:
+    output = platform.hutch("logs", task_id, "--container", "router", "--tail", "1000").stdout
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def records(lines: list[dict[str, Any]], via: str) -> list[dict[str, str]]:
+    return [line["record"] for line in lines if line.get("via") == via]
+
+
+@pytest.mark.parametrize("launch_type", ["FARGATE", "EC2"])
+def test_a_log_router_gets_what_the_others_write(platform: Platform, launch_type: str) -> None:
+    ecs = platform.client("ecs")
+    register(platform)
+    (task,) = ecs.run_task(taskDefinition="routed", launchType=launch_type)["tasks"]
+    task_id = task["taskArn"].rpartition("/")[2]
+    ecs.get_waiter("tasks_running").wait(tasks=[task_id], WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    until = time.monotonic() + 60
+    while not (
+        len(records(said(platform, task_id), "unix")) >= 3 and records(said(platform, task_id), "tcp")
+    ):
+        assert time.monotonic() < until, said(platform, task_id)
+        time.sleep(0.2)
+    why = json.loads(platform.hutch("why", task_id, "--json").stdout)
+    assert why["log_drivers"]["app"]["driver"] == "awsfirelens"
+    assert (why["log_drivers"]["app"]["problem"], why["log_drivers"]["app"]["dropped_bytes"]) == ("", 0)
+    platform.hutch("stop", task_id)
+    lines = said(platform, task_id)
+    got = records(lines, "unix")
+    assert {(r["source"], r["log"]) for r in got} == {
+        ("stdout", "first words"),
+        ("stderr", "a complaint"),
+        ("stdout", "x" * 100_000),
+        ("stdout", "last words"),
+    }
+    assert all(r["container_id"] and r["container_name"].startswith("/ecs-routed-") for r in got)
+    assert {line["tag"] for line in lines if line.get("via") == "unix"} == {f"app-firelens-{task_id}"}
+    assert [r["log"] for r in records(lines, "tcp")] == ["from a library"]
+    # The router went last, and with all that was said.
+    assert lines[-1] == {"ended": len(got) + 1}
+    (output,) = (line["output"] for line in lines if "output" in line)
+    assert output == {"Name": "http", "Match": "app-firelens*", "Host": "logs.example", "Header": len(KEY)}
+    (added,) = (line["filter"] for line in lines if "filter" in line)
+    assert f"Record ecs_task_arn {task['taskArn']}" in added and "Record ecs_cluster default" in added
+    described = ecs.describe_task_definition(taskDefinition="routed")["taskDefinition"]
+    assert KEY not in json.dumps(described, default=str)
+    assert KEY not in json.dumps(json.loads(platform.hutch("why", task_id, "--json").stdout))
