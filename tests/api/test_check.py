@@ -155,6 +155,16 @@ def test_secrets_that_are_too_much_together(aws: AwsServer) -> None:
     assert (found["kind"], found["subject"]) == ("SecretsTooLarge", "task")
 
 
+def test_volumes(aws: AwsServer) -> None:
+    volumes = [
+        {"name": "shared", "efsVolumeConfiguration": {"fileSystemId": "fs-00000000000000000"}},
+        {"name": "disk", "configuredAtLaunch": True},
+    ]
+    seen = check(aws, definition=definition(volumes=volumes))
+    assert kinds(seen) == ["FileSystemNotFound"] and "volume shared: " in seen["problems"][0]["text"]
+    assert [(w["kind"], w["subject"]) for w in seen["warnings"]] == [("VolumeAtLaunch", "volume disk")]
+
+
 def test_a_check_takes_the_permissions_of_a_launch(aws: AwsServer) -> None:
     iam = aws.client("iam")
     iam.create_user(UserName="checker")

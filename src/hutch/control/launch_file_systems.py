@@ -8,7 +8,7 @@ from hutch.control.launch_refusals import unavailable
 from hutch.model.taskdef import TaskDefinition
 from hutch.store import tables
 from hutch.store.contract import Reader
-from hutch.wire.fleet import FileSystemSpec, TaskSpec, VolumeSpec
+from hutch.wire.fleet import FileSystemSpec, TaskSpec
 
 _PREFIX = "ResourceInitializationError: failed to invoke EFS utils commands to set up EFS volumes: stderr: "
 
@@ -23,12 +23,14 @@ def with_file_systems(reader: Reader, spec: TaskSpec, definition: TaskDefinition
     if not wanted:
         return spec
     volumes = tuple(
-        _volume(reader, v, wanted[v.name], region) if v.name in wanted else v for v in spec.volumes
+        replace(v, file_system=file_system_of(reader, wanted[v.name], region)) if v.name in wanted else v
+        for v in spec.volumes
     )
     return replace(spec, volumes=volumes)
 
 
-def _volume(reader: Reader, volume: VolumeSpec, given: dict[str, Any], region: str) -> VolumeSpec:
+def file_system_of(reader: Reader, given: dict[str, Any], region: str) -> FileSystemSpec:
+    """What an `efsVolumeConfiguration` means. Raises `LaunchRefused` if it is not there."""
     file_system_id = given["fileSystemId"]
     found = reader.get(tables.FILE_SYSTEMS, file_system_id)
     if found is None or found.deleting:
@@ -37,12 +39,9 @@ def _volume(reader: Reader, volume: VolumeSpec, given: dict[str, Any], region: s
     point_id = given.get("authorizationConfig", {}).get("accessPointId", "")
     if not point_id:
         root = given.get("rootDirectory") or "/"
-        return replace(volume, file_system=FileSystemSpec(file_system_id=file_system_id, root=root))
+        return FileSystemSpec(file_system_id=file_system_id, root=root)
     point = reader.get(tables.ACCESS_POINTS, point_id)
     if point is None or point.file_system_id != file_system_id:
         message = f"mount.nfs4: access denied by server while mounting: file system {file_system_id} has no access point {point_id}"
         raise unavailable("AccessPointNotFound", message, "", point_id, _PREFIX)
-    return replace(
-        volume,
-        file_system=FileSystemSpec(file_system_id=file_system_id, root=point.path, owner=point.owner),
-    )
+    return FileSystemSpec(file_system_id=file_system_id, root=point.path, owner=point.owner)

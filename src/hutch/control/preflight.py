@@ -32,6 +32,7 @@ from hutch.model.taskdef import TaskDefinition
 from hutch.rules import preflight as rules
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.rules.preflight_capacity import port_problems
+from hutch.rules.preflight_findings import Finding
 from hutch.rules.taskdef.problems import examine
 from hutch.store.contract import Reader, Store
 
@@ -93,6 +94,7 @@ class Preflight:
             unavailable, denied, logins = self._roles.fetched(
                 reader, with_files(document, overrides), execution
             )
+            unavailable += self._roles.file_systems(reader, document)
             if target.task and not (target.refusals or unavailable or denied or roles):
                 unavailable = self._roles.rehearsed(reader, target.task, target.definition)
             ports = _host_ports(target)
@@ -116,7 +118,7 @@ class Preflight:
                     *port_problems(ports, taken, request.launch.count, fits),
                     *seen.findings,
                 ),
-                warnings=capacity.warnings,
+                warnings=(*capacity.warnings, *_at_launch(request.launch, target)),
                 hosts=capacity.hosts,
             )
         )
@@ -203,10 +205,28 @@ def _stand_ins(request: LaunchRequest, target: _Target) -> tuple[dict[str, Any],
     if request.volume_configurations:
         return request.volume_configurations
     return tuple(
-        {"name": v["name"], "managedEBSVolume": {"sizeInGiB": 1}}
-        for v in target.document.get("volumes", [])
-        if v.get("configuredAtLaunch")
+        {"name": v["name"], "managedEBSVolume": {"sizeInGiB": 1}} for v in _volumes_at_launch(target)
     )
+
+
+def _volumes_at_launch(target: _Target) -> list[dict[str, Any]]:
+    return [v for v in target.document.get("volumes", []) if v.get("configuredAtLaunch")]
+
+
+def _at_launch(request: LaunchRequest, target: _Target) -> list[Finding]:
+    """The volumes that whoever runs the task must say more of."""
+    if request.volume_configurations:
+        return []
+    return [
+        Finding(
+            kind="VolumeAtLaunch",
+            subject=f"volume {v['name']}",
+            text="it is configured at launch: RunTask refuses the task without its volumeConfigurations",
+            fix="give its size to run-task: --volume-configurations "
+            f"name={v['name']},managedEBSVolume={{sizeInGiB=10,roleArn=ROLE}}",
+        )
+        for v in _volumes_at_launch(target)
+    ]
 
 
 def _host_ports(target: _Target) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hutch.base.errors import Invalid
 from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
+from hutch.control.launch_file_systems import file_system_of
 from hutch.control.launch_refusals import LaunchRefused
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.logs import LogOps
@@ -97,6 +98,17 @@ class RoleFacts:
                             logins[name] = value
                     break
         return unavailable, denied, logins
+
+    def file_systems(self, reader: Reader, document: Mapping[str, Any]) -> list[rules.UnavailableFacts]:
+        """Volumes whose file system or access point is not there."""
+        found = []
+        for volume in document.get("volumes", ()):
+            try:
+                if "efsVolumeConfiguration" in volume:
+                    file_system_of(reader, volume["efsVolumeConfiguration"], self._region)
+            except LaunchRefused as refused:
+                found.append(_unavailable("", f"volume {volume['name']}", refused.link))
+        return found
 
     def rehearsed(
         self, reader: Reader, task: Task, definition: TaskDefinition
