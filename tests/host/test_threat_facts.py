@@ -130,6 +130,36 @@ async def test_a_flood_is_cut_short_and_counted_and_hides_nothing_else(bench: Be
     assert any(f.command_line == "sh -c exit 6" for f in facts)
 
 
+async def test_a_program_that_takes_a_whole_cpu_is_told(bench: Bench) -> None:
+    one = container("one", "cp /bin/busybox /tmp/busybox; /tmp/busybox yes >/dev/null")
+    handle = await bench.create(replace(bench.spec(one), watch=WatchSpec(sources=("load",), load_s=6)))
+    events = bench.driver.events(handle)
+    await bench.driver.start_container(handle, one)
+    async with asyncio.timeout(TIMEOUT_S):
+        event = await anext(events)
+    assert isinstance(event, ProcessFacts)
+    (load,) = event.facts
+    assert (load.kind, load.exe, load.is_new_file) == ("load", "/tmp/busybox", True)
+    assert load.cpu_percent >= 90 and load.cpu_s >= 5
+
+
+async def test_a_container_that_starts_again_is_watched_again(bench: Bench) -> None:
+    one = container("one", "echo x > /usr/bin/evil; sleep 0.3")
+    spec = replace(bench.spec(one), watch=WATCH)
+    handle = await bench.create(spec)
+    events = bench.driver.events(handle)
+    seen: set[int] = set()
+    async with asyncio.timeout(TIMEOUT_S):
+        for _ in range(3):
+            await bench.driver.start_container(handle, one)
+            async for event in events:
+                if isinstance(event, ProcessFacts):
+                    seen |= {f.number for f in event.facts if f.path == "/usr/bin/evil"}
+                if isinstance(event, ContainerExited):
+                    break
+    assert len(seen) == 3
+
+
 async def test_nothing_of_it_is_there_when_it_is_not_asked_for(bench: Bench) -> None:
     one = container("one", "cat /proc/self/loginuid; echo; echo x > /usr/bin/evil; sleep 0.2")
     assert await told(bench, bench.spec(one)) == ([], 0)

@@ -10,7 +10,7 @@ from hutch.host.drivers.contract import RootImage
 APPLETS = (
     "sh", "cat", "echo", "sleep", "id", "ls", "true", "false", "kill", "mkdir", "touch", "hostname", "ip", "mount",
     "yes", "head", "dd", "env", "stat", "grep", "ps", "test", "wc", "seq", "date", "mknod", "ping", "tail", "df", "rm",
-    "nc", "chmod", "mv", "su", "unshare", "od", "tr", "cut", "cmp", "cp", "sync", "usleep",
+    "nc", "chmod", "mv", "su", "timeout", "unshare", "od", "tr", "cut", "cmp", "cp", "sync", "usleep",
 )  # fmt: skip
 
 

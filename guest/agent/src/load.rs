@@ -47,11 +47,13 @@ impl Load {
     }
 
     /// Looks, if it is time. Who was busy for a window.
-    pub fn sample(&mut self, now_ns: u64, known: &Processes) -> Vec<Busy> {
+    pub fn sample(&mut self, now_ns: u64, known: &mut Processes) -> Vec<Busy> {
         match self.next_ns {
             Some(at) if at > now_ns => return Vec::new(),
             _ => {}
         }
+        // Who has ended need not be looked at again.
+        known.forget_ended();
         let times: Vec<(i32, u64)> =
             known.pids().filter_map(|pid| processes::cpu_ticks(pid).map(|ticks| (pid, ticks))).collect();
         self.next_ns = if times.is_empty() { None } else { Some(now_ns + self.window_ns / INTERVALS) };

@@ -180,7 +180,8 @@ impl Processes {
         None
     }
 
-    fn forget_ended(&mut self) {
+    /// Forgets those that are gone, and the oldest if there are still too many.
+    pub fn forget_ended(&mut self) {
         let known = &mut self.known;
         self.order.retain(|pid| {
             let lives = Path::new(&format!("/proc/{}", pid)).exists();

@@ -169,7 +169,7 @@ impl Watch {
         }
         let now = sys::clock_ns(libc::CLOCK_MONOTONIC);
         if let Some(load) = &mut self.load {
-            for busy in load.sample(now, &self.processes) {
+            for busy in load.sample(now, &mut self.processes) {
                 if let Some(process) = self.processes.get(busy.pid).cloned() {
                     if let Some(place) = self.places.iter().find(|p| p.number == process.number) {
                         let mut fact = processes::describe("load", place, busy.pid, &process);

@@ -1,5 +1,6 @@
 """Commands about tasks: run, ps, logs, stop, why."""
 
+import contextlib
 import re
 import time
 from typing import Annotated, Any
@@ -277,7 +278,9 @@ def why(
     """Say why a task is as it is: the chain of causes, and what its launch spent its time on."""
     with reporting_errors(), connect(data_dir) as client:
         seen = client.native("GET", f"/tasks/{task}/why")
-        seen |= client.native("GET", f"/tasks/{seen['task_id']}/findings")
+        # Who may ask why need not be somebody who may see findings.
+        with contextlib.suppress(AwsError):
+            seen |= client.native("GET", f"/tasks/{seen['task_id']}/findings")
     if json_output:
         print_json(seen)
         return
@@ -306,7 +309,7 @@ def why(
         console.print(Text(f"container {container['name']}: {container['status']}{code}{note}"))
         _print_shipping(seen.get("log_drivers", {}).get(container["name"]))
     _print_disk(seen)
-    for finding in seen["findings"]:
+    for finding in seen.get("findings", ()):
         again = f" ({finding['count']} times)" if finding["count"] > 1 else ""
         console.print(Text(f"{finding['priority']} at {finding['eventTime']}: {finding['title']}{again}"))
     print_waterfall(seen)
