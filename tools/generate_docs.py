@@ -19,6 +19,7 @@ from hutch.base.clock import SystemClock
 from hutch.base.ids import RandomIds
 from hutch.control.authorizer import Authorizer
 from hutch.control.exec_sessions import ExecSessions, NoHosts
+from hutch.control.ops.disk_snapshots import DiskSnapshotOps
 from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.logs import LogOps
 from hutch.control.ops.objects import ObjectOps
@@ -53,7 +54,7 @@ def coverage() -> str:
         ssm.service(ParameterOps(store, vault, clock, **where), paging, sessions),
         iam.service(store, clock, ids, vault, paging, account_id=where["account_id"]),
         sts.service(sts_ops),
-        ec2.service(store, paging, **where),
+        ec2.service(store, paging, DiskSnapshotOps(store, clock, ids, NoHosts()), **where),
         efs.service(
             FileSystemOps(store, clock, ids, NoHosts(), **where), paging, account_id=where["account_id"]
         ),

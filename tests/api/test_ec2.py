@@ -106,3 +106,12 @@ def test_what_is_not_served_says_so(ec2: Any) -> None:
 def test_who_am_i(aws: AwsServer) -> None:
     me = aws.client("sts").get_caller_identity()
     assert me["Account"] == "0" * 12 and me["Arn"] == "arn:aws:iam::000000000000:root"
+
+
+def test_snapshots_that_are_not_there(ec2: Any) -> None:
+    assert ec2.describe_snapshots()["Snapshots"] == []
+    assert refusal(lambda: ec2.create_snapshot(VolumeId="vol-0"))[0] == "InvalidVolume.NotFound"
+    assert refusal(lambda: ec2.delete_snapshot(SnapshotId="snap-0"))[0] == "InvalidSnapshot.NotFound"
+    assert refusal(lambda: ec2.describe_snapshots(SnapshotIds=["snap-0"]))[0] == "InvalidSnapshot.NotFound"
+    assert refusal(lambda: ec2.describe_snapshots(Filters=by("color", "red")))[0] == "InvalidParameterValue"
+    assert refusal(lambda: ec2.create_snapshot(VolumeId="vol-0", DryRun=True))[0] == "UnsupportedOperation"

@@ -55,6 +55,7 @@ from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet, FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.disk_snapshots import DiskSnapshotOps
 from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.control.ops.hosts import HostOps
@@ -248,7 +249,13 @@ async def _compose(
             ssm.service(parameters, paging, sessions),
             iam.service(store, clock, ids, vault, paging, account_id=account_id),
             sts.service(sts_ops),
-            ec2.service(store, paging, region=region, account_id=account_id),
+            ec2.service(
+                store,
+                paging,
+                DiskSnapshotOps(store, clock, ids, fleet),
+                region=region,
+                account_id=account_id,
+            ),
             efs.service(
                 FileSystemOps(store, clock, ids, fleet, region=region, account_id=account_id),
                 paging,

@@ -17,6 +17,7 @@ from hutch.base.ids import IdSource
 from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops import launch
+from hutch.control.ops.disk_snapshots import filled_from_snapshots
 from hutch.control.ops.images import HostRequests
 from hutch.control.ops.launch import LaunchRequest
 from hutch.control.ops.logs import LogOps
@@ -158,6 +159,8 @@ class Preflight:
         cluster = target.cluster or Cluster(name="default", created_at=self._clock.now())
         wanted = replace(request.launch, count=1)
         try:
+            disks = filled_from_snapshots(reader, wanted.volume_configurations)
+            wanted = replace(wanted, volume_configurations=disks)
             route = launch.choose_routes(wanted, cluster, target.definition)[0]
         except HutchError as error:
             target.refusals.append(error.message)

@@ -82,6 +82,7 @@ def _volume(task: Task, volume: dict[str, Any]) -> VolumeSpec:
             size_gib=made.size_gib,
             filesystem=made.filesystem,
             keep=not made.delete_on_termination,
+            snapshot_id=made.snapshot_id,
         )
     return VolumeSpec(
         name=volume["name"],

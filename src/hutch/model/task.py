@@ -105,6 +105,8 @@ class ManagedVolume(_Value, frozen=True, kw_only=True, omit_defaults=True):
     filesystem: str
     role_arn: str = ""
     delete_on_termination: bool = True
+    snapshot_id: str = ""
+    """What it was made from."""
 
 
 class Endpoint(_Value, frozen=True, kw_only=True, omit_defaults=True):

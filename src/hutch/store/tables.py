@@ -3,6 +3,7 @@
 from typing import Any
 
 from hutch.model.cluster import AccountSetting, Cluster, IdempotencyToken
+from hutch.model.disk import DiskSnapshot
 from hutch.model.event import (
     Delivery,
     DeliveryCount,
@@ -153,6 +154,7 @@ MOUNT_TARGETS = Table(
     lambda r: (r.mount_target_id,),
     {"by_file_system": lambda r: (r.file_system_id,)},
 )
+DISK_SNAPSHOTS = Table("disk_snapshots", DiskSnapshot, lambda r: (r.snapshot_id,))
 
 ALL_TABLES: tuple[Table[Any], ...] = (
     IDENTITY,
@@ -196,4 +198,5 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     FILE_SYSTEMS,
     ACCESS_POINTS,
     MOUNT_TARGETS,
+    DISK_SNAPSHOTS,
 )

@@ -62,6 +62,8 @@ class DiskSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     size_gib: int
     filesystem: str = "ext4"
     keep: bool = False
+    snapshot_id: str = ""
+    """It begins as a copy of this snapshot, with that one's size and file system."""
 
 
 class FileSystemSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
@@ -604,6 +606,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     list of `PrefetchedImage`, when all are done), `task.preflight` (`PreflightWanted`; answered with `PreflightSeen`),
     `volume.list`, `volume.remove` {id},
     `filesystem.remove` {id}, `filesystem.sizes` {ids},
+    `disk_snapshot.make` {volume_id, snapshot_id}, `disk_snapshot.remove` {snapshot_id},
     `task.stats` {task_id}, `task.logs` {task_id, container, tail}, `task.suspend` {task_id}, `task.resume` {task_id},
     `task.log_drivers` {task_id} (answered with `containers`: name to driver, waiting_bytes, dropped_bytes, problem),
     `task.snapshot` {task_id, snapshot_id, uses}: a copy for so many tasks, `snapshot.remove` {snapshot_id},

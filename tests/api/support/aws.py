@@ -33,6 +33,7 @@ from hutch.control.controllers.membership import MembershipLoop
 from hutch.control.exec_sessions import ExecSessions, NoHosts
 from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.ops.disk_snapshots import DiskSnapshotOps
 from hutch.control.ops.filesystems import FileSystemOps
 from hutch.control.ops.hosts import HostOps
 from hutch.control.ops.logs import LogOps
@@ -95,7 +96,13 @@ class AwsServer:
                 strict_aws=False,
             ),
             logs_api.service(log_ops, paging, clock, ids, region=REGION, account_id=ACCOUNT_ID),
-            ec2.service(self.store, paging, region=REGION, account_id=ACCOUNT_ID),
+            ec2.service(
+                self.store,
+                paging,
+                DiskSnapshotOps(self.store, clock, ids, self.file_hosts),
+                region=REGION,
+                account_id=ACCOUNT_ID,
+            ),
             *identity_services(self.store, clock),
             *self._secret_services(clock, ids, paging, vault),
             *self.events.services(paging),

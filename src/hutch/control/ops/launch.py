@@ -137,7 +137,9 @@ def check_request(request: LaunchRequest, routes: Sequence[Route], definition: T
     for route in routes[:1]:
         _check_route(request, route, definition)
     _check_overrides(request.overrides, definition)
-    managed_volumes(definition.document, request.volume_configurations)
+    disks = managed_volumes(definition.document, request.volume_configurations)
+    if any(d.snapshot_id for d in disks) and any(r.launch_type != "FARGATE" for r in routes):
+        raise NotServed("hutch makes volumes from snapshots for microVMs: use launch type FARGATE.")
 
 
 def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinition) -> None:
@@ -256,6 +258,7 @@ def _volumes(request: LaunchRequest, document: Mapping[str, Any], ids: IdSource)
             filesystem=v.filesystem,
             role_arn=v.role_arn,
             delete_on_termination=v.delete_on_termination,
+            snapshot_id=v.snapshot_id,
         )
         for v in managed_volumes(document, request.volume_configurations)
     )

@@ -10,6 +10,7 @@ from hutch.base.clock import Clock
 from hutch.base.errors import Conflict, Invalid, NotFound
 from hutch.base.ids import IdSource
 from hutch.control.ops import launch
+from hutch.control.ops.disk_snapshots import filled_from_snapshots
 from hutch.control.ops.launch import LaunchRequest, Route
 from hutch.control.ops.placing import PlacementLimits, as_shown, place_new, store_stopped
 from hutch.control.ops.taskdefs import resolve_task_definition
@@ -120,6 +121,9 @@ class TaskOps:
         self, reader: Reader, request: LaunchRequest, cluster: Cluster, definition: TaskDefinition
     ) -> list[Task]:
         """Task records that are checked and not stored."""
+        request = msgspec.structs.replace(
+            request, volume_configurations=filled_from_snapshots(reader, request.volume_configurations)
+        )
         routes = launch.choose_routes(request, cluster, definition)
         launch.check_request(request, routes, definition)
         subnets, groups = self._network(reader, request, definition)
@@ -191,7 +195,12 @@ class TaskOps:
         def work(tx: Tx) -> tuple[list[Task], list[Failure]]:
             cluster_record = active_cluster(tx, cluster)
             definition = resolve_task_definition(tx, reference)
-            one = msgspec.structs.replace(request, count=1, launch_type=request.launch_type or "EC2")
+            one = msgspec.structs.replace(
+                request,
+                count=1,
+                launch_type=request.launch_type or "EC2",
+                volume_configurations=filled_from_snapshots(tx, request.volume_configurations),
+            )
             routes = launch.choose_routes(one, cluster_record, definition)
             launch.check_request(one, routes, definition)
             subnets, groups = self._network(tx, one, definition)

@@ -84,6 +84,12 @@ class Requests:
         if verb == "disk.remove":
             await self._kept.remove(arguments["task_id"])
             return {}
+        if verb == "disk_snapshot.make":
+            await self._volumes.make_snapshot(arguments["volume_id"], arguments["snapshot_id"])
+            return {}
+        if verb == "disk_snapshot.remove":
+            await self._volumes.remove_snapshot(arguments["snapshot_id"])
+            return {}
         if verb == "filesystem.remove":
             await self._file_systems.remove(arguments["id"])
             return {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from hutch.host.drivers.contract import Driver, HostFault, SupportsVolumes
+from hutch.host.drivers.contract import Driver, HostFault, SupportsDiskSnapshots, SupportsVolumes
 from hutch.wire.fleet import TaskSpec
 
 
@@ -37,6 +37,22 @@ class HostVolumes:
         if users := self._users(driver_name, name):
             raise HostFault("VolumeInUse", f"volume {name} is used by task {users[0]}", fix="stop it first")
         await driver.remove_volume(name)
+
+    async def make_snapshot(self, volume_id: str, snapshot_id: str) -> None:
+        """Copy a disk. Raises `HostFault` if no driver has it, or a task does."""
+        for driver in self._drivers.values():
+            if isinstance(driver, SupportsDiskSnapshots) and volume_id in {
+                v.name for v in await driver.volumes()
+            }:
+                await driver.make_disk_snapshot(volume_id, snapshot_id)
+                return
+        raise HostFault("NotFound", f"this host has no disk of volume {volume_id[:60]} that can be copied")
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """Remove a copy; no error if there is none."""
+        for driver in self._drivers.values():
+            if isinstance(driver, SupportsDiskSnapshots):
+                await driver.remove_disk_snapshot(snapshot_id)
 
     def _users(self, driver_name: str, name: str) -> list[str]:
         launch_types = self._drivers[driver_name].capabilities.launch_types

@@ -292,6 +292,19 @@ class HostVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @runtime_checkable
+class SupportsDiskSnapshots(Protocol):
+    """Copies of disks that outlive their tasks, which new disks are made from (`DiskSpec.snapshot_id`)."""
+
+    async def make_disk_snapshot(self, disk_id: str, snapshot_id: str) -> None:
+        """Copy a disk that no task has; it is durable then. Raises `DriverError`, `OSError`."""
+        ...
+
+    async def remove_disk_snapshot(self, snapshot_id: str) -> None:
+        """Remove a copy; no error if there is none. Raises `OSError`."""
+        ...
+
+
+@runtime_checkable
 class SupportsFileSystems(Protocol):
     """File systems that any number of tasks have at once (`FileSystemSpec`)."""
 

@@ -4,6 +4,7 @@ Below the store's directory: `disks/<disk id>.img` for those that stay when thei
 those that outlive their tasks. A disk that goes with its task is in the sandbox's directory, and goes with that.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import msgspec
 
 from hutch.base.units import GIB
 from hutch.host.drivers.contract import DriverError, HostVolume
+from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.ext4 import make_sparse
 from hutch.host.kernel.locks import lock_open_file
 from hutch.host.kernel.mkfs import make_filesystem
@@ -33,6 +35,8 @@ class VolumeDisk(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     name: str
     """Of its file below the store; "" for one that goes with its task."""
+    snapshot_id: str = ""
+    """What it begins as a copy of."""
 
 
 def volume_disks(task: TaskSpec) -> tuple[VolumeDisk, ...]:
@@ -54,6 +58,7 @@ def _disk(volume: VolumeSpec) -> VolumeDisk:
         filesystem=disk.filesystem,
         size_bytes=disk.size_gib * GIB,
         name=f"disks/{disk.disk_id}.img" if disk.keep else "",
+        snapshot_id=disk.snapshot_id,
     )
 
 
@@ -110,8 +115,11 @@ class VolumeStore:
                 return path
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft.unlink(missing_ok=True)
-            make_sparse(draft, disk.size_bytes)
-            await make_filesystem(draft, disk.filesystem)
+            if disk.snapshot_id:
+                await asyncio.to_thread(self._copy_snapshot, disk, draft)
+            else:
+                make_sparse(draft, disk.size_bytes)
+                await make_filesystem(draft, disk.filesystem)
             _make_durable(draft)
             # Two tasks may make a shared one at once: the first counts.
             with contextlib.suppress(FileExistsError):
@@ -126,6 +134,46 @@ class VolumeStore:
         finally:
             draft.unlink(missing_ok=True)
         return path
+
+    def _copy_snapshot(self, disk: VolumeDisk, draft: Path) -> None:
+        source = self._snapshot(disk.snapshot_id)
+        if not source.is_file():
+            raise DriverError(
+                "SnapshotNotFound",
+                f'snapshot {disk.snapshot_id}, of which volume "{disk.volume}" is to be made, is not on this host',
+                fix="aws ec2 describe-snapshots lists what there is",
+                aws_prefix="ResourceInitializationError",
+            )
+        copy_file(source, draft)
+
+    def _snapshot(self, snapshot_id: str) -> Path:
+        return self._directory / "snapshots" / f"{snapshot_id}.img"
+
+    def make_snapshot(self, disk_id: str, snapshot_id: str) -> None:
+        """Copy a disk that stays and no VM has. Whole or not there. Blocks. Raises `DriverError`, `OSError`."""
+        image, target = self._directory / "disks" / f"{disk_id}.img", self._snapshot(snapshot_id)
+        try:
+            fd = os.open(image, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DriverError("NotFound", f"this host has no disk of volume {disk_id}") from None
+        draft = target.with_name(f"{_DRAFT}{snapshot_id}")
+        try:
+            # Held while it is copied: no VM gets it meanwhile.
+            if not lock_open_file(fd):
+                raise DriverError("VolumeInUse", f'the disk of volume "{disk_id}" is attached to a VM')
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft.unlink(missing_ok=True)
+            copy_file(image, draft)
+            _make_durable(draft)
+            os.rename(draft, target)
+            _make_durable(target.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+            os.close(fd)
+
+    def remove_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot; no error if there is none. Raises `OSError`."""
+        self._snapshot(snapshot_id).unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Remove what was half made when an earlier agent was killed. To be called before anything is made."""

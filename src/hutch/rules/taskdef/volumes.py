@@ -32,6 +32,7 @@ class ManagedVolumeRequest(msgspec.Struct, frozen=True, kw_only=True):
     filesystem: str
     role_arn: str
     delete_on_termination: bool
+    snapshot_id: str = ""
 
 
 def check_volumes(document: dict[str, Any]) -> None:
@@ -161,6 +162,7 @@ def _managed(name: str, given: Mapping[str, Any]) -> ManagedVolumeRequest:
         filesystem=filesystem,
         role_arn=given.get("roleArn", ""),
         delete_on_termination=given.get("terminationPolicy", {}).get("deleteOnTermination", True),
+        snapshot_id=given.get("snapshotId", ""),
     )
 
 

@@ -4,9 +4,11 @@ import ipaddress
 from typing import Any
 
 from hutch.api.aws.ec2.filters import Field, filtered, member
+from hutch.api.aws.ec2.snapshots import SnapshotHandlers
 from hutch.api.gateway.operation import Coverage, Operation, Request, Service
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import HutchError, Invalid, NotFound, NotServed, Unavailable
+from hutch.control.ops.disk_snapshots import DiskSnapshotOps
 from hutch.control.ops.vpc import RESERVED_FIRST
 from hutch.model.network import AddressLease, SecurityGroup, Subnet, Vpc
 from hutch.store import tables
@@ -275,11 +277,16 @@ _ZONE_FILTERS: dict[str, Field] = {
 }
 
 
-def service(store: Store, paging: Paging, *, region: str, account_id: str) -> Service:
+def service(
+    store: Store, paging: Paging, snapshots: DiskSnapshotOps, *, region: str, account_id: str
+) -> Service:
     """The EC2 operations on this store."""
     return Service(
         name="ec2",
-        operations=Ec2Handlers(store, paging, region, account_id).operations(),
+        operations=(
+            *Ec2Handlers(store, paging, region, account_id).operations(),
+            *SnapshotHandlers(snapshots, paging, account_id).operations(),
+        ),
         faults=(
             (NotServed, "UnsupportedOperation"),
             (Unavailable, "Unavailable"),

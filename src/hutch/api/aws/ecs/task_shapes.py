@@ -153,6 +153,8 @@ def _disk(volume: ManagedVolume, task: Task) -> dict[str, Any]:
         "filesystemType": volume.filesystem,
         "deleteOnTermination": str(volume.delete_on_termination).lower(),
     }
+    if volume.snapshot_id:
+        details["snapshotId"] = volume.snapshot_id
     ended = "DELETED" if volume.delete_on_termination else "DETACHED"
     return {
         "id": volume.attachment_id,

@@ -14,8 +14,7 @@ MAX_PAGE = 100
 
 _NOT_YET = {
     "volumeConfigurations.managedEBSVolume.kmsKeyId": "hutch has no KMS",
-    "volumeConfigurations.managedEBSVolume.snapshotId": "hutch has no snapshots of volumes",
-    "volumeConfigurations.managedEBSVolume.volumeInitializationRate": "hutch has no snapshots of volumes",
+    "volumeConfigurations.managedEBSVolume.volumeInitializationRate": "a volume is whole when its task starts",
     "overrides.inferenceAcceleratorOverrides": "Elastic Inference was retired by AWS",
     "overrides.containerOverrides.resourceRequirements": "hutch offers no GPUs",
 }
@@ -39,7 +38,15 @@ _LAUNCH = (
     "volumeConfigurations.name",
     *(
         f"volumeConfigurations.managedEBSVolume.{m}"
-        for m in ("encrypted", "filesystemType", "roleArn", "sizeInGiB", "terminationPolicy", "volumeType")
+        for m in (
+            "encrypted",
+            "snapshotId",
+            "filesystemType",
+            "roleArn",
+            "sizeInGiB",
+            "terminationPolicy",
+            "volumeType",
+        )
     ),
 )
 

@@ -309,6 +309,14 @@ class MicrovmDriver(RunningVms[Sandbox]):
         """See `SupportsVolumes`."""
         await asyncio.to_thread(self._launcher.volumes.remove, name)
 
+    async def make_disk_snapshot(self, disk_id: str, snapshot_id: str) -> None:
+        """See `SupportsDiskSnapshots`."""
+        await asyncio.to_thread(self._launcher.volumes.make_snapshot, disk_id, snapshot_id)
+
+    async def remove_disk_snapshot(self, snapshot_id: str) -> None:
+        """See `SupportsDiskSnapshots`."""
+        await asyncio.to_thread(self._launcher.volumes.remove_snapshot, snapshot_id)
+
     async def remove_file_system(self, file_system_id: str) -> None:
         """See `SupportsFileSystems`."""
         await asyncio.to_thread(self._launcher.file_trees.remove, file_system_id)

@@ -50,6 +50,7 @@ def check_task(spec: SandboxSpec) -> None:
     names = [c.name for c in task.containers] + [v.name for v in task.volumes]
     names += [v.shared_name for v in task.volumes if v.shared_name]
     names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
+    names += [v.disk.snapshot_id for v in task.volumes if v.disk is not None and v.disk.snapshot_id]
     names += [f.file_system_id for f in file_systems(task)]
     for name in names:
         if not _PLAIN_NAME.fullmatch(name):
