@@ -41,6 +41,7 @@ _CHECKS: dict[str, Callable[[], bool]] = {
     "js_sdk": lambda: (REPO / "build" / "js" / ".installed").exists(),
     "cargo": _program("cargo"),
     "guest_image": lambda: (REPO / "build" / "guest" / "initrd.img").exists(),
+    "toolbox": lambda: (REPO / "build" / "guest" / "toolbox.erofs").exists(),
     "session_manager_plugin": lambda: (REPO / "build" / "plugin" / "session-manager-plugin").exists(),
 }
 

@@ -1,5 +1,5 @@
-"""Builds the toolbox: a root disk with a static busybox under all its names, for `hutch exec` into stopped tasks whose
-images have no shell.
+"""Builds the toolbox: a static busybox under all its names, as a root disk and as a directory beside it, for `hutch exec`
+into stopped tasks whose images have no shell.
 
     python3 tools/build_toolbox.py --out build/guest/toolbox.erofs
 
@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 
 BUSYBOX = Path("/usr/bin/busybox")
-FORMAT = 1
+FORMAT = 2
 
 
 def build(out: Path) -> None:
@@ -40,6 +40,8 @@ def build(out: Path) -> None:
         argv = ["mkfs.erofs", "--all-root", "-T0", "-U", identity, "-zlz4", str(image), str(tree)]
         subprocess.run(argv, check=True, capture_output=True)
         os.replace(image, out)
+        shutil.rmtree(out.with_suffix(""), ignore_errors=True)
+        os.replace(tree, out.with_suffix(""))
     mark.write_text(key)
     print(f"toolbox: {len(names)} programs, {out.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
 

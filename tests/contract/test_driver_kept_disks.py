@@ -74,7 +74,11 @@ class Bench:
         return said.decode()
 
 
-@pytest.fixture(params=[pytest.param(m, id=n, marks=k) for n, m, k in HARNESSES if n in ("fake", "microvm")])
+DRIVERS = ("fake", "microvm", "container")
+TOOLBOX = pytest.mark.needs("toolbox")
+
+
+@pytest.fixture(params=[pytest.param(m, id=n, marks=(*k, TOOLBOX)) for n, m, k in HARNESSES if n in DRIVERS])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     harness: DriverHarness = request.param(tmp_path)
     made = Bench(harness, tmp_path)
@@ -86,7 +90,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             await made.driver.destroy_leftovers(made.spec.directory, harness.task_id)
         await made.driver.close()
     assert harness.remains() == []
-    assert list(made.look.glob("vm")) == [] and list(made.look.glob("fake.json")) == []
+    assert [p for name in ("vm", "box", "fake.json") for p in made.look.glob(name)] == []
 
 
 async def test_what_was_written_can_be_looked_into_and_stays_as_it_is(bench: Bench) -> None:

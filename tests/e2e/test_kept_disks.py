@@ -15,7 +15,7 @@ from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
 from tests.support.terminal import Terminal
 
-pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "runc", "toolbox")
 
 IMAGE = "localhost/shell-less:latest"
 APP = "/app/busybox"
@@ -25,7 +25,9 @@ KEPT_MIB = 24
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    made = Platform(tmp_path_factory.mktemp("kept"), drivers="microvm", kept_disks_mib=str(KEPT_MIB))
+    made = Platform(
+        tmp_path_factory.mktemp("kept"), drivers="microvm,container", kept_disks_mib=str(KEPT_MIB)
+    )
     made.start()
     try:
         directory = tmp_path_factory.mktemp("image")
@@ -42,7 +44,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     assert made.leftovers() == []
 
 
-def _stopped(platform: Platform, family: str, script: str, **changes: Any) -> str:
+def _stopped(
+    platform: Platform, family: str, script: str, launch_type: str = "FARGATE", **changes: Any
+) -> str:
     """The ARN of a task that has run a script to its end."""
     ecs = platform.client("ecs")
     container = {
@@ -59,22 +63,24 @@ def _stopped(platform: Platform, family: str, script: str, **changes: Any) -> st
     ecs.register_task_definition(
         family=family,
         networkMode="awsvpc",
-        requiresCompatibilities=["FARGATE"],
+        requiresCompatibilities=[launch_type],
         cpu="256",
         memory="512",
         volumes=[{"name": "data"}],
         containerDefinitions=[container],
     )
-    answer = ecs.run_task(taskDefinition=family, launchType="FARGATE", enableExecuteCommand=True)
+    answer = ecs.run_task(taskDefinition=family, launchType=launch_type, enableExecuteCommand=True)
     arn: str = answer["tasks"][0]["taskArn"]
     ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 90})
     return arn
 
 
+LEAVE = "busybox chmod 777 /work; busybox echo evidence > /tmp/left; busybox echo shared > /data/left; exit 1"
+
+
 @pytest.fixture(scope="module")
 def task(platform: Platform) -> str:
-    script = "umask 0; busybox echo evidence > /tmp/left; busybox echo shared > /data/left; exit 1"
-    return _stopped(platform, "fails", f"busybox chmod 777 /work /data; {script}", user="0")
+    return _stopped(platform, "fails", LEAVE, user="0")
 
 
 def _sh(platform: Platform, task: str, script: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -89,6 +95,16 @@ def test_what_a_dead_task_has_left(platform: Platform, task: str) -> None:
     assert room.stdout == "lo\n0\n/app:/.hutch/toolbox\n", room.stderr
     assert _sh(platform, task, "id -u; id -g", "-u", "app").stdout == "1000\n1000\n"
     assert "kept until" in platform.hutch("why", task.rpartition("/")[2]).stdout
+
+
+def test_what_a_container_on_the_shared_kernel_has_left(platform: Platform) -> None:
+    container = _stopped(platform, "fails-ec2", LEAVE, "EC2", user="0")
+    for _ in range(2):
+        seen = _sh(platform, container, "cat /tmp/left /data/left; echo $GREETING; rm -r /tmp /data/left")
+        assert seen.stdout == "evidence\nshared\nhello\n", seen.stderr
+    room = _sh(platform, container, "ls /sys/class/net; ps | grep -c evidenc[e]; echo $PATH")
+    assert room.stdout == "lo\n0\n/app:/.hutch/toolbox\n", room.stderr
+    platform.hutch("disk", "rm", container.rpartition("/")[2])
 
 
 def test_it_stays_as_it_is_and_nobody_stays_behind(platform: Platform, task: str) -> None:

@@ -323,7 +323,11 @@ async def test_a_runtime_that_is_missing_is_told(tmp_path: Path) -> None:
     from hutch.base.clock import SystemClock
 
     driver = ContainerDriver(
-        platform_id=secrets.token_hex(4), state_dir=tmp_path, runtime="nothing", clock=SystemClock()
+        platform_id=secrets.token_hex(4),
+        state_dir=tmp_path,
+        runtime="nothing",
+        clock=SystemClock(),
+        toolbox=tmp_path / "toolbox",
     )
     fact = await driver.fingerprint()
     assert not fact.healthy and "nothing is not installed" in fact.reason

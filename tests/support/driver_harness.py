@@ -223,7 +223,11 @@ class ContainerHarness(MicrovmHarness):
 
     def new_driver(self) -> ContainerDriver:
         return ContainerDriver(
-            platform_id=self.platform_id, state_dir=self._state, runtime=self.runtime, clock=SystemClock()
+            platform_id=self.platform_id,
+            state_dir=self._state,
+            runtime=self.runtime,
+            clock=SystemClock(),
+            toolbox=REPO / "build/guest/toolbox",
         )
 
     def remains(self) -> list[str]:

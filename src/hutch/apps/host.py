@@ -184,6 +184,7 @@ def _driver(name: str, settings: Settings, paths: Paths, platform_id: str) -> Dr
             platform_id=platform_id,
             state_dir=paths.host / "container",
             runtime=settings.container_runtime,
+            toolbox=guest_dir(settings) / "toolbox",
             clock=clock,
             cap_cpu=_caps_cpu(settings),
         )

@@ -17,13 +17,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
-def mount_overlay(lower: str, upper: str, work: str, target: str) -> None:
-    """An overlay over one read-only directory. Raises `OSError`.
+def mount_overlay(lower: str, upper: str, work: str, target: str, *, above: str = "") -> None:
+    """An overlay over a read-only directory and, if it is given, another one `above` it. Raises `OSError`.
 
     Volatile: nothing of a sandbox outlives the host's next boot, so nobody waits for a disk when it is unmounted.
     """
-    places = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
-    options = ",".join(["volatile", *(f"{name}={_escape(path)}" for name, path in places)])
+    lowers = ":".join(_escape(path) for path in (above, lower) if path)
+    places = (("upperdir", upper), ("workdir", work))
+    options = ",".join(
+        ["volatile", f"lowerdir={lowers}", *(f"{name}={_escape(path)}" for name, path in places)]
+    )
     if len(os.fsencode(options)) > MAX_OPTIONS_BYTES:
         raise OSError(errno.ENAMETOOLONG, "the paths of an overlay are too long together", target)
     _mount("overlay", target, "overlay", 0, options)

@@ -17,6 +17,7 @@ from hutch.host.drivers.container import plan, rooms
 from hutch.host.drivers.container.box import STARTED_FILE, Box, Start, start_id
 from hutch.host.drivers.container.ending import start_fault
 from hutch.host.drivers.container.exec import open_exec
+from hutch.host.drivers.container.kept import check_files, hold_config, keep_files, look_spec
 from hutch.host.drivers.container.pause import pause_pid, start_pause
 from hutch.host.drivers.container.plan import Places
 from hutch.host.drivers.container.probing import run_probe
@@ -39,7 +40,7 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.exec_process import exec_process
-from hutch.host.drivers.oci_config import build_further_process
+from hutch.host.drivers.oci_config import OciContext, build_further_process
 from hutch.host.drivers.volume_disks import VolumeStore
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.container_cgroups import ContainerCgroups
@@ -56,6 +57,8 @@ log = get_logger(__name__)
 T = TypeVar("T")
 HANDLE_FORMAT = 1
 START_TIMEOUT_S = 60.0
+ConfigOf = Callable[[OciContext], dict[str, Any]]
+"""`config.json` of a start, by where it finds its things. Raises `DriverError`."""
 
 
 class ContainerDriver:
@@ -67,10 +70,18 @@ class ContainerDriver:
     )
 
     def __init__(
-        self, *, platform_id: str, state_dir: Path, runtime: str, clock: Clock, cap_cpu: bool = False
+        self,
+        *,
+        platform_id: str,
+        state_dir: Path,
+        runtime: str,
+        clock: Clock,
+        toolbox: Path,
+        cap_cpu: bool = False,
     ) -> None:
-        """`runtime` is auto, runc, crun or runsc; `state_dir` is the driver's own (made when needed); `cap_cpu`: no task
-        gets more CPU than its share."""
+        """`runtime` is auto, runc, crun or runsc; `state_dir` is the driver's own (made when needed); `toolbox` has a shell
+        and tools for who looks into stopped tasks (it may not be there); `cap_cpu`: no task gets more CPU than its share."""
+        self._toolbox = toolbox
         self._cap_cpu = cap_cpu
         self._platform_id = platform_id
         self._state_dir = state_dir
@@ -133,6 +144,9 @@ class ContainerDriver:
 
     async def create(self, spec: SandboxSpec) -> Handle:
         """Roots, volumes and the task's control group. On failure nothing is left but the directory."""
+        return await self._create(spec, None)
+
+    async def _create(self, spec: SandboxSpec, kept: Path | None) -> Handle:
         task_id = spec.task.task_id
         if task_id in self._boxes:
             raise DriverError("SandboxExists", f"task {task_id} has a sandbox already")
@@ -141,7 +155,7 @@ class ContainerDriver:
         await asyncio.to_thread(_check_needs, spec)
         ready = False
         try:
-            await _finished(self._furnish, spec)
+            await _finished(self._furnish, spec, kept)
             await attach_volumes(spec, self._volumes)
             if plan.needs_pause(spec.task):
                 await start_pause(
@@ -159,7 +173,7 @@ class ContainerDriver:
         state = {"directory": spec.directory, "runtime": self._wanted_runtime}
         return Handle(driver=self.name, format=HANDLE_FORMAT, task_id=task_id, state=state)
 
-    def _furnish(self, spec: SandboxSpec) -> None:
+    def _furnish(self, spec: SandboxSpec, kept: Path | None) -> None:
         limits = plan.task_limits(spec.task, cap_cpu=self._cap_cpu)
         try:
             host_cgroups().make(self._group(spec.task.task_id), limits)
@@ -169,7 +183,7 @@ class ContainerDriver:
                 f"the task's control group can't be made: {error.message}",
                 aws_prefix="ResourceInitializationError",
             ) from None
-        rooms.furnish(spec, self._host)
+        rooms.furnish(spec, self._host, kept)
 
     async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
         """Take over containers that an earlier agent started. `SandboxGone` if a conmon was lost meanwhile."""
@@ -197,11 +211,18 @@ class ContainerDriver:
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
         """Start a container, or start it again after its exit, on the same root."""
         box = self._known(handle)
+        return await self._start_container(
+            box, container, lambda context: plan.bundle_config(box.spec, container, context)
+        )
+
+    async def _start_container(
+        self, box: Box, container: ContainerSpec, config: ConfigOf
+    ) -> StartedContainer:
         number = box.next_number(container.name)
         started = False
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                start = await box.while_alive(self._start(box, container, number))
+                start = await box.while_alive(self._start(box, container, number, config))
             started = True
         except ShimFailed as error:
             raise start_fault(container, error.message) from None
@@ -214,12 +235,11 @@ class ContainerDriver:
         box.add(start)
         return StartedContainer(runtime_id=start.runtime_id, started_at=start.started_at)
 
-    async def _start(self, box: Box, container: ContainerSpec, number: int) -> Start:
+    async def _start(self, box: Box, container: ContainerSpec, number: int, config: ConfigOf) -> Start:
         runtime, spec, places = await self._need(), box.spec, box.places
         context = plan.oci_context(spec, container, number, await asyncio.to_thread(self._ground, box))
-        config = plan.bundle_config(spec, container, context)
         bundle, identity = places.start(container.name, number), start_id(spec, container.name, number)
-        await _finished(rooms.make_bundle, bundle, config)
+        await _finished(rooms.make_bundle, bundle, config(context))
         request = ShimRequest(
             conmon=self._conmon,
             runtime=runtime.path,
@@ -359,6 +379,35 @@ class ContainerDriver:
         """As `destroy`, from names alone."""
         await self._destroy(task_id, directory)
 
+    async def keep_disk(self, handle: Handle, directory: str) -> int:
+        """End all containers, and move away what they wrote; see `SupportsKeptDisks`."""
+        runtime = await self._need()
+        if runtime.name == "runsc":
+            raise DriverError("NoDiskKept", "gVisor keeps what containers write in a form of its own")
+        places = Places(Path(handle.state["directory"]))
+        if (box := self._boxes.pop(handle.task_id, None)) is not None:
+            await box.release()
+        try:
+            await self._end(handle.task_id, places)
+            return await _finished(_keep, places, Path(directory))
+        except OSError as error:
+            raise DriverError("NoDiskKept", f"the task's containers can't be ended: {error}") from None
+
+    async def open_disk(self, directory: str, spec: SandboxSpec) -> Handle:
+        """A box over kept files; see `SupportsKeptDisks`."""
+        await asyncio.to_thread(check_files, Path(directory))
+        return await self._create(look_spec(spec, self._toolbox), Path(directory))
+
+    async def hold_container(self, handle: Handle, container: ContainerSpec) -> None:
+        """See `SupportsKeptDisks`."""
+        box = self._known(handle)
+        known = box.starts.get(container.name)
+        if known is None or not known.running:
+            given = next(c for c in box.spec.task.containers if c.name == container.name)
+            await self._start_container(
+                box, given, lambda context: hold_config(box.spec, given, context, self._toolbox)
+            )
+
     async def _destroy(self, task_id: str, directory: str) -> None:
         box = self._boxes.pop(task_id, None)
         if box is not None:
@@ -366,15 +415,18 @@ class ContainerDriver:
         await self._remove(task_id, directory)
 
     async def _remove(self, task_id: str, directory: str) -> None:
-        """conmons and runtimes first, so that nothing new is made; then what they made."""
         places = Places(Path(directory))
-        for ref in await asyncio.to_thread(find_processes, str(places.runtime)):
-            await kill_and_wait(ref)
         try:
-            await self._groups.remove(self._group(task_id))
+            await self._end(task_id, places)
             await _finished(self._clear, places)
         except OSError as error:
             raise DriverError("SandboxNotRemoved", f"the task's sandbox can't be removed: {error}") from None
+
+    async def _end(self, task_id: str, places: Places) -> None:
+        """conmons and runtimes first, so that nothing new is made; then what they made. Raises `OSError`."""
+        for ref in await asyncio.to_thread(find_processes, str(places.runtime)):
+            await kill_and_wait(ref)
+        await self._groups.remove(self._group(task_id))
 
     def _clear(self, places: Places) -> None:
         rooms.clear(places)
@@ -406,6 +458,11 @@ class ContainerDriver:
             text = f"task {handle.task_id} has no sandbox that was created or adopted here"
             raise DriverError("SandboxUnknown", text)
         return box
+
+
+def _keep(places: Places, directory: Path) -> int:
+    rooms.unmount(places)
+    return keep_files(places, directory)
 
 
 def _check_needs(spec: SandboxSpec) -> None:

@@ -18,8 +18,9 @@ from hutch.host.kernel.mounts import mount_overlay, mount_tmpfs, mounts_below, u
 from hutch.wire.fleet import TaskSpec, VolumeSpec
 
 
-def furnish(spec: SandboxSpec, host: str) -> None:
-    """All that containers share or keep through their restarts: roots, volumes, files of /etc. Raises `DriverError`."""
+def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:
+    """All that containers share or keep through their restarts: roots, volumes, files of /etc. `kept`: on top of what the
+    containers of another box wrote, which stays as it is. Raises `DriverError`."""
     places = Places(Path(spec.directory))
     try:
         places.box.mkdir(mode=0o700)
@@ -27,7 +28,10 @@ def furnish(spec: SandboxSpec, host: str) -> None:
         (places.directory / "logs").mkdir(mode=0o700, exist_ok=True)
         mounts = task_mounts(spec.task, spec.images)
         for volume in mounts.volumes:
-            _make_volume(spec, places, volume, mounts.candidates(volume.name))
+            if kept is not None:
+                _open_volume(places, volume, kept / "volumes" / volume.name)
+            else:
+                _make_volume(spec, places, volume, mounts.candidates(volume.name))
         if spec.task.ipc_mode == "task":
             places.shm.mkdir()
             size_mib = max(c.shm_mib for c in spec.task.containers)
@@ -43,7 +47,8 @@ def furnish(spec: SandboxSpec, host: str) -> None:
                 places.router_directory.mkdir(parents=True)
                 places.router_config.write_text(container.log_router.config)
                 places.router_config.chmod(0o644)
-            _mount_root(places, container.name, spec.images[container.name].directory)
+            above = str(kept / "overlay" / container.name / "upper") if kept is not None else ""
+            _mount_root(places, container.name, spec.images[container.name].directory, above)
     except OSError as error:
         raise DriverError(
             "SandboxNotMade",
@@ -66,6 +71,14 @@ def _make_volume(
     path = places.volume(volume.name)
     path.mkdir(parents=True)
     seed(path, [(Path(spec.images[name].directory), inside) for name, inside in candidates])
+
+
+def _open_volume(places: Places, volume: VolumeSpec, kept: Path) -> None:
+    """A volume with what is kept of one, or an empty one."""
+    target = places.volume(volume.name)
+    target.mkdir(parents=True)
+    if kept.is_dir():
+        _mount_over(str(kept), places.box / "volume-overlay" / volume.name, target)
 
 
 def device_nodes(task: TaskSpec) -> dict[str, DeviceNode]:
@@ -94,16 +107,20 @@ def _no_device(container: str, path: str, reason: str) -> DriverError:
     )
 
 
-def _mount_root(places: Places, name: str, lower: str) -> None:
-    root, overlay = places.root(name), places.overlay(name)
+def _mount_root(places: Places, name: str, lower: str, above: str) -> None:
+    places.root(name).mkdir(parents=True)
+    _mount_over(lower, places.overlay(name), places.root(name), above)
+
+
+def _mount_over(lower: str, overlay: Path, target: Path, above: str = "") -> None:
     upper, work = overlay / "upper", overlay / "work"
-    for directory in (root, upper, work):
+    for directory in (upper, work):
         directory.mkdir(parents=True)
     # The root directory that a container sees is the upper one: it must look like the image's.
-    seen = os.stat(lower)
+    seen = os.stat(above or lower)
     os.chown(upper, seen.st_uid, seen.st_gid)
     os.chmod(upper, seen.st_mode & 0o7777)
-    mount_overlay(lower, str(upper), str(work), str(root))
+    mount_overlay(lower, str(upper), str(work), str(target), above=above)
 
 
 def make_bundle(bundle: Path, config: dict[str, Any]) -> None:
@@ -121,12 +138,17 @@ def discard_bundle(places: Places, bundle: Path, runtime_id: str) -> None:
     shutil.rmtree(bundle, ignore_errors=True)
 
 
-def clear(places: Places) -> None:
-    """Remove everything but the logs; no error if nothing is there. Raises `OSError`."""
+def unmount(places: Places) -> None:
+    """Nothing is mounted in the box any more. Raises `OSError`: never delete or move through a mount, below it may be a
+    directory of the host."""
     unmount_below(places.box)
     if mounts_below(places.box):
-        # Never delete through a mount: below it may be a directory of the host.
         raise OSError(f"something is still mounted below {places.box}")
+
+
+def clear(places: Places) -> None:
+    """Remove everything but the logs; no error if nothing is there. Raises `OSError`."""
+    unmount(places)
     if places.box.exists():
         shutil.rmtree(places.box)
 

@@ -22,7 +22,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
-from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_toolbox
+from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_tools
 from hutch.host.drivers.microvm.launcher import Launcher
 from hutch.host.drivers.microvm.running import (
     RunningVms,
@@ -273,9 +273,9 @@ class MicrovmDriver(RunningVms[Sandbox]):
         sandbox = self.sandbox_of(handle)
         known = sandbox.started.get(container.name)
         if known is None or not known.running:
-            with_tools = with_toolbox(sandbox.spec, container)
+            entered = with_tools(sandbox.spec, container)
             await self._start_container(
-                sandbox, with_tools, lambda s: hold_members(sandbox.spec, s.container, s.number)
+                sandbox, entered, lambda s: hold_members(sandbox.spec, s.container, s.number)
             )
 
     async def destroy(self, handle: Handle) -> None:

@@ -12,16 +12,14 @@ import msgspec
 
 from hutch.base.units import CPU_UNITS_PER_VCPU
 from hutch.host.drivers.contract import Attachment, DriverError, RootImage, SandboxSpec
+from hutch.host.drivers.looking import hold_mounts, waiting, with_toolbox
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.image import NoRoomForImage, check_room
 from hutch.host.drivers.microvm.vm import VmFiles
-from hutch.host.drivers.oci_config import environment
 from hutch.wire.fleet import ContainerSpec, VolumeSpec
 
 LOOK_MEMORY_MIB = 512
 """The most common size, for which a template is often there."""
-TOOLBOX_PATH = "/.hutch/toolbox"
-HOLD_PATH = "/.hutch/hold"
 _TOOLBOX = "-toolbox"
 """Among the images; not a name that a container can have."""
 
@@ -86,35 +84,14 @@ def _own_volume(volume: VolumeSpec) -> VolumeSpec:
     return volume
 
 
-def with_toolbox(spec: SandboxSpec, container: ContainerSpec) -> ContainerSpec:
-    """The container with the toolbox's programs after all that it has. Pure."""
-    if _TOOLBOX not in spec.images:
-        return container
-    whole = environment(container, spec.images[container.name], "/", "")
-    path = next((e.partition("=")[2] for e in whole if e.startswith("PATH=")), "")
-    changed = {**container.environment, "PATH": f"{path}:{TOOLBOX_PATH}" if path else TOOLBOX_PATH}
-    return msgspec.structs.replace(container, environment=changed)
+def with_tools(spec: SandboxSpec, container: ContainerSpec) -> ContainerSpec:
+    """The container with the toolbox's programs after all that it has, if there is one. Pure."""
+    return with_toolbox(container, spec.images[container.name]) if _TOOLBOX in spec.images else container
 
 
 def hold_members(spec: SandboxSpec, container: ContainerSpec, number: int) -> dict[str, Any]:
     """Members of the `start` request for a container whose process only waits. Pure. Raises `DriverError`."""
-    waiting = msgspec.structs.replace(
-        container,
-        entry_point=(HOLD_PATH, "-P"),
-        command=None,
-        user="0",
-        working_directory="/",
-        tty=False,
-        interactive=False,
-        init_process=False,
-    )
-    members = plan.start_members(spec, waiting, number, first=False)
-    binds = [_bind(plan.INIT_PROGRAM, HOLD_PATH)]
-    if _TOOLBOX in spec.images:
-        binds.append(_bind(plan.image_disks(spec)[_TOOLBOX].mount_path, TOOLBOX_PATH))
-    members["config"]["mounts"] = [*members["config"]["mounts"], *binds]
+    members = plan.start_members(spec, waiting(container), number, first=False)
+    tools = plan.image_disks(spec)[_TOOLBOX].mount_path if _TOOLBOX in spec.images else ""
+    members["config"]["mounts"] = [*members["config"]["mounts"], *hold_mounts(plan.INIT_PROGRAM, tools)]
     return members
-
-
-def _bind(source: str, destination: str) -> dict[str, Any]:
-    return {"destination": destination, "source": source, "type": "bind", "options": ["bind", "ro"]}
