@@ -31,6 +31,7 @@ def waiting(container: ContainerSpec) -> ContainerSpec:
         tty=False,
         interactive=False,
         init_process=False,
+        log_router=None,
     )
 
 

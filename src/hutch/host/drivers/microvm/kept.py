@@ -79,7 +79,7 @@ def look_spec(spec: SandboxSpec, toolbox: Path) -> SandboxSpec:
 
 
 def _own_volume(volume: VolumeSpec) -> VolumeSpec:
-    if volume.shared_name or (volume.disk is not None and volume.disk.keep):
+    if volume.shared_name or volume.file_system or (volume.disk is not None and volume.disk.keep):
         return VolumeSpec(name=volume.name)
     return volume
 
