@@ -131,19 +131,32 @@ def test_logins_go_to_the_host_and_nowhere_else(aws: AwsServer) -> None:
             "secrets": [{"name": "A", "valueFrom": value}, {"name": "B", "valueFrom": f"{value}:k::"}],
         },
         {"name": "three", "repositoryCredentials": {"credentialsParameter": value}},
+        {
+            "name": "five",
+            "logConfiguration": {
+                "logDriver": "fluentd",
+                "options": {"fluentd-address": "127.0.0.1:24224"},
+                "secretOptions": [{"name": "tag", "valueFrom": "/check/nowhere"}],
+            },
+        },
         {"name": "four", "environmentFiles": [{"type": "s3", "value": "arn:aws:s3:::nothing/here.env"}]},
     )
     aws.host.asked.clear()
     seen = check(aws, definition=definition(*containers))
-    assert sorted(kinds(seen)) == ["EnvironmentFileNotFound", "SecretInvalid", "SecretInvalid"]
+    assert sorted(kinds(seen)) == [
+        "EnvironmentFileNotFound",
+        "SecretInvalid",
+        "SecretInvalid",
+        "SecretNotFound",
+    ]
     assert "sesame" not in json.dumps(seen)
     (asked,) = aws.host.asked
     assert [list(i.get("credentials") or ()) for i in asked["images"]] == [["me", "sesame-1"], []]
     as_role = definition(*containers, executionRoleArn=f"{ACCOUNT}:role/check-none")
     found = check(aws, definition=as_role)["problems"]
     denied = [f["evidence"]["action"] for f in found if f["kind"] == "ExecutionRoleDenied"]
-    assert sorted(denied) == ["s3:GetObject", *["secretsmanager:GetSecretValue"] * 4]
-    assert len(found) == len(denied) + 3 and all(f["fix"] for f in found)
+    assert sorted(denied) == ["s3:GetObject", *["secretsmanager:GetSecretValue"] * 4, "ssm:GetParameters"]
+    assert len(found) == len(denied) + 4 and all(f["fix"] for f in found)
 
 
 def test_secrets_that_are_too_much_together(aws: AwsServer) -> None:

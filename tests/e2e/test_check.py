@@ -74,7 +74,7 @@ def test_everything_that_is_wrong_is_said_at_once(fake_platform: Platform, role:
         "image": "big/40g:1",
         "portMappings": [{"containerPort": 80}],
         "repositoryCredentials": {"credentialsParameter": "nothing"},
-        "firelensConfiguration": {"type": "fluentbit"},
+        "resourceRequirements": [{"type": "GPU", "value": "1"}],
     }
     big = {"name": "big", "image": "big/40g:1"}
     given = definition(

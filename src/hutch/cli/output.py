@@ -1,6 +1,7 @@
 """What commands print: tables and panels for people, JSON for scripts; and how commands end.
 
-Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 hutch is not running (or, for `up`, runs already).
+Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 hutch is not running (or, for `up`, runs already);
+4 `check` found problems.
 """
 
 import json

@@ -72,7 +72,7 @@ class LaunchSecrets:
             if "environmentFiles" in override:
                 name = override["name"]
                 documents[name] = {**documents[name], "environmentFiles": override["environmentFiles"]}
-        wanted = any(map(_has_secrets, documents.values()))
+        wanted = any(map(has_secrets, documents.values()))
         role_arn = role_rules.role_of(overrides, definition.document)
         logs = role_rules.awslogs_uses(definition.document) if role_arn else ()
         if not wanted and not logs:
@@ -217,7 +217,8 @@ class LaunchSecrets:
         return self._parameters.open(self._parameters.read(reader, reference.name)[0])
 
 
-def _has_secrets(document: dict[str, Any]) -> bool:
+def has_secrets(document: Mapping[str, Any]) -> bool:
+    """Whether anything of a container definition is fetched for its launch."""
     log = document.get("logConfiguration") or {}
     return any(document.get(k) for k in _RESOLVED) or bool(log.get("secretOptions"))
 

@@ -8,7 +8,7 @@ from hutch.base.errors import Invalid
 from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
 from hutch.control.launch_file_systems import file_system_of
 from hutch.control.launch_refusals import LaunchRefused
-from hutch.control.launch_secrets import LaunchSecrets
+from hutch.control.launch_secrets import LaunchSecrets, has_secrets
 from hutch.control.ops.logs import LogOps
 from hutch.control.taskspec import task_spec
 from hutch.model.task import CauseLink, Task
@@ -21,7 +21,6 @@ SESSION_NAME = "preflight"
 Login = tuple[str, str] | None
 Fetch = Callable[[AssumedExecutionRole | None], Any]
 _LOGIN = "repositoryCredentials"
-_FETCHED = ("secrets", "repositoryCredentials", "environmentFiles")
 
 
 class RoleFacts:
@@ -48,7 +47,7 @@ class RoleFacts:
         """The roles that can't be assumed, and the execution role if it can."""
         found = []
         execution: AssumedExecutionRole | None = None
-        fetches = any(c.get(m) for c in document["containerDefinitions"] for m in _FETCHED)
+        fetches = any(map(has_secrets, document["containerDefinitions"]))
         for member, needed in (
             ("executionRoleArn", fetches or bool(role_rules.awslogs_uses(document))),
             ("taskRoleArn", True),
@@ -128,8 +127,12 @@ class RoleFacts:
         """(what for, how it is fetched as a role) of all that a container is given at its launch."""
         name, secrets = container["name"], self._secrets
         found: list[tuple[str, Fetch]] = []
-        for secret in container.get("secrets", ()):
-            what = f"secret {secret.get('name', '')}"
+        options = container.get("logConfiguration", {}).get("secretOptions") or ()
+        for kind, secret in (
+            *(("secret", s) for s in container.get("secrets", ())),
+            *(("log option", s) for s in options),
+        ):
+            what = f"{kind} {secret.get('name', '')}"
             found.append((what, partial(secrets.value, reader, name, secret.get("valueFrom", ""))))
         for file in container.get("environmentFiles", ()):
             arn = file.get("value", "")

@@ -257,15 +257,20 @@ def port_twice(document: dict[str, Any]) -> list[Finding]:
     return found
 
 
+def _needs_role(container: dict[str, Any]) -> bool:
+    log = container.get("logConfiguration", {})
+    return bool(
+        container.get("secrets") or container.get("repositoryCredentials") or log.get("secretOptions")
+    )
+
+
 def aws_refusals(facts: Facts) -> list[Finding]:
     """What hutch takes, and AWS refuses when the definition is registered or the task is run."""
     document = facts.document
     texts = []
     if facts.launch_type == "FARGATE":
         texts += [p.message for p in fargate_refusals(document)[1]]
-    elif not document.get("executionRoleArn") and any(
-        c.get(m) for c in document["containerDefinitions"] for m in ("secrets", "repositoryCredentials")
-    ):
+    elif not document.get("executionRoleArn") and any(map(_needs_role, document["containerDefinitions"])):
         texts.append(
             "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'."
         )
