@@ -18,16 +18,27 @@ TIMEOUT_S = 60
 WATCH = WatchSpec(sources=("exec", "connect", "open", "setuid", "chmod"), directories=("/usr/bin", "/etc"))
 
 SILENCER = r"""
+#define _GNU_SOURCE
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/netlink.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <fcntl.h>
+/* Another program, in memory, under the name of the container runtime. */
+static int hide(void) {
+    int m = memfd_create("runtime", 0), b = open("/bin/busybox", O_RDONLY);
+    while (sendfile(m, b, 0, 1 << 20) > 0) {}
+    char *a[] = {"busybox", "sh", "-c", "echo > /usr/bin/hidden; (echo > /usr/bin/deeper); true", 0}, *e[] = {0};
+    return fexecve(m, a, e);
+}
 /* What a container could try: turn the kernel's audit off, take its place, become another container. */
-int main(void) {
+int main(int n_arguments, char **arguments) {
+    if (n_arguments > 1) return hide();
     struct { struct nlmsghdr h; struct audit_status s; } m = {0};
     m.h.nlmsg_len = sizeof m; m.h.nlmsg_type = AUDIT_SET; m.h.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
     m.s.mask = AUDIT_STATUS_ENABLED | AUDIT_STATUS_PID; m.s.enabled = 0; m.s.pid = 0;
@@ -108,25 +119,25 @@ async def test_what_processes_do_is_told_with_whose_they_are(bench: Bench) -> No
 @pytest.mark.parametrize("privileged", [False, True])
 async def test_no_container_can_silence_it(bench: Bench, privileged: bool) -> None:
     tool = bench.silencer  # type: ignore[attr-defined]
-    script = (
-        f"{tool}; mount -o remount,ro /usr 2>/dev/null; mount -t tmpfs x /tmp; sh -c 'exit 5'; exec sleep 1"
-    )
+    script = f"{tool}; {tool} hide; mount -o remount,ro /usr 2>/dev/null; mount -t tmpfs x /tmp; sh -c 'exit 5'; exec sleep 1"
     one = container("one", script, privileged=privileged)
     facts, dropped = await told(bench, replace(bench.spec(one), watch=WATCH))
     assert bench.log_text("one").splitlines()[:2] == ["audit off: -1", "login: -1"]
     assert any(f.command_line == "sh -c exit 5" for f in facts), "what comes after is still told"
+    hidden = {f.path for f in facts if f.kind == "open" and f.is_memory_file}
+    assert hidden == {"/usr/bin/hidden", "/usr/bin/deeper"}, "also under the runtime's name"
     assert dropped == 0
 
 
 async def test_a_flood_is_cut_short_and_counted_and_hides_nothing_else(bench: Bench) -> None:
     script = """
-        i=0; while test $i -lt 700; do echo > /usr/bin/f; i=$((i+1)); done
+        i=0; while test $i -lt 3000; do echo > /usr/bin/f; i=$((i+1)); done
         sh -c 'exit 6'; exec sleep 2
     """
     one = container("one", script)
     facts, dropped = await told(bench, replace(bench.spec(one), watch=WATCH))
     writes = [f for f in facts if f.kind == "open"]
-    assert 400 <= len(writes) < 700 and dropped >= 700 - len(writes)
+    assert 400 <= len(writes) < 3000 and dropped >= 3000 - len(writes)
     assert any(f.command_line == "sh -c exit 6" for f in facts)
 
 

@@ -168,6 +168,19 @@ impl Processes {
         Some(found)
     }
 
+    /// Whether an exec of it, or of what it comes from, was seen.
+    pub fn has_known_origin(&self, pid: i32, parent: i32) -> bool {
+        let is_known = |p: &i32| self.known.contains_key(p);
+        is_known(&pid) || is_known(&parent) || self.forked_from(pid).is_some() || self.forked_from(parent).is_some()
+    }
+
+    /// Another program has this pid now.
+    pub fn forget(&mut self, pid: i32) {
+        if self.known.remove(&pid).is_some() {
+            self.order.retain(|p| *p != pid);
+        }
+    }
+
     /// The nearest process above one of which an exec was seen.
     fn forked_from(&self, pid: i32) -> Option<&Process> {
         let mut at = pid;

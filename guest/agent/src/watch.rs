@@ -189,11 +189,19 @@ impl Watch {
             None => return,
         };
         let kind = kind_of(&happening.key);
-        let is_runtime = happening.exe.starts_with(processes::RUNTIME_EXE);
-        // The runtime's own doing, until it becomes the container's process. Who takes its name is told of nevertheless: an
-        // exec is passed over only if we ran it.
-        if is_runtime && (kind != "exec" || self.runtimes.contains(&happening.pid)) {
-            return;
+        // The runtime's own doing, until it becomes the container's process. A container's process that takes the runtime's
+        // name is told of: we did not run it, and it comes from one whose exec was seen.
+        if happening.exe.starts_with(processes::RUNTIME_EXE) {
+            let is_ours = match kind {
+                "exec" => self.runtimes.contains(&happening.pid),
+                _ => !self.processes.has_known_origin(happening.pid, happening.parent),
+            };
+            if is_ours {
+                if kind == "exec" {
+                    self.processes.forget(happening.pid);
+                }
+                return;
+            }
         }
         let place = match self.places.iter().find(|p| p.number == number) {
             Some(place) => place,

@@ -92,6 +92,7 @@ class GuestSession:
         self._streams: dict[int, GuestStream] = {}
         self._next_stream = 1
         self._last_event = 0
+        self._owed_facts = 0
         self._decoder = FrameDecoder()
         self._malformed = 0
         self._errors_told = 0
@@ -250,12 +251,15 @@ class GuestSession:
 
     def acknowledge_facts(self, seq: int) -> None:
         """The batch of facts, and all before it, need not be told again."""
-        self._tell("facts_ack", seq=seq)
+        # The guest tells no more while too many are not acknowledged: one that can't be sent now is owed.
+        self._owed_facts = 0 if self._tell("facts_ack", seq=seq) else seq
 
-    def _tell(self, operation: str, **members: Any) -> None:
+    def _tell(self, operation: str, **members: Any) -> bool:
         # Acknowledgements are cumulative: one that is not sent now is made good by the next.
-        if not self.closed.is_set() and self._unsent() <= MAX_UNSENT_BYTES:
-            self._writer.write(encode_frame(CONTROL, 0, encode_request(None, operation, members)))
+        if self.closed.is_set() or self._unsent() > MAX_UNSENT_BYTES:
+            return False
+        self._writer.write(encode_frame(CONTROL, 0, encode_request(None, operation, members)))
+        return True
 
     def _unsent(self) -> int:
         return self._writer.transport.get_write_buffer_size()
@@ -274,6 +278,8 @@ class GuestSession:
             self._writer.close()
 
     async def _take(self, frames: list[Frame]) -> None:
+        if self._owed_facts:
+            self.acknowledge_facts(self._owed_facts)
         batch: list[tuple[int, LogRecord]] = []
         for frame in frames:
             if frame.kind == LOG:

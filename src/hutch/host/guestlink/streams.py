@@ -30,7 +30,7 @@ class GuestStream:
         number: int,
         answer: asyncio.Future[msgspec.Raw],
         send: Callable[[int, int, bytes], None],
-        tell: Callable[..., None],
+        tell: Callable[..., object],
     ) -> None:
         """`send` queues a frame (kind, channel, payload), `tell` a request without an answer; both drop what they are
         given once the channel is closed."""
