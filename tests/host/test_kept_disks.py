@@ -52,6 +52,7 @@ async def test_a_disk_outlives_its_task_and_the_agent_with_its_images(host: Host
     await host.control.until(lambda: len(host.control.hellos) == 2)
     assert (await _shown(host, FAILED)).result == shown
     assert [d["task_id"] for d in (await host.control.request("disk.list")).result["disks"]] == [FAILED]
+    assert (host.directory / "kept-disks").stat().st_mode & 0o077 == 0
     kept = b"".join(p.read_bytes() for p in (host.directory / "kept-disks").rglob("*") if p.is_file())
     assert b"hunter2" not in kept
 

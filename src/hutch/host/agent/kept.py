@@ -6,6 +6,7 @@ sandbox in which somebody looks into it now). `dropped.json` says why disks are 
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import Awaitable
 from pathlib import Path
@@ -147,7 +148,8 @@ class KeptDisks:
             return
         place = self._directory / task_id
         try:
-            (place / "disk").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (place, place / "disk"):
+                directory.mkdir(mode=0o700, exist_ok=True)
             taken = await driver.keep_disk(handle, str(place / "disk"))
             if taken > self._limits.bytes:
                 text = f"it takes {taken // MIB} MiB, more than all of them may (--kept-disks-mib)"
@@ -391,7 +393,9 @@ def _read_manifest(directory: Path) -> _Manifest | None:
 def _replace_file(path: Path, data: bytes) -> None:
     """The old or the new one, whole, whoever is killed; not fsynced, as the disks themselves are not."""
     draft = path.with_suffix(".new")
-    draft.write_bytes(data)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as f:
+        f.write(data)
     draft.rename(path)
 
 
