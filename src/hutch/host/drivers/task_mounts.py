@@ -1,12 +1,15 @@
 """What the containers of a task see of each other's volumes: `volumesFrom`, and the images' own VOLUMEs. Pure."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 import msgspec
 
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.wire.fleet import MountSpec, TaskSpec, VolumeSpec
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
 class Mounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +22,18 @@ class Mounts(msgspec.Struct, frozen=True, kw_only=True):
     def candidates(self, volume: str) -> tuple[tuple[str, str], ...]:
         """(container, path) pairs whose image may have content for the volume, in the order in which they count."""
         return tuple((name, m.path) for name, mounts in self.of.items() for m in mounts if m.volume == volume)
+
+
+def check_names(task: TaskSpec) -> None:
+    """Names of containers and volumes become names of files. Raises `DriverError`."""
+    names = [c.name for c in task.containers] + [v.name for v in task.volumes]
+    names += [v.shared_name for v in task.volumes if v.shared_name]
+    names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
+    names += [v.disk.snapshot_id for v in task.volumes if v.disk is not None and v.disk.snapshot_id]
+    names += [v.file_system.file_system_id for v in task.volumes if v.file_system is not None]
+    for name in names:
+        if not _PLAIN_NAME.fullmatch(name):
+            raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
 
 
 def task_mounts(task: TaskSpec, images: Mapping[str, RootImage]) -> Mounts:

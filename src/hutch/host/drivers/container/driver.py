@@ -40,6 +40,7 @@ from hutch.host.drivers.contract import (
     StartedContainer,
 )
 from hutch.host.drivers.exec_process import exec_process
+from hutch.host.drivers.facts import unhealthy
 from hutch.host.drivers.oci_config import OciContext, build_further_process
 from hutch.host.drivers.volume_disks import VolumeStore
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
@@ -101,10 +102,7 @@ class ContainerDriver:
             runtime = await self._need()
             await asyncio.to_thread(self._check_host)
         except DriverError as error:
-            reason = f"{error.message}; {error.fix}" if error.fix else error.message
-            return DriverFactMsg(
-                name=self.name, launch_types=self.capabilities.launch_types, healthy=False, reason=reason
-            )
+            return unhealthy(self.name, self.capabilities, error)
         details = {
             "runtime": runtime.name,
             "runtime_version": runtime.version,

@@ -1,7 +1,6 @@
 """What a task needs of the shared kernel, as data: names, places, limits, configurations. Pure."""
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import msgspec
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.oci_config import DeviceNode, OciContext, build_oci_config, etc_files
-from hutch.host.drivers.task_mounts import task_mounts
+from hutch.host.drivers.task_mounts import check_names, task_mounts
 from hutch.host.kernel.cgroup import CgroupLimits, task_cgroup
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
@@ -20,7 +19,6 @@ PAUSE = "-pause"
 """Not a name that a container can have."""
 INIT_PROGRAM = "/usr/bin/catatonit"
 """A static init, for containers that ask for one; it also holds namespaces."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -81,12 +79,7 @@ class Places(msgspec.Struct, frozen=True):
 def check_task(spec: SandboxSpec) -> None:
     """Refuse what can't be done on the shared kernel. Raises `DriverError`."""
     task = spec.task
-    names = [c.name for c in task.containers] + [v.name for v in task.volumes]
-    names += [v.shared_name for v in task.volumes if v.shared_name]
-    names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
-    for name in names:
-        if not _PLAIN_NAME.fullmatch(name):
-            raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
+    check_names(task)
     if any(v.file_system is not None for v in task.volumes):
         raise DriverError(
             "FileSystemNotPossible",

@@ -118,7 +118,7 @@ class FirecrackerLauncher:
                 await asyncio.to_thread(self._templates.clean, ground.origin)
                 self._is_clean = True
 
-    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[FirecrackerSandbox, Ground, Phases]:
+    async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[FirecrackerSandbox, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
         the caller's to remove (`remove_vm`)."""
         phases = Phases(self._clock)
@@ -131,14 +131,14 @@ class FirecrackerLauncher:
         if template is not None:
             try:
                 restoring = self._restore(spec, request, ground.image, template)
-                return await phases.measure("restore", restoring), ground, phases
+                return await phases.measure("restore", restoring), phases
             except DriverError as error:
                 refusal = f"not restored: {error.message}"[:500]
                 log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
                 self._templates.reject(template, refusal)
                 await remove_vm(request.name, FirecrackerFiles(spec.directory), self._jail)
         booting = self._boot(spec, request, ground.image, self._boot_timeout_s)
-        return await phases.measure("cold boot", booting, refusal), ground, phases
+        return await phases.measure("cold boot", booting, refusal), phases
 
     async def _template(
         self, key: TemplateKey, config: VmConfig, ground: Ground, phases: Phases, slot: LaunchSlot

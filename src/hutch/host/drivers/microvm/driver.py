@@ -2,14 +2,13 @@
 docs/design/microvm.md."""
 
 import asyncio
-import contextlib
-import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from hutch.base.clock import Clock
-from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import (
     Capabilities,
@@ -25,36 +24,28 @@ from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_tools
 from hutch.host.drivers.microvm.launcher import Launcher
 from hutch.host.drivers.microvm.running import (
-    RunningVms,
-    finish_volumes,
-    hold_namespaces,
     observed,
     power_off,
 )
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Sandbox
-from hutch.host.drivers.microvm.slots import LaunchSlots, queue_phase
+from hutch.host.drivers.microvm.sandbox import Origin, Sandbox
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
     end_vm,
-    remove_vm,
     server_logs,
     server_name,
-    vm_name,
 )
+from hutch.host.drivers.microvm.vmdriver import HANDLE_FORMAT, VmDriver, check_format
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.volume_disks import refuse_disks, refuse_file_systems, refuse_shared_disks
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg
+from hutch.wire.fleet import ContainerSpec
 
 log = get_logger(__name__)
-HANDLE_FORMAT = 1
-ADOPT_TIMEOUT_S = 30.0
-SET_UP_TIMEOUT_S = 60.0
 KEEP_TIMEOUT_S = 10.0
 
 
-class MicrovmDriver(RunningVms[Sandbox]):
+class MicrovmDriver(VmDriver[Sandbox]):
     """Implements `hutch.host.drivers.contract.Driver` with QEMU."""
 
     name = "microvm"
@@ -94,20 +85,12 @@ class MicrovmDriver(RunningVms[Sandbox]):
             file_trees=FileTrees(file_systems_dir or state_dir / "filesystems"),
         )
 
-        self._launching = LaunchSlots()
         self._suspender = Suspender(self._launcher, jail, clock)
 
-    async def fingerprint(self) -> DriverFactMsg:
-        """Whether guests can run here. KVM is proven by booting one, and the answer remembered."""
-        try:
-            ground = await self._launcher.ground()
-            await self._jail.check()
-            await self._launcher.clean(ground)
-        except DriverError as error:
-            reason = f"{error.message}; {error.fix}" if error.fix else error.message
-            return DriverFactMsg(
-                name=self.name, launch_types=self.capabilities.launch_types, healthy=False, reason=reason
-            )
+    async def _check(self) -> dict[str, str]:
+        ground = await self._launcher.ground()
+        await self._jail.check()
+        await self._launcher.clean(ground)
         details = {
             "accelerator": ground.accelerator,
             "qemu": ground.qemu_version,
@@ -115,9 +98,13 @@ class MicrovmDriver(RunningVms[Sandbox]):
         }
         if ground.verdict.boot_s:
             details["boot_ms"] = str(round(ground.verdict.boot_s * 1000))
-        return DriverFactMsg(
-            name=self.name, launch_types=self.capabilities.launch_types, healthy=True, details=details
-        )
+        return details
+
+    def _files(self, directory: str) -> VmFiles:
+        return VmFiles(directory)
+
+    async def _mounts(self, spec: SandboxSpec) -> list[dict[str, Any]]:
+        return plan.disk_mounts(spec)
 
     async def create(self, spec: SandboxSpec) -> Handle:
         """Boot the task's VM, mount its disks, set up its network. On failure nothing is left but the
@@ -125,30 +112,8 @@ class MicrovmDriver(RunningVms[Sandbox]):
         return await self._create(spec, None)
 
     async def _create(self, spec: SandboxSpec, kept: Path | None) -> Handle:
-        task_id = spec.task.task_id
-        if task_id in self._sandboxes:
-            raise DriverError("SandboxExists", f"task {task_id} has a VM already")
-        plan.check_task(spec)
-        sandbox: Sandbox | None = None
-        ready = False
-        try:
-            asked_at = self._clock.now()
-            async with self._launching.one() as slot:
-                begun_at = self._clock.now()
-                sandbox, ground, phases = await self._launcher.launch(spec, slot, kept)
-                setting_up = sandbox.while_alive(_set_up(sandbox), "set itself up")
-                await phases.measure("set up", setting_up, "disks and network")
-            ready = True
-        finally:
-            if not ready:
-                if sandbox is not None:
-                    await sandbox.release()
-                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
-        self._sandboxes[task_id] = sandbox
+        sandbox, phases = await self._launch(spec, partial(self._launcher.launch, spec, kept=kept))
         self._watch_servers(sandbox)
-        phases.told[:0] = queue_phase(asked_at, begun_at)
-        took_ms = {p.name: round((p.ended_at - p.started_at) * 1000) for p in phases.told}
-        log.info("microVM ready", task=task_id, accelerator=ground.accelerator, took_ms=took_ms)
         return msgspec.structs.replace(self._handle(sandbox), phases=tuple(phases.told))
 
     def _handle(self, sandbox: Sandbox) -> Handle:
@@ -166,26 +131,16 @@ class MicrovmDriver(RunningVms[Sandbox]):
 
     async def adopt(self, handle: Handle, spec: SandboxSpec) -> tuple[ObservedContainer, ...]:
         """Connect to a VM that an earlier agent started. `SandboxGone` says how it ended, if it did."""
-        if handle.format != HANDLE_FORMAT:
-            raise DriverError("UnknownHandle", f"handle format {handle.format} is not known here")
+        check_format(handle)
         ref = await self._process_of(handle)
         given = handle.state.get("origin")
         origin = msgspec.convert(given, Origin) if given else None
-        files = VmFiles(handle.state["directory"])
+        files = self._files(handle.state["directory"])
         sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
-        try:
-            answer = await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S)
-            await sandbox.take_over(answer.containers)
-            # It may have been killed on the way to the disk, or back.
-            await sandbox.thaw()
-            if sandbox.started:
-                await self._hold_to_share(sandbox)
-        except BaseException:
-            await sandbox.release()
-            raise
-        self._sandboxes[handle.task_id] = sandbox
+        # Its agent may have been killed while it was on the way to the disk, or back.
+        found = await self._adopt(sandbox, may_be_frozen=True)
         self._watch_servers(sandbox)
-        return observed(sandbox)
+        return found
 
     def _watch_servers(self, sandbox: Sandbox) -> None:
         name = self._vm_name(sandbox.spec.task.task_id)
@@ -233,21 +188,10 @@ class MicrovmDriver(RunningVms[Sandbox]):
 
     async def fork(self, directory: str, spec: SandboxSpec) -> tuple[Handle, tuple[ObservedContainer, ...]]:
         """Another task's VM from a copy; see `SupportsFork`."""
-        task_id = spec.task.task_id
-        if task_id in self._sandboxes:
-            raise DriverError("SandboxExists", f"task {task_id} has a VM already")
-        sandbox: Sandbox | None = None
-        ready = False
-        try:
+        async with self._new_vm(spec) as made:
             sandbox = await self._suspender.fork(Path(directory), spec)
+            made.append(sandbox)
             await self._hold_to_share(sandbox)
-            ready = True
-        finally:
-            if not ready:
-                if sandbox is not None:
-                    await sandbox.release()
-                await remove_vm(self._vm_name(task_id), VmFiles(spec.directory), self._jail)
-        self._sandboxes[task_id] = sandbox
         return self._handle(sandbox), observed(sandbox)
 
     async def keep_disk(self, handle: Handle, directory: str) -> int:
@@ -278,29 +222,6 @@ class MicrovmDriver(RunningVms[Sandbox]):
                 sandbox, entered, lambda s: hold_members(sandbox.spec, s.container, s.number)
             )
 
-    async def destroy(self, handle: Handle) -> None:
-        """End the VM at once; its files go, logs and console stay for the directory's owner."""
-        await self._destroy(handle.task_id, str(handle.state["directory"]))
-
-    async def destroy_leftovers(self, directory: str, task_id: str) -> None:
-        """As `destroy`, from names alone: the VM's process is found by the name on its command line."""
-        await self._destroy(task_id, directory)
-
-    async def _destroy(self, task_id: str, directory: str) -> None:
-        sandbox = self._sandboxes.pop(task_id, None)
-        if sandbox is not None:
-            await finish_volumes(sandbox)
-            await self._let_go(sandbox)
-        await remove_vm(self._vm_name(task_id), VmFiles(directory), self._jail)
-
-    async def _let_go(self, sandbox: Sandbox) -> None:
-        """Of one that is about to end, or has; its last words stay."""
-        if sandbox.ended is None:
-            with contextlib.suppress(HutchError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await sandbox.save_console()
-        await sandbox.release()
-
     async def volumes(self) -> tuple[HostVolume, ...]:
         """Those that outlive their tasks; see `SupportsVolumes`."""
         return await asyncio.to_thread(self._launcher.volumes.kept)
@@ -328,23 +249,4 @@ class MicrovmDriver(RunningVms[Sandbox]):
     async def close(self) -> None:
         """Let go of all VMs without touching them."""
         await self._launcher.close()
-        sandboxes, self._sandboxes = self._sandboxes, {}
-        for sandbox in sandboxes.values():
-            await sandbox.release()
-        self._jail.close()
-
-    def _vm_name(self, task_id: str) -> str:
-        return vm_name(self._platform_id, task_id)
-
-
-async def _set_up(sandbox: Sandbox) -> None:
-    await asyncio.gather(
-        sandbox.session.request(
-            "configure", Empty, timeout_s=SET_UP_TIMEOUT_S, **plan.configure_members(sandbox.spec)
-        ),
-        sandbox.session.request(
-            "disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=plan.disk_mounts(sandbox.spec)
-        ),
-    )
-    await sandbox.watch()
-    await hold_namespaces(sandbox)
+        await super().close()

@@ -143,7 +143,7 @@ class Launcher:
 
     async def launch(
         self, spec: SandboxSpec, slot: LaunchSlot, kept: Path | None = None
-    ) -> tuple[Sandbox, Ground, Phases]:
+    ) -> tuple[Sandbox, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. `kept`: it gets copies of the disks of a task that
         has ended, which are in that directory. Raises `DriverError`; what was made by then is the caller's to remove
         (`remove_vm`)."""
@@ -156,19 +156,16 @@ class Launcher:
         name, files = request.name, VmFiles(spec.directory)
         if plan.file_systems(spec.task):
             booting = self._booted_with_files(spec, request, ground)
-            return (
-                await phases.measure("cold boot", booting, "file systems need memory of its own"),
-                ground,
-                phases,
-            )
+            detail = "file systems need memory of its own"
+            return await phases.measure("cold boot", booting, detail), phases
         key = _key(request, ground)
         takes_spare = self._use_templates and kept is None
         if takes_spare and (sandbox := await self._warm(spec, request, key, phases)) is not None:
-            return sandbox, ground, phases
+            return sandbox, phases
         template, refusal = await self._template(key, phases, slot)
         if template is not None:
             try:
-                return await self._restored(spec, request, ground, template, phases, kept), ground, phases
+                return await self._restored(spec, request, ground, template, phases, kept), phases
             except DriverError as error:
                 if error.kind in ("VolumeInUse", "ScratchDiskFailed"):
                     raise
@@ -179,7 +176,7 @@ class Launcher:
                 # Those that go with the task were below what was just removed.
                 await self._make_volumes(spec, kept)
         booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S, kept)
-        return await phases.measure("cold boot", booting, refusal), ground, phases
+        return await phases.measure("cold boot", booting, refusal), phases
 
     async def _make_volumes(self, spec: SandboxSpec, kept: Path | None) -> None:
         own = VmFiles(spec.directory).vm

@@ -1,7 +1,6 @@
 """What a task needs of its VM, as data: disks, set-up documents, places in the guest. Pure."""
 
 import hashlib
-import re
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from hutch.host.drivers.microvm.qemu import (
     file_system_tag,
 )
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
-from hutch.host.drivers.task_mounts import task_mounts
+from hutch.host.drivers.task_mounts import check_names, task_mounts
 from hutch.host.drivers.volume_disks import volume_disks
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
 from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec
@@ -32,7 +31,6 @@ PAUSE = "-pause"
 """Not names that a container can have."""
 INIT_PROGRAM = "/usr/bin/catatonit"
 """In the guest: a static init that can also do nothing (`-P`)."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 _EXTRA_MODULE_CAPABILITIES = frozenset({"SYS_ADMIN", "NET_ADMIN", "ALL"})
 
 
@@ -47,14 +45,7 @@ class ImageDisk(msgspec.Struct, frozen=True, kw_only=True):
 def check_task(spec: SandboxSpec) -> None:
     """Refuse what a microVM can't do. Raises `DriverError`."""
     task = spec.task
-    names = [c.name for c in task.containers] + [v.name for v in task.volumes]
-    names += [v.shared_name for v in task.volumes if v.shared_name]
-    names += [v.disk.disk_id for v in task.volumes if v.disk is not None]
-    names += [v.disk.snapshot_id for v in task.volumes if v.disk is not None and v.disk.snapshot_id]
-    names += [f.file_system_id for f in file_systems(task)]
-    for name in names:
-        if not _PLAIN_NAME.fullmatch(name):
-            raise DriverError("InvalidName", f"{name[:60]!r} can't be the name of a container or volume")
+    check_names(task)
     if task.architecture != "x86_64":
         raise DriverError(
             "WrongArchitecture",
