@@ -167,6 +167,7 @@ _PROGRAMS = (
     ("haproxy", "haproxy", "published ports"),
     ("nft", "nftables", "NAT and anti-spoofing"),
 )
+_FILE_SERVERS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 
 
 def doctor(data_dir: DataDir = None, json_output: AsJson = False) -> None:
@@ -196,6 +197,11 @@ def _host_checks() -> list[tuple[str, str, str]]:
         found.append(
             (program, "ok", where) if where else (program, "missing", f"{purpose}: apt-get install {package}")
         )
+    server = next((p for p in _FILE_SERVERS if os.access(p, os.X_OK)), "")
+    lacking = (
+        "file systems that tasks share (EFS): apt-get install qemu-system-common (Debian 12), or virtiofsd"
+    )
+    found.append(("virtiofsd", "ok", server) if server else ("virtiofsd", "missing", lacking))
     flags = Path("/proc/cpuinfo").read_text()
     if Path("/dev/kvm").exists() and (" vmx" in flags or " svm" in flags):
         found.append(("kvm", "ok", "microVMs run with hardware virtualisation (a probe guest decides)"))
