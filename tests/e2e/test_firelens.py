@@ -32,6 +32,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 def register(platform: Platform) -> None:
     secret = platform.client("secretsmanager").create_secret(Name=f"key-{time.time_ns()}", SecretString=KEY)
+    objects = platform.client("s3")
+    objects.create_bucket(Bucket="routers")
+    objects.put_object(Bucket="routers", Key="extra.conf", Body=b"[OUTPUT]\n    Name null\n    Match own*\n")
     log = {
         "logDriver": "awsfirelens",
         "options": {"Name": "http", "Host": "logs.example"},
@@ -49,7 +52,13 @@ def register(platform: Platform) -> None:
                 "name": "router",
                 "image": NAME,
                 "command": ["-c", PROGRAM],
-                "firelensConfiguration": {"type": "fluentbit"},
+                "firelensConfiguration": {
+                    "type": "fluentbit",
+                    "options": {
+                        "config-file-type": "s3",
+                        "config-file-value": "arn:aws:s3:::routers/extra.conf",
+                    },
+                },
             },
         ],
     )
@@ -94,7 +103,8 @@ def test_a_log_router_gets_what_the_others_write(platform: Platform, launch_type
     assert [r["log"] for r in records(lines, "tcp")] == ["from a library"]
     # The router went last, and with all that was said.
     assert lines[-1] == {"ended": len(got) + 1}
-    (output,) = (line["output"] for line in lines if "output" in line)
+    extra, output = (line["output"] for line in lines if "output" in line)
+    assert extra == {"Name": "null", "Match": "own*"}
     assert output == {"Name": "http", "Match": "app-firelens*", "Host": "logs.example", "Header": len(KEY)}
     (added,) = (line["filter"] for line in lines if "filter" in line)
     assert f"Record ecs_task_arn {task['taskArn']}" in added and "Record ecs_cluster default" in added

@@ -124,3 +124,31 @@ async def test_what_is_not_known_or_malformed_is_refused(agent: Agent) -> None:
         with pytest.raises(GuestRefused) as caught:
             await agent.session.request(operation, Empty, **members)  # type: ignore[arg-type]
         assert caught.value.kind == kind
+
+
+async def test_a_socket_of_a_container_is_reached_and_no_other(agent: Agent) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.put_nowait(await reader.readexactly(300_000))
+        writer.write(b"enough")
+        writer.close()
+
+    path = agent.directory / "router.sock"
+    server = await asyncio.start_unix_server(serve, str(path))
+    (agent.directory / "link").symlink_to(path)
+    (agent.directory / "file").touch()
+    for name in ("link", "file", "missing"):
+        refused = agent.session.open_stream("connect", path=str(agent.directory / name))
+        with pytest.raises(GuestRefused):
+            await asyncio.wait_for(refused.answer, 10)
+    stream = agent.session.open_stream("connect", path=str(path))
+    # Far more than the window of a stream.
+    await asyncio.wait_for(stream.write(b"x" * 300_000), 10)
+    await asyncio.wait_for(stream.taken(), 10)
+    assert await asyncio.wait_for(heard.get(), 10) == b"x" * 300_000
+    assert [data async for _, data in stream.output()] == [b"enough"]
+    # The router has hung up, and so it has ended; what comes now goes nowhere.
+    assert b"exit_code" in bytes(await asyncio.wait_for(stream.answer, 10))
+    await asyncio.wait_for(stream.write(b"more"), 10)
+    server.close()

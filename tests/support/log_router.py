@@ -56,7 +56,7 @@ def listen(listener, via):
 def expand(text):
     return re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m.group(1), ""), text)
 
-text = open(CONFIG).read()
+text = re.sub(r"(?m)^@INCLUDE (.*)$", lambda m: open(m.group(1)).read(), open(CONFIG).read())
 for kind, body in re.findall(r"\[(\w+)\]\n((?:    .*\n)*)", text):
     entries = dict(line.strip().split(" ", 1) for line in body.splitlines())
     if kind == "INPUT" and "unix_path" in entries:

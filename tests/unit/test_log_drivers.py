@@ -222,7 +222,7 @@ FIRELENS = {"Name": "stdout"}
                 app("awsfirelens", FIRELENS),
                 router(options={"config-file-type": "s3", "config-file-value": "a"}),
             ),
-            "Fargate launch type does not support FirelensConfiguration config file from 's3'",
+            "is not the ARN of an object",
         ),
         ((app("awsfirelens", FIRELENS), router(options={"config-file-type": "file"})), "go together"),
         (
@@ -296,3 +296,14 @@ def test_secret_options_are_checked_by_name_and_asked_for() -> None:
     with pytest.raises(Invalid) as refused:
         register(definition(bad), strict_aws=False)
     assert "secret option tag" in refused.value.message
+
+
+def test_a_configuration_that_is_an_object_is_a_warning_for_fargate() -> None:
+    options = {"config-file-type": "s3", "config-file-value": "arn:aws:s3:::bucket/extra.conf"}
+    given_definition = definition(app("awsfirelens", FIRELENS), router(options=options))
+    made = register(given_definition, strict_aws=False)
+    words = "Fargate launch type does not support FirelensConfiguration config file from 's3'"
+    assert words in made.warnings
+    assert "ecs.capability.firelens.options.config.s3" in made.requires_attributes
+    with pytest.raises(Invalid):
+        register(given_definition, strict_aws=True)

@@ -6,14 +6,15 @@ With an execution role they are only given if that role may have them, as on AWS
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from hutch.base.errors import HutchError, Invalid, LimitExceeded, NotFound
 from hutch.control.execution_roles import AssumedExecutionRole, ExecutionRoles, Unassumable
 from hutch.control.launch_refusals import LaunchRefused, not_allowed, unassumable, unavailable
-from hutch.control.logrouter import secret_variables
+from hutch.control.logrouter import include_arn, secret_variables
 from hutch.control.ops.objects import ObjectOps
 from hutch.control.ops.parameters import ParameterOps
 from hutch.control.ops.placing import store_stopped
@@ -24,6 +25,7 @@ from hutch.model.taskdef import TaskDefinition
 from hutch.rules import execution_role as role_rules
 from hutch.rules import lifecycle
 from hutch.rules.environment_files import MAX_FILE_BYTES, merged_files, parse_environment_file
+from hutch.rules.logdrivers.firelens import MAX_INCLUDE_BYTES
 from hutch.rules.objects import parse_object_arn
 from hutch.rules.secret_references import (
     ParameterReference,
@@ -36,6 +38,7 @@ from hutch.store import tables
 from hutch.store.contract import Reader, Store, Tx
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
+T = TypeVar("T")
 MAX_SECRETS_BYTES = 512 * 1024
 _RESOLVED = ("secrets", "repositoryCredentials", "environmentFiles")
 
@@ -125,16 +128,26 @@ class LaunchSecrets:
         self, reader: Reader, container: str, arn: str, role: AssumedExecutionRole | None
     ) -> dict[str, str]:
         """The variables in an environment file. Raises `LaunchRefused`."""
+        return self._object(reader, container, arn, role, _ENVIRONMENT_FILE)
+
+    def _object(
+        self,
+        reader: Reader,
+        container: str,
+        arn: str,
+        role: AssumedExecutionRole | None,
+        use: "_ObjectUse[T]",
+    ) -> T:
         if role and (denied := role.denied(role_rules.GET_OBJECT, arn)):
             evidence = {"container": container, "reference": arn}
-            raise not_allowed(role, denied, role_rules.file_denied(denied.text), evidence)
+            raise not_allowed(role, denied, role_rules.file_denied(denied.text, use.prefix), evidence)
         try:
             found = self._objects.find(reader, *parse_object_arn(arn))
-            if found.size_bytes > MAX_FILE_BYTES:
-                raise LimitExceeded(f"it has {found.size_bytes} bytes, and {MAX_FILE_BYTES} can be read")
-            return parse_environment_file(self._objects.read_content(reader, found))
+            if found.size_bytes > use.max_bytes:
+                raise LimitExceeded(f"it has {found.size_bytes} bytes, and {use.max_bytes} can be read")
+            return use.parse(self._objects.read_content(reader, found))
         except HutchError as error:
-            raise _file_refused(error, container, arn) from None
+            raise _object_refused(error, container, arn, use) from None
 
     def value(
         self, reader: Reader, container: str, value_from: str, role: AssumedExecutionRole | None
@@ -164,7 +177,11 @@ class LaunchSecrets:
         values = merged_files(files, spec.environment)
         for secret in document.get("secrets", ()):
             values[secret["name"]] = self.value(reader, spec.name, secret["valueFrom"], role)
-        if spec.log_router is not None:
+        router = spec.log_router
+        if router is not None and (arn := include_arn(document)):
+            text = self._object(reader, spec.name, arn, role, _ROUTER_CONFIG)
+            router = replace(router, include=text)
+        if router is not None:
             for variable, (container, value_from) in secret_variables(documents.values()).items():
                 values[variable] = self.value(reader, container, value_from, role)
         log = spec.log
@@ -174,7 +191,14 @@ class LaunchSecrets:
             log = replace(log, secrets=found)
         credentials = self.registry_login(reader, document, role)
         names = tuple(dict.fromkeys((*spec.secret_names, *values)))
-        return replace(spec, secret_names=names, secrets=values, log=log, registry_credentials=credentials)
+        return replace(
+            spec,
+            secret_names=names,
+            secrets=values,
+            log=log,
+            log_router=router,
+            registry_credentials=credentials,
+        )
 
     def _credentials(
         self, reader: Reader, container: str, secret_id: str, role: AssumedExecutionRole | None
@@ -220,7 +244,37 @@ class LaunchSecrets:
 def has_secrets(document: Mapping[str, Any]) -> bool:
     """Whether anything of a container definition is fetched for its launch."""
     log = document.get("logConfiguration") or {}
-    return any(document.get(k) for k in _RESOLVED) or bool(log.get("secretOptions"))
+    return any(document.get(k) for k in _RESOLVED) or bool(log.get("secretOptions") or include_arn(document))
+
+
+def _config_text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise Invalid("it is not UTF-8") from None
+
+
+class _ObjectUse(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What objects are read for: the words of refusals, and how the content is understood (raises `Invalid`)."""
+
+    kind: str
+    prefix: str
+    max_bytes: int
+    parse: Callable[[bytes], T]
+
+
+_ENVIRONMENT_FILE = _ObjectUse(
+    kind="EnvironmentFile",
+    prefix=role_rules.DOWNLOAD,
+    max_bytes=MAX_FILE_BYTES,
+    parse=parse_environment_file,
+)
+_ROUTER_CONFIG = _ObjectUse(
+    kind="LogConfiguration",
+    prefix=role_rules.DOWNLOAD_CONFIG,
+    max_bytes=MAX_INCLUDE_BYTES,
+    parse=_config_text,
+)
 
 
 def _check_size(containers: tuple[ContainerSpec, ...]) -> None:
@@ -254,14 +308,14 @@ def _refused(
     return unavailable(kind, message + words, container, text)
 
 
-def _file_refused(error: HutchError, container: str, arn: str) -> LaunchRefused:
-    kind, words = "EnvironmentFileUnreadable", error.message
+def _object_refused(error: HutchError, container: str, arn: str, use: "_ObjectUse[Any]") -> LaunchRefused:
+    kind, words = f"{use.kind}Unreadable", error.message
     if isinstance(error, NotFound):
-        kind = "EnvironmentFileNotFound"
+        kind = f"{use.kind}NotFound"
         words = f"{error.code}: {error.message} status code: 404, {arn}"
     elif isinstance(error, Invalid | LimitExceeded):
-        kind, words = "EnvironmentFileInvalid", f"{arn}: {error.message}"
-    return unavailable(kind, words, container, arn, role_rules.DOWNLOAD)
+        kind, words = f"{use.kind}Invalid", f"{arn}: {error.message}"
+    return unavailable(kind, words, container, arn, use.prefix)
 
 
 async def stop_unlaunched(store: Store, cause: Cause, task: Task, refused: LaunchRefused, now: float) -> None:

@@ -1,6 +1,6 @@
 """A task's log router (FireLens), from its task definition: its configuration, its secrets, where it listens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hutch.model.task import Task
@@ -29,6 +29,12 @@ def secret_variables(containers: Iterable[dict[str, Any]]) -> dict[str, tuple[st
     }
 
 
+def include_arn(definition: Mapping[str, Any]) -> str:
+    """The object with a router's own part of its configuration; "" if there is none."""
+    options = (definition.get("firelensConfiguration") or {}).get("options") or {}
+    return str(options["config-file-value"]) if options.get("config-file-type") == "s3" else ""
+
+
 def log_router_place(document: dict[str, Any], definition: dict[str, Any]) -> dict[str, str]:
     """Where the other containers reach the router, as environment for logger libraries."""
     router = router_of(document)
@@ -48,6 +54,7 @@ def log_router_spec(
     if not given:
         return None
     options = given.get("options") or {}
+    kept = firelens.INCLUDE_PATHS[given["type"]] if include_arn(definition) else ""
     config = firelens.RouterConfig(
         kind=given["type"],
         cluster=task.cluster,
@@ -59,12 +66,11 @@ def log_router_spec(
             if uses_router(container)
         ),
         adds_metadata=options.get("enable-ecs-log-metadata", "true").lower() == "true",
-        include_path=options.get("config-file-value", ""),
+        include_path=kept or options.get("config-file-value", ""),
         listens=document.get("networkMode", "bridge") in _OWN_LOOPBACK,
     )
-    return LogRouterSpec(
-        config_path=firelens.CONFIG_PATHS[given["type"]], config=firelens.config_text(config)
-    )
+    path = firelens.CONFIG_PATHS[given["type"]]
+    return LogRouterSpec(config_path=path, config=firelens.config_text(config), include_path=kept)
 
 
 def _source(index: int, container: dict[str, Any]) -> firelens.Source:

@@ -17,6 +17,7 @@ PUT_EVENTS = "logs:PutLogEvents"
 _PULL = "ResourceInitializationError: unable to pull secrets or registry auth: "
 RETRIEVAL = _PULL + "execution resource retrieval failed: "
 DOWNLOAD = "ResourceInitializationError: failed to download env files: file download command: non empty error stream: "
+DOWNLOAD_CONFIG = "ResourceInitializationError: failed to download the log router's configuration: "
 _LOGGER = (
     "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: "
 )
@@ -88,9 +89,9 @@ def parameter_denied(denial: str) -> str:
     )
 
 
-def file_denied(denial: str) -> str:
+def file_denied(denial: str, prefix: str = DOWNLOAD) -> str:
     """AWS's words for an environment file that the role may not read."""
-    return f"{DOWNLOAD}AccessDenied: {denial} status code: 403"
+    return f"{prefix}AccessDenied: {denial} status code: 403"
 
 
 def logging_denied(action: str, denial: str) -> str:

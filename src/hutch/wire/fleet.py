@@ -126,6 +126,10 @@ class LogRouterSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     config_path: str
     config: str
     """Without secrets: these are in its environment."""
+    include_path: str = ""
+    """Where it finds the rest, if that comes from an object."""
+    include: str | None = None
+    """The rest, as secret as its owner thinks. In assignments only: never logged, in no task's file."""
 
 
 class ContainerSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):

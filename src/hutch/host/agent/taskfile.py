@@ -61,7 +61,13 @@ class TaskFile(TaskState, frozen=True, kw_only=True, omit_defaults=True):
 def without_secrets(spec: TaskSpec) -> TaskSpec:
     """The specification as it may be written to disk."""
     containers = (
-        replace(c, registry_credentials=None, secrets={}, log=replace(c.log, secrets={}))
+        replace(
+            c,
+            registry_credentials=None,
+            secrets={},
+            log=replace(c.log, secrets={}),
+            log_router=replace(c.log_router, include=None) if c.log_router is not None else None,
+        )
         for c in spec.containers
     )
     return replace(spec, containers=tuple(containers))
@@ -69,7 +75,12 @@ def without_secrets(spec: TaskSpec) -> TaskSpec:
 
 def lacks_secrets(container: ContainerSpec) -> bool:
     """Whether it can't be started for want of values."""
-    return bool(set(container.secret_names) - container.secrets.keys())
+    return bool(set(container.secret_names) - container.secrets.keys()) or _lacks_include(container)
+
+
+def _lacks_include(container: ContainerSpec) -> bool:
+    router = container.log_router
+    return router is not None and bool(router.include_path) and router.include is None
 
 
 def with_secrets(container: ContainerSpec) -> ContainerSpec:
@@ -89,6 +100,8 @@ def renewed(container: ContainerSpec, assigned: ContainerSpec) -> ContainerSpec:
     by now; where the values could not be had, none are there, and the names stay to be missed."""
     if lacks_log_secrets(container):
         container = replace(container, log=replace(container.log, secrets=assigned.log.secrets))
+    if _lacks_include(container):
+        container = replace(container, log_router=assigned.log_router)
     if not lacks_secrets(container):
         return container
     whole = bool(assigned.secrets) and not lacks_secrets(assigned)

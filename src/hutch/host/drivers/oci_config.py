@@ -89,7 +89,7 @@ class OciContext(msgspec.Struct, frozen=True, kw_only=True):
     router_directory: str = ""
     """Where a log router makes its socket."""
     router_config: str = ""
-    """The file with a log router's configuration."""
+    """The file with a log router's configuration; beside it, with ".include", what comes from an object."""
     hard_nofile: int = 1048576
     pids: int = DEFAULT_PIDS
 
@@ -316,6 +316,9 @@ def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any
         mounts.append({**init, "options": ["bind", "rprivate", "ro"]})
     if container.log_router is not None:
         mounts.append(_bind(context.router_config, container.log_router.config_path, "ro"))
+        if container.log_router.include_path:
+            include = f"{context.router_config}.include"
+            mounts.append(_bind(include, container.log_router.include_path, "ro"))
     for path, source in context.files.items():
         mounts.append(
             {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}

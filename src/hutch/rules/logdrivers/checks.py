@@ -8,6 +8,7 @@ from hutch.base.errors import Invalid
 from hutch.rules import awslogs
 from hutch.rules.logdrivers import files, firelens, fluentd, syslog
 from hutch.rules.logdrivers.options import DELIVERY_OPTIONS, parse_delivery, refuse_unknown
+from hutch.rules.objects import parse_object_arn
 from hutch.rules.secret_references import parse_value_from
 
 LOG_DRIVERS = ("awslogs", "awsfirelens", "fluentd", "json-file", "local", "none", "syslog")
@@ -152,16 +153,13 @@ def _check_router(router: Mapping[str, Any], users: list[Mapping[str, Any]]) -> 
     if options.get("enable-ecs-log-metadata", "true").lower() not in ("true", "false"):
         raise Invalid("firelensConfiguration option enable-ecs-log-metadata must be true or false.")
     file_type, value = options.get("config-file-type"), options.get("config-file-value", "")
+    if (file_type is None) != (not value) or file_type not in (None, "file", "s3"):
+        raise Invalid(
+            "firelensConfiguration options config-file-type (file, s3) and config-file-value go together."
+        )
     if file_type == "s3":
-        raise Invalid(
-            "Fargate launch type does not support FirelensConfiguration config file from 's3'; nor does hutch, which has "
-            "no S3: put the file into the router's image and use config-file-type file."
-        )
-    if (file_type is None) != (not value) or file_type not in (None, "file"):
-        raise Invalid(
-            "firelensConfiguration options config-file-type (file) and config-file-value go together."
-        )
-    if value and not re.fullmatch(r"/[^\s]{1,1023}", value):
+        parse_object_arn(value)
+    elif value and not re.fullmatch(r"/[^\s]{1,1023}", value):
         raise Invalid("firelensConfiguration option config-file-value must be a path in the router's image.")
     if value == firelens.CONFIG_PATHS[kind]:
         raise Invalid(f"config-file-value can't be {value}: that is where the generated configuration is.")

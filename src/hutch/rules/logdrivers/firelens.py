@@ -15,6 +15,9 @@ from hutch.rules.logdrivers.options import DELIVERY_OPTIONS
 DRIVER = "awsfirelens"
 FLUENT_BIT, FLUENTD = "fluentbit", "fluentd"
 CONFIG_PATHS = {FLUENT_BIT: "/fluent-bit/etc/fluent-bit.conf", FLUENTD: "/fluentd/etc/fluent.conf"}
+INCLUDE_PATHS = {FLUENT_BIT: "/fluent-bit/etc/external.conf", FLUENTD: "/fluentd/etc/external.conf"}
+"""Where a router finds a file of its user's that is kept as an object."""
+MAX_INCLUDE_BYTES = 16 * 1024
 SOCKET_DIRECTORY = "/var/run"
 SOCKET_NAME = "fluent.sock"
 PORT = 24224
@@ -45,7 +48,7 @@ class RouterConfig(msgspec.Struct, frozen=True, kw_only=True):
     sources: Sequence[Source]
     adds_metadata: bool = True
     include_path: str = ""
-    """A file of the router's image with more of it."""
+    """A file with more of it, of the router's image or kept as an object."""
     listens: bool = True
     """Also on the loopback interface, for logger libraries in the other containers."""
 

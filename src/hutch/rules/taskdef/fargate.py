@@ -80,6 +80,9 @@ def _container(container: dict[str, Any], document: dict[str, Any]) -> list[str]
         )
     log = container.get("logConfiguration", {})
     driver = log.get("logDriver")
+    router = (container.get("firelensConfiguration") or {}).get("options") or {}
+    if router.get("config-file-type") == "s3":
+        found.append("Fargate launch type does not support FirelensConfiguration config file from 's3'")
     if log.get("secretOptions") and not document.get("executionRoleArn"):
         found.append(
             "When you are specifying container secrets, you must also specify a value for 'executionRoleArn'."

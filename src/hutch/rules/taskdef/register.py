@@ -142,8 +142,8 @@ def _attributes(document: dict[str, Any]) -> tuple[str, ...]:
             found.add("ecs.capability.env-files.s3")
         if router := container.get("firelensConfiguration"):
             found.add(f"ecs.capability.firelens.{router['type']}")
-            if "config-file-type" in (router.get("options") or {}):
-                found.add("ecs.capability.firelens.options.config.file")
+            if kind := (router.get("options") or {}).get("config-file-type"):
+                found.add(f"ecs.capability.firelens.options.config.{kind}")
         for secret in container.get("secrets", ()):
             found.add(f"ecs.capability.secrets.{_store_of(secret)}.environment-variables")
         for secret in container.get("logConfiguration", {}).get("secretOptions") or ():

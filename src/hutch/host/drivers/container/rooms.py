@@ -15,7 +15,7 @@ from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.oci_config import DeviceNode
 from hutch.host.drivers.task_mounts import task_mounts
 from hutch.host.kernel.mounts import mount_overlay, mount_tmpfs, mounts_below, unmount_below
-from hutch.wire.fleet import TaskSpec, VolumeSpec
+from hutch.wire.fleet import LogRouterSpec, TaskSpec, VolumeSpec
 
 
 def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:
@@ -45,8 +45,7 @@ def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:
                 file.chmod(0o644)
             if container.log_router is not None:
                 places.router_directory.mkdir(parents=True)
-                places.router_config.write_text(container.log_router.config)
-                places.router_config.chmod(0o644)
+                _write_router(places.router_config, container.log_router)
             above = str(kept / "overlay" / container.name / "upper") if kept is not None else ""
             _mount_root(places, container.name, spec.images[container.name].directory, above)
     except OSError as error:
@@ -56,6 +55,16 @@ def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:
             fix="the data directory must be on a file system that overlayfs can write to (ext4, xfs, btrfs)",
             aws_prefix="ResourceInitializationError",
         ) from None
+
+
+def _write_router(path: Path, router: LogRouterSpec) -> None:
+    texts = {path: router.config}
+    if router.include_path:
+        # A box that is only looked into has no values.
+        texts[path.with_suffix(".include")] = router.include or ""
+    for file, text in texts.items():
+        file.write_text(text)
+        file.chmod(0o644)
 
 
 def _make_volume(

@@ -331,6 +331,9 @@ def start_members(
     if container.log_router is not None:
         members["directories"].append(ROUTER_DIRECTORY)
         members["files"][ROUTER_CONFIG] = container.log_router.config
+        if container.log_router.include_path:
+            # A VM that is only looked into has no values.
+            members["files"][f"{ROUTER_CONFIG}.include"] = container.log_router.include or ""
     if container.interactive:
         members["interactive"] = True
     if first:
