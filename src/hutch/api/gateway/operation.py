@@ -108,10 +108,11 @@ def operation(
     *enforced: str,
     inert: Mapping[str, str] | None = None,
     refused: Mapping[str, str] | None = None,
+    faults: tuple[tuple[type[HutchError], str], ...] = (),
 ) -> Operation:
-    """An operation with nothing of its own but its coverage."""
+    """An operation, by the members of its coverage."""
     coverage = Coverage(enforced=enforced, inert=inert or {}, refused=refused or {})
-    return Operation(name=name, handler=handler, coverage=coverage)
+    return Operation(name=name, handler=handler, coverage=coverage, faults=faults)
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):

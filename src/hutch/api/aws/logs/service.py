@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from hutch.api.aws.logs.access import LogsAccess
-from hutch.api.gateway.operation import Coverage, EventStream, Operation, Request, Service
+from hutch.api.gateway.operation import EventStream, Operation, Request, Service, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import Clock
 from hutch.base.errors import AlreadyExists, HutchError, Invalid, LimitExceeded, NotFound, Unavailable
@@ -47,19 +47,11 @@ class LogHandlers:
         self._prefix = f"arn:aws:logs:{region}:{account_id}:log-group:"
 
     def operations(self) -> tuple[Operation, ...]:
-        def op(
-            name: str,
-            handler: Any,
-            *enforced: str,
-            refused: dict[str, str] | None = None,
-            faults: FaultTable = (),
-        ) -> Operation:
-            coverage = Coverage(enforced=enforced, refused=refused or {})
-            return Operation(name=name, handler=handler, coverage=coverage, faults=faults)
+        return (*self._of_groups(), *self._of_tags(), *self._of_streams())
 
-        by_group = ("logGroupName", "logGroupIdentifier")
+    def _of_groups(self) -> tuple[Operation, ...]:
         return (
-            op(
+            operation(
                 "CreateLogGroup",
                 self.create_group,
                 "logGroupName",
@@ -68,7 +60,7 @@ class LogHandlers:
                 "deletionProtectionEnabled",
                 refused={"kmsKeyId": "hutch has no KMS"},
             ),
-            op(
+            operation(
                 "DescribeLogGroups",
                 self.describe_groups,
                 "logGroupNamePrefix",
@@ -77,9 +69,35 @@ class LogHandlers:
                 "limit",
                 "logGroupClass",
             ),
-            op("DeleteLogGroup", self.delete_group, "logGroupName"),
-            op("CreateLogStream", self.create_stream, "logGroupName", "logStreamName"),
-            op(
+            operation(
+                "ListLogGroups",
+                self.list_groups,
+                "logGroupNamePattern",
+                "logGroupClass",
+                "nextToken",
+                "limit",
+                refused=_ONE_ACCOUNT,
+            ),
+            operation("DeleteLogGroup", self.delete_group, "logGroupName"),
+            operation("PutRetentionPolicy", self.put_retention, "logGroupName", "retentionInDays"),
+            operation("DeleteRetentionPolicy", self.delete_retention, "logGroupName"),
+        )
+
+    def _of_tags(self) -> tuple[Operation, ...]:
+        return (
+            operation("TagResource", self.tag, "resourceArn", "tags", faults=_TOO_MANY_TAGS),
+            operation("UntagResource", self.untag, "resourceArn", "tagKeys"),
+            operation("ListTagsForResource", self.list_tags, "resourceArn"),
+            operation("TagLogGroup", self.tag_group, "logGroupName", "tags"),
+            operation("UntagLogGroup", self.untag_group, "logGroupName", "tags"),
+            operation("ListTagsLogGroup", self.list_tags_of_group, "logGroupName"),
+        )
+
+    def _of_streams(self) -> tuple[Operation, ...]:
+        by_group = ("logGroupName", "logGroupIdentifier")
+        return (
+            operation("CreateLogStream", self.create_stream, "logGroupName", "logStreamName"),
+            operation(
                 "DescribeLogStreams",
                 self.describe_streams,
                 *by_group,
@@ -89,16 +107,16 @@ class LogHandlers:
                 "nextToken",
                 "limit",
             ),
-            op("DeleteLogStream", self.delete_stream, "logGroupName", "logStreamName"),
-            Operation(
-                name="PutLogEvents",
-                handler=self.put_events,
-                coverage=Coverage(
-                    enforced=("logGroupName", "logStreamName", "logEvents"),
-                    inert={"sequenceToken": "AWS ignores it too", "entity": "no entity store"},
-                ),
+            operation("DeleteLogStream", self.delete_stream, "logGroupName", "logStreamName"),
+            operation(
+                "PutLogEvents",
+                self.put_events,
+                "logGroupName",
+                "logStreamName",
+                "logEvents",
+                inert={"sequenceToken": "AWS ignores it too", "entity": "no entity store"},
             ),
-            op(
+            operation(
                 "GetLogEvents",
                 self.get_events,
                 *by_group,
@@ -110,7 +128,7 @@ class LogHandlers:
                 "startFromHead",
                 refused={"unmask": "hutch masks nothing"},
             ),
-            op(
+            operation(
                 "FilterLogEvents",
                 self.filter_events,
                 *by_group,
@@ -124,24 +142,7 @@ class LogHandlers:
                 "interleaved",
                 refused={"unmask": "hutch masks nothing"},
             ),
-            op("PutRetentionPolicy", self.put_retention, "logGroupName", "retentionInDays"),
-            op("DeleteRetentionPolicy", self.delete_retention, "logGroupName"),
-            op("TagResource", self.tag, "resourceArn", "tags", faults=_TOO_MANY_TAGS),
-            op("UntagResource", self.untag, "resourceArn", "tagKeys"),
-            op("ListTagsForResource", self.list_tags, "resourceArn"),
-            op("TagLogGroup", self.tag_group, "logGroupName", "tags"),
-            op("UntagLogGroup", self.untag_group, "logGroupName", "tags"),
-            op("ListTagsLogGroup", self.list_tags_of_group, "logGroupName"),
-            op(
-                "ListLogGroups",
-                self.list_groups,
-                "logGroupNamePattern",
-                "logGroupClass",
-                "nextToken",
-                "limit",
-                refused=_ONE_ACCOUNT,
-            ),
-            op(
+            operation(
                 "StartLiveTail",
                 self.live_tail,
                 "logGroupIdentifiers",
