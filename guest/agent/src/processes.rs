@@ -273,7 +273,9 @@ fn normal(path: &Path) -> String {
     let mut out = PathBuf::from("/");
     for part in path.components() {
         match part {
-            Component::ParentDir => drop(out.pop()),
+            Component::ParentDir => {
+                out.pop();
+            }
             Component::Normal(name) => out.push(name),
             _ => {}
         }
