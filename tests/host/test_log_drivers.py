@@ -160,6 +160,26 @@ async def test_a_log_router_gets_what_the_others_write_and_goes_last(host: Host)
     await server.close()
 
 
+async def test_a_router_that_listens_late_gets_the_logs_of_a_task_that_is_soon_over(host: Host) -> None:
+    router = make_container("router", log_router=LogRouterSpec(config_path="/c", config="x"))
+    app = make_container(
+        "app",
+        log=LogSpec(driver="awsfirelens", router="router"),
+        depends_on=(DependencySpec(container="router", condition="START"),),
+        LOG="hello",
+        RUN_MS=1,
+    )
+    await host.start_agent()
+    host.control.assign(make_task(ID, app, router))
+    await host.control.until_status(ID, "STOPPING")
+    server = ForwardServer()
+    await server.listen(path=str(host.directory / "tasks" / ID / SOCKET_NAME))
+    stopped = await host.control.until_status(ID, "STOPPED")
+    assert server.got == ["hello"]
+    assert {c.name: c.log_waiting_bytes for c in stopped.containers} == {"app": 0, "router": 0}
+    await server.close()
+
+
 async def test_a_link_in_the_place_of_a_routers_socket_is_not_followed(tmp_path: Path) -> None:
     server = ForwardServer()
     await server.listen(path=str(tmp_path / "of-the-host"))

@@ -121,12 +121,16 @@ class TaskLogs:
 
     async def drain(self, timeout_s: float, router: str = "") -> bool:
         """Nothing more will be written: ship the rest. Whether it all went out in time; it goes on otherwise. A back end
-        that is known to take nothing is not waited for. `router`: only what goes to that container."""
+        that is known to take nothing is not waited for. `router`: only what goes to that container, which runs: it is waited
+        for also if it does not listen yet, so that a task that is soon over has its logs."""
         sources = {c.name for c in self._spec.containers if not router or c.log.router == router}
         chosen = [shipping for name, shipping in self._shippers.items() if name in sources]
         for shipper, _ in chosen:
             shipper.end()
-        waits = [asyncio.create_task(_until_shipped(*shipping)) for shipping in chosen]
+        waits = [
+            asyncio.create_task(_until_shipped(shipper, task, patient=bool(router)))
+            for shipper, task in chosen
+        ]
         if waits:
             _, late = await asyncio.wait(waits, timeout=timeout_s)
             for wait in late:
@@ -147,8 +151,11 @@ class TaskLogs:
             log.error("log shipping ended", task=self._spec.task_id, reason=repr(error))
 
 
-async def _until_shipped(shipper: LogShipper, task: asyncio.Task[None]) -> None:
-    """Return when all is shipped, or when it is known that nothing gets through."""
+async def _until_shipped(shipper: LogShipper, task: asyncio.Task[None], *, patient: bool) -> None:
+    """Return when all is shipped, or (unless `patient`) when it is known that nothing gets through."""
+    if patient:
+        await asyncio.wait({task})
+        return
     stuck = asyncio.ensure_future(shipper.stuck.wait())
     try:
         await asyncio.wait({task, stuck}, return_when=asyncio.FIRST_COMPLETED)

@@ -26,6 +26,8 @@ from hutch.wire.fleet import LogSpec
 
 SHIPPED = ("awslogs", "awsfirelens", "fluentd", "syslog")
 """Drivers whose logs leave the host."""
+ROUTER_DELAY_S = 1.0
+"""A task's own router is near, and about to listen if it does not: it is asked again soon."""
 
 
 class Shipping(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ def _firelens(
         target="the task's log router",
         tag=firelens.log_tag(container, task_id),
         fields=_fields(identity),
+        longest_delay_s=ROUTER_DELAY_S,
     )
     return Shipping(delivery=parse_delivery(options), assembler=PlainLines(), sink=sink)
 

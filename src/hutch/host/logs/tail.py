@@ -103,7 +103,7 @@ class LogTail:
         if self._left is not None:
             return self._left
         if self._file is None:
-            return sum(p.stat().st_size for p in (self._older, self._path) if p.exists())
+            return sum(_size(p) for p in (self._older, self._path))
         size = os.fstat(self._file.fileno()).st_size
         return max(0, size - self._file.tell()) + sum(p.size for p in self._newer)
 
@@ -167,6 +167,13 @@ class LogTail:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _inode(file: BinaryIO) -> int:
