@@ -1,9 +1,11 @@
 """Fixtures of the API tests: a server with toy services, and one with those that hutch really serves."""
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
 from tests.api.support.aws import AwsServer
+from tests.api.support.events import Hook
 from tests.api.support.identities import sts_ops
 from tests.api.support.server import ApiServer
 from tests.api.support.toys import Toys
@@ -31,3 +33,30 @@ def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsServer]:
     running = AwsServer(tmp_path_factory.mktemp("aws"))
     yield running
     running.stop()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"r-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def definition(aws: AwsServer) -> str:
+    ecs = aws.client("ecs")
+    ecs.create_cluster(clusterName="default")
+    registered = ecs.register_task_definition(
+        family="job",
+        requiresCompatibilities=["FARGATE"],
+        networkMode="awsvpc",
+        cpu="256",
+        memory="512",
+        containerDefinitions=[{"name": "main", "image": "x"}],
+    )
+    return str(registered["taskDefinition"]["taskDefinitionArn"])
