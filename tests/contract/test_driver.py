@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.support.driver_harness import HARNESSES, DriverHarness
 
 from hutch.host.criformat import parse_line
@@ -21,7 +22,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
     SupportsExec,
 )
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.fleet import ContainerSpec, FilesSpec, MountSpec, VolumesFromSpec, VolumeSpec
 
 EVENT_TIMEOUT_S = 60
 
@@ -136,6 +137,59 @@ async def test_probe(driver: Driver, harness: DriverHarness) -> None:
     bad = await driver.probe(handle, "a", harness.probe_that_fails, 20)
     assert (good.exit_code, good.timed_out) == (0, False)
     assert bad.exit_code != 0 and len(bad.output) <= 4096
+
+
+async def test_files_of_a_volume_are_there_and_nobodys_to_change(
+    driver: Driver, harness: DriverHarness
+) -> None:
+    if not harness.has_files:
+        pytest.skip("this driver's containers see no files")
+    long = "é" * 30_000
+    volumes = (
+        VolumeSpec(
+            name="texts", files=FilesSpec(texts={"app.conf": "one\ntwo\n", "sub/long": long, "empty": ""})
+        ),
+        VolumeSpec(
+            name="keys",
+            files=FilesSpec(secret_names=("key",), secrets={"key": "hidden"}, mode=0o400, uid=7, gid=8),
+        ),
+    )
+    mounts = (MountSpec(volume="texts", path="/texts"), MountSpec(volume="keys", path="/bin/keys"))
+    ends = replace(harness.exits("a", 0), mounts=mounts)
+    runs = replace(harness.runs("b"), mounts=mounts[1:], volumes_from=(VolumesFromSpec(container="a"),))
+    spec = harness.sandbox(ends, runs)
+    spec = replace(spec, task=replace(spec.task, volumes=volumes))
+    handle = await driver.create(spec)
+    events = driver.events(handle)
+    for _ in range(2):
+        await driver.start_container(handle, ends)
+        await _next(events)
+    await driver.start_container(handle, runs)
+    look = (
+        "cd /texts; cat app.conf; wc -c sub/long empty; stat -c '%a %u %g' app.conf sub/long . sub /bin/keys/*;"
+        "cat /bin/keys/key; ls /bin/keys; exec 2> /dev/null; (echo x > new) || echo kept; chmod 600 app.conf || echo kept"
+    )
+    result = await driver.probe(handle, "b", ("/bin/sh", "-c", look), 20)
+    words = result.output.split()
+    assert words[:8] == ["one", "two", "60000", "sub/long", "0", "empty", "60000", "total"], result.output
+    assert words[8:23] == [
+        "444",
+        "0",
+        "0",
+        "444",
+        "0",
+        "0",
+        "755",
+        "0",
+        "0",
+        "755",
+        "0",
+        "0",
+        "400",
+        "7",
+        "8",
+    ], result.output
+    assert result.output.count("hidden") == 1 and words.count("kept") == 2, result.output
 
 
 async def test_stats_name_the_containers(driver: Driver, harness: DriverHarness) -> None:

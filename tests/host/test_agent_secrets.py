@@ -1,5 +1,6 @@
 """Values of secrets reach a container's environment and no disk; after a restart of the agent they come again."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,9 +8,16 @@ import pytest
 from tests.support.fleet_control import Host, make_container, make_task
 
 from hutch.base.clock import SystemClock
-from hutch.host.drivers.contract import Handle, StartedContainer
+from hutch.host.drivers.contract import Handle, SandboxSpec, StartedContainer
 from hutch.host.drivers.fake import FakeDriver
-from hutch.wire.fleet import ContainerSpec, DependencySpec, RestartPolicySpec, TaskSpec
+from hutch.wire.fleet import (
+    ContainerSpec,
+    DependencySpec,
+    FilesSpec,
+    RestartPolicySpec,
+    TaskSpec,
+    VolumeSpec,
+)
 
 ID = "0123456789abcdef0123456789abcdef"
 VALUE = "hunter2-in-the-clear"
@@ -21,6 +29,11 @@ class SeeingDriver(FakeDriver):
     def __init__(self) -> None:
         super().__init__(clock=SystemClock())
         self.started: list[ContainerSpec] = []
+        self.created: list[SandboxSpec] = []
+
+    async def create(self, spec: SandboxSpec) -> Handle:
+        self.created.append(spec)
+        return await super().create(spec)
 
     async def start_container(self, handle: Handle, container: ContainerSpec) -> StartedContainer:
         self.started.append(container)
@@ -89,4 +102,50 @@ async def test_values_that_are_gone_end_the_task_with_their_cause(host: Host) ->
     facts = await host.control.until_status(ID, "STOPPED")
     assert facts.stop_code == "TaskFailedToStart"
     assert facts.stopped_reason.startswith("ResourceInitializationError: secrets of container")
+    assert facts.causes[0].kind == "SecretNotFound" and facts.causes[0].fix
+
+
+def with_files(value: str | None) -> TaskSpec:
+    secrets = {} if value is None else {"key": value}
+    volume = VolumeSpec(name="keys", files=FilesSpec(secret_names=("key",), secrets=secrets))
+    return make_task(ID, volumes=(volume,))
+
+
+async def test_a_secret_that_is_a_file_is_on_no_disk(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    driver = SeeingDriver()
+    await host.start_agent(driver)
+    host.control.assign(with_files(VALUE))
+    await host.control.until_status(ID, "RUNNING")
+    assert [s.task for s in driver.created] == [with_files(VALUE)]
+    assert on_disk(host, VALUE) == [] and on_disk(host, "keys") != []
+    assert VALUE not in repr([r.__dict__ for r in caplog.records])
+    assert VALUE not in repr(host.control.reports)
+
+
+async def test_a_set_up_that_is_begun_anew_waits_for_what_is_in_the_files(host: Host) -> None:
+    """The first agent was killed before there was a sandbox."""
+    hanging = asyncio.Event()
+
+    class Hanging(FakeDriver):
+        async def create(self, spec: SandboxSpec) -> Handle:
+            hanging.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    await host.start_agent(Hanging(clock=SystemClock()))
+    host.control.assign(with_files(VALUE))
+    await hanging.wait()
+    await host.kill_agent()
+    driver = SeeingDriver()
+    await host.start_agent(driver)
+    await host.control.until_status(ID, "RUNNING")
+    assert [s.task.volumes for s in driver.created] == [with_files(VALUE).volumes]
+
+
+async def test_files_that_are_gone_end_the_task_with_their_cause(host: Host) -> None:
+    await host.start_agent()
+    host.control.assign(with_files(None))
+    facts = await host.control.until_status(ID, "STOPPED")
+    assert facts.stopped_reason.startswith('ResourceInitializationError: secrets of volume "keys"')
     assert facts.causes[0].kind == "SecretNotFound" and facts.causes[0].fix

@@ -29,6 +29,8 @@ class DriverHarness(Protocol):
     probe_that_fails: tuple[str, ...]
     probe_that_succeeds: tuple[str, ...]
     can_simulate_oom: bool
+    has_files: bool
+    """False: its containers only pretend to run, so nobody can look."""
 
     def new_driver(self) -> Driver:
         """An instance as another process would make it, over the same host."""
@@ -82,6 +84,7 @@ class FakeHarness:
     """The fake driver; its host is a directory."""
 
     can_simulate_oom = True
+    has_files = False
     probe_that_fails = ("false",)
     probe_that_succeeds = ("true",)
 
@@ -132,6 +135,7 @@ class MicrovmHarness:
     use_templates = True
 
     can_simulate_oom = True
+    has_files = True
     probe_that_fails = ("/bin/false",)
     probe_that_succeeds = ("/bin/true",)
 

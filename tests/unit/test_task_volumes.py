@@ -15,10 +15,16 @@ from hutch.control.taskspec import task_spec
 from hutch.model.task import Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.taskdef.volumes import ManagedVolumeRequest, managed_volumes
-from hutch.wire.fleet import DeviceSpec, DiskSpec, VolumesFromSpec, VolumeSpec
+from hutch.wire.fleet import DeviceSpec, DiskSpec, FilesSpec, VolumesFromSpec, VolumeSpec
 
 DOCUMENT: dict[str, Any] = {"volumes": [{"name": "plain"}, {"name": "disk", "configuredAtLaunch": True}]}
 ROLE = "arn:aws:iam::000000000000:role/r"
+TEXTS = {"driver": "hutch-files", "driverOpts": {"app.conf": "x=1"}}
+KEYS = {
+    "driver": "hutch-secret-files",
+    "driverOpts": {"key": "/app/key"},
+    "labels": {"hutch:mode": "0440", "hutch:uid": "7", "hutch:gid": "8", "other": "x"},
+}
 
 
 def given(name: str = "disk", **members: Any) -> list[dict[str, Any]]:
@@ -63,6 +69,8 @@ def test_a_host_is_told_all_of_it() -> None:
             {"name": "plain"},
             {"name": "kept", "dockerVolumeConfiguration": {"scope": "shared", "autoprovision": True}},
             {"name": "task", "dockerVolumeConfiguration": {"scope": "task"}},
+            {"name": "files", "dockerVolumeConfiguration": TEXTS},
+            {"name": "keys", "dockerVolumeConfiguration": KEYS},
             {"name": "disk", "configuredAtLaunch": True},
         ],
         "containerDefinitions": [
@@ -89,6 +97,8 @@ def test_a_host_is_told_all_of_it() -> None:
         VolumeSpec(name="plain"),
         VolumeSpec(name="kept", shared_name="kept"),
         VolumeSpec(name="task"),
+        VolumeSpec(name="files", files=FilesSpec(texts={"app.conf": "x=1"}, mode=0o444)),
+        VolumeSpec(name="keys", files=FilesSpec(secret_names=("key",), mode=0o440, uid=7, gid=8)),
         VolumeSpec(name="disk", disk=DiskSpec(disk_id="vol-1", size_gib=5, filesystem="xfs", keep=True)),
     )
     container = spec.containers[0]

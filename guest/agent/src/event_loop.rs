@@ -13,7 +13,7 @@ use crate::containers::{prepare_files, spawn, text, Container, Stage};
 use crate::kernel::{self, Kind};
 use crate::streams::{Stream, MAX_STREAMS};
 use crate::watch::Watch;
-use crate::{commands, sys, Options};
+use crate::{commands, files, sys, Options};
 
 /// While the host is away its return is announced by SIGIO; this only bounds the wait should one get lost.
 const HOST_AWAY_MS: i32 = 1000;
@@ -323,6 +323,7 @@ impl Agent<'_> {
             "hello" => commands::hello(&given, self.options.is_init).map_err(bad).map(|ok| self.greeted(ok)),
             "configure" => commands::configure(&given).map_err(failed),
             "disks" => commands::disks(&given).map_err(failed),
+            "files" => files::fill(&given).map_err(failed),
             "freeze" => commands::freeze().map_err(failed),
             "thaw" => commands::thaw().map_err(failed),
             "identify" => self.identify(&given).map_err(failed),

@@ -13,6 +13,7 @@ mod commands;
 mod console;
 mod containers;
 mod event_loop;
+mod files;
 mod kernel;
 mod load;
 mod logs;

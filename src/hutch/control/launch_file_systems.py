@@ -35,7 +35,7 @@ def file_system_of(reader: Reader, given: dict[str, Any], region: str) -> FileSy
     found = reader.get(tables.FILE_SYSTEMS, file_system_id)
     if found is None or found.deleting:
         message = f'Failed to resolve "{file_system_id}.efs.{region}.amazonaws.com" - check that your file system ID is correct'
-        raise unavailable("FileSystemNotFound", message, "", file_system_id, _PREFIX)
+        raise unavailable("FileSystemNotFound", message, {}, file_system_id, _PREFIX)
     point_id = given.get("authorizationConfig", {}).get("accessPointId", "")
     if not point_id:
         root = given.get("rootDirectory") or "/"
@@ -43,5 +43,5 @@ def file_system_of(reader: Reader, given: dict[str, Any], region: str) -> FileSy
     point = reader.get(tables.ACCESS_POINTS, point_id)
     if point is None or point.file_system_id != file_system_id:
         message = f"mount.nfs4: access denied by server while mounting: file system {file_system_id} has no access point {point_id}"
-        raise unavailable("AccessPointNotFound", message, "", point_id, _PREFIX)
+        raise unavailable("AccessPointNotFound", message, {}, point_id, _PREFIX)
     return FileSystemSpec(file_system_id=file_system_id, root=point.path, owner=point.owner)

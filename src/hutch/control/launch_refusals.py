@@ -33,10 +33,10 @@ class LaunchRefused(HutchError):
 
 
 def unavailable(
-    kind: str, message: str, container: str, reference: str, prefix: str = rules.RETRIEVAL
+    kind: str, message: str, taker: dict[str, str], reference: str, prefix: str = rules.RETRIEVAL
 ) -> LaunchRefused:
-    """What is wanted is not there, or is not what it should be."""
-    evidence = {"container": container, "reference": reference}
+    """What is wanted is not there, or is not what it should be. `taker`: which container or volume it is for."""
+    evidence = {**taker, "reference": reference}
     return LaunchRefused(
         prefix + message, CauseLink(kind=kind, text=message, evidence=evidence, fix=_FIXES[kind])
     )

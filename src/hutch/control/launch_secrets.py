@@ -34,6 +34,7 @@ from hutch.rules.secret_references import (
     parse_value_from,
     registry_credentials,
 )
+from hutch.rules.taskdef.file_volumes import secret_files
 from hutch.store import tables
 from hutch.store.contract import Reader, Store, Tx
 from hutch.wire.fleet import ContainerSpec, TaskSpec
@@ -75,7 +76,8 @@ class LaunchSecrets:
             if "environmentFiles" in override:
                 name = override["name"]
                 documents[name] = {**documents[name], "environmentFiles": override["environmentFiles"]}
-        wanted = any(map(has_secrets, documents.values()))
+        files = secret_files(definition.document)
+        wanted = bool(files) or any(map(has_secrets, documents.values()))
         role_arn = role_rules.role_of(overrides, definition.document)
         logs = role_rules.awslogs_uses(definition.document) if role_arn else ()
         if not wanted and not logs:
@@ -83,8 +85,10 @@ class LaunchSecrets:
         role = self.assume(role_arn, spec.task_id)
         if wanted:
             containers = tuple(self._container(reader, c, documents, role) for c in spec.containers)
-            _check_size(containers)
             spec = replace(spec, containers=containers)
+            if files:
+                spec = self._with_files(reader, spec, files, role)
+            _check_size(spec)
         for use in logs:
             self.check_logging(use, spec.task_id, role)
         return spec
@@ -152,16 +156,49 @@ class LaunchSecrets:
     def value(
         self, reader: Reader, container: str, value_from: str, role: AssumedExecutionRole | None
     ) -> str:
-        """What a `valueFrom` stands for, in the clear. Raises `LaunchRefused`."""
+        """What a `valueFrom` stands for in a container's environment, in the clear. Raises `LaunchRefused`."""
+        return self._value(reader, {"container": container}, value_from, role, _usable)
+
+    def file_content(
+        self, reader: Reader, volume: str, value_from: str, role: AssumedExecutionRole | None
+    ) -> str:
+        """The same for a file of a volume. Raises `LaunchRefused`."""
+        return self._value(reader, {"volume": volume}, value_from, role, str)
+
+    def _value(
+        self,
+        reader: Reader,
+        taker: dict[str, str],
+        value_from: str,
+        role: AssumedExecutionRole | None,
+        usable: Callable[[str], str],
+    ) -> str:
         reference = parse_value_from(value_from)
-        self._check_access(reference, container, value_from, role)
+        self._check_access(reference, taker, value_from, role)
         try:
             if isinstance(reference, ParameterReference):
-                return _usable(self._parameter(reader, reference))
+                return usable(self._parameter(reader, reference))
             text = self._secret(reader, reference)
-            return _usable(json_member(text, reference.json_key) if reference.json_key else text)
+            return usable(json_member(text, reference.json_key) if reference.json_key else text)
         except HutchError as error:
-            raise _refused(error, reference, container, value_from) from None
+            raise _refused(error, reference, taker, value_from) from None
+
+    def _with_files(
+        self,
+        reader: Reader,
+        spec: TaskSpec,
+        wanted: list[tuple[str, str, str]],
+        role: AssumedExecutionRole | None,
+    ) -> TaskSpec:
+        """The task with what is in those of its volumes' files that are secrets."""
+        values: dict[str, dict[str, str]] = {}
+        for volume, path, value_from in wanted:
+            values.setdefault(volume, {})[path] = self.file_content(reader, volume, value_from, role)
+        volumes = tuple(
+            replace(v, files=replace(v.files, secrets=values[v.name])) if v.files and v.name in values else v
+            for v in spec.volumes
+        )
+        return replace(spec, volumes=volumes)
 
     def _container(
         self,
@@ -203,24 +240,24 @@ class LaunchSecrets:
     def _credentials(
         self, reader: Reader, container: str, secret_id: str, role: AssumedExecutionRole | None
     ) -> tuple[str, str]:
-        reference = SecretReference(secret_id=secret_id)
-        self._check_access(reference, container, secret_id, role)
+        reference, taker = SecretReference(secret_id=secret_id), {"container": container}
+        self._check_access(reference, taker, secret_id, role)
         try:
             return registry_credentials(self._secret(reader, reference))
         except HutchError as error:
-            raise _refused(error, reference, container, secret_id) from None
+            raise _refused(error, reference, taker, secret_id) from None
 
     def _check_access(
         self,
         reference: SecretReference | ParameterReference,
-        container: str,
+        taker: dict[str, str],
         text: str,
         role: AssumedExecutionRole | None,
     ) -> None:
         """Before it is looked for: who may not read it is not told whether it is there, as in AWS."""
         if role is None:
             return
-        evidence = {"container": container, "reference": text}
+        evidence = {**taker, "reference": text}
         if isinstance(reference, ParameterReference):
             resource, tags = self._parameters.resource_of(reference.name)
             if denied := role.denied(role_rules.GET_PARAMETERS, resource, tags):
@@ -234,7 +271,7 @@ class LaunchSecrets:
     def _secret(self, reader: Reader, reference: SecretReference) -> str:
         found = self._secrets.read_value(reader, reference.secret_id, reference.version_id, reference.stage)
         if found.version.is_binary:
-            raise Invalid("the secret is binary, and an environment variable can hold text only")
+            raise Invalid("the secret is binary, and what a task is given of it can be text only")
         return found.value.decode()
 
     def _parameter(self, reader: Reader, reference: ParameterReference) -> str:
@@ -277,12 +314,13 @@ _ROUTER_CONFIG = _ObjectUse(
 )
 
 
-def _check_size(containers: tuple[ContainerSpec, ...]) -> None:
-    given = (item for c in containers for values in (c.secrets, c.log.secrets) for item in values.items())
-    size = sum(len(k) + len(v.encode()) for k, v in given)
+def _check_size(spec: TaskSpec) -> None:
+    given = [values for c in spec.containers for values in (c.secrets, c.log.secrets)]
+    given += [v.files.secrets for v in spec.volumes if v.files]
+    size = sum(len(k) + len(v.encode()) for values in given for k, v in values.items())
     if size > MAX_SECRETS_BYTES:
         text = f"the task's secrets and environment files have {size} bytes in all, and {MAX_SECRETS_BYTES} can be passed"
-        raise unavailable("SecretsTooLarge", text, "", "")
+        raise unavailable("SecretsTooLarge", text, {}, "")
 
 
 def _usable(value: str) -> str:
@@ -292,7 +330,7 @@ def _usable(value: str) -> str:
 
 
 def _refused(
-    error: HutchError, reference: SecretReference | ParameterReference, container: str, text: str
+    error: HutchError, reference: SecretReference | ParameterReference, taker: dict[str, str], text: str
 ) -> LaunchRefused:
     kind = "SecretUnreadable"
     if isinstance(error, NotFound) or error.code == "InvalidRequestException":
@@ -301,11 +339,11 @@ def _refused(
         kind = "SecretInvalid"
     if isinstance(reference, ParameterReference):
         what = f"invalid ssm parameters: {reference.name}" if kind == "SecretNotFound" else error.message
-        return unavailable(kind, f"unable to retrieve secrets from ssm: {what}", container, text)
+        return unavailable(kind, f"unable to retrieve secrets from ssm: {what}", taker, text)
     code = {"SecretNotFound": error.code or "ResourceNotFoundException"}.get(kind, "")
     words = f"{code}: {error.message}" if code else error.message
     message = f"unable to retrieve secret from asm: failed to fetch secret {reference.secret_id} from secrets manager: "
-    return unavailable(kind, message + words, container, text)
+    return unavailable(kind, message + words, taker, text)
 
 
 def _object_refused(error: HutchError, container: str, arn: str, use: "_ObjectUse[Any]") -> LaunchRefused:
@@ -315,7 +353,7 @@ def _object_refused(error: HutchError, container: str, arn: str, use: "_ObjectUs
         words = f"{error.code}: {error.message} status code: 404, {arn}"
     elif isinstance(error, Invalid | LimitExceeded):
         kind, words = f"{use.kind}Invalid", f"{arn}: {error.message}"
-    return unavailable(kind, words, container, arn, use.prefix)
+    return unavailable(kind, words, {"container": container}, arn, use.prefix)
 
 
 async def stop_unlaunched(store: Store, cause: Cause, task: Task, refused: LaunchRefused, now: float) -> None:

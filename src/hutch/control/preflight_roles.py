@@ -15,6 +15,7 @@ from hutch.model.task import CauseLink, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules import execution_role as role_rules
 from hutch.rules import preflight as rules
+from hutch.rules.taskdef.file_volumes import secret_files
 from hutch.store.contract import Reader
 
 SESSION_NAME = "preflight"
@@ -47,7 +48,7 @@ class RoleFacts:
         """The roles that can't be assumed, and the execution role if it can."""
         found = []
         execution: AssumedExecutionRole | None = None
-        fetches = any(map(has_secrets, document["containerDefinitions"]))
+        fetches = any(map(has_secrets, document["containerDefinitions"])) or bool(secret_files(document))
         for member, needed in (
             ("executionRoleArn", fetches or bool(role_rules.awslogs_uses(document))),
             ("taskRoleArn", True),
@@ -79,23 +80,21 @@ class RoleFacts:
         denied: list[rules.DeniedFacts] = []
         logins: dict[str, Login] = {}
         as_roles = (role, None) if role else (None,)
-        for container in document["containerDefinitions"]:
-            name = container["name"]
-            for what, fetch in self._wants(reader, container):
-                for as_role in as_roles:
-                    try:
-                        value = fetch(as_role)
-                    except LaunchRefused as refused:
-                        if refused.link.kind == "ExecutionRoleDenied":
-                            denied.append(_denied(name, what, refused.link))
-                            continue
-                        unavailable.append(_unavailable(name, what, refused.link))
-                    except Invalid:
-                        pass  # a reference that can't be read is among the refusals already
-                    else:
-                        if what == _LOGIN:
-                            logins[name] = value
-                    break
+        for taker, what, fetch in self._wants(reader, document):
+            for as_role in as_roles:
+                try:
+                    value = fetch(as_role)
+                except LaunchRefused as refused:
+                    if refused.link.kind == "ExecutionRoleDenied":
+                        denied.append(_denied(taker, what, refused.link))
+                        continue
+                    unavailable.append(_unavailable(taker, what, refused.link))
+                except Invalid:
+                    pass  # a reference that can't be read is among the refusals already
+                else:
+                    if what == _LOGIN:
+                        logins[taker["container"]] = value
+                break
         return unavailable, denied, logins
 
     def file_systems(self, reader: Reader, document: Mapping[str, Any]) -> list[rules.UnavailableFacts]:
@@ -106,7 +105,7 @@ class RoleFacts:
                 if "efsVolumeConfiguration" in volume:
                     file_system_of(reader, volume["efsVolumeConfiguration"], self._region)
             except LaunchRefused as refused:
-                found.append(_unavailable("", f"volume {volume['name']}", refused.link))
+                found.append(_unavailable({}, f"volume {volume['name']}", refused.link))
         return found
 
     def rehearsed(
@@ -120,11 +119,21 @@ class RoleFacts:
         except LaunchRefused as refused:
             link = refused.link
             if link.kind not in ("ExecutionRoleDenied", "ExecutionRoleUnusable"):
-                return [_unavailable(str(link.evidence.get("container", "")), "", link)]
+                return [_unavailable(_taker(link), "", link)]
         return []
 
-    def _wants(self, reader: Reader, container: Mapping[str, Any]) -> list[tuple[str, Fetch]]:
-        """(what for, how it is fetched as a role) of all that a container is given at its launch."""
+    def _wants(self, reader: Reader, document: Mapping[str, Any]) -> list[tuple[dict[str, str], str, Fetch]]:
+        """(container or volume, what for, how it is fetched as a role) of all that a task is given at its launch."""
+        found: list[tuple[dict[str, str], str, Fetch]] = []
+        for container in document["containerDefinitions"]:
+            wanted = self._container_wants(reader, container)
+            found += [({"container": container["name"]}, what, fetch) for what, fetch in wanted]
+        for volume, path, reference in secret_files(document):
+            fetch = partial(self._secrets.file_content, reader, volume, reference)
+            found.append(({"volume": volume}, f"secret {path}", fetch))
+        return found
+
+    def _container_wants(self, reader: Reader, container: Mapping[str, Any]) -> list[tuple[str, Fetch]]:
         name, secrets = container["name"], self._secrets
         found: list[tuple[str, Fetch]] = []
         options = container.get("logConfiguration", {}).get("secretOptions") or ()
@@ -196,11 +205,15 @@ def with_files(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
     return {**document, "containerDefinitions": containers}
 
 
-def _denied(container: str, what: str, link: CauseLink) -> rules.DeniedFacts:
+def _taker(link: CauseLink) -> dict[str, str]:
+    return {name: str(link.evidence[name]) for name in ("container", "volume") if name in link.evidence}
+
+
+def _denied(taker: dict[str, str], what: str, link: CauseLink) -> rules.DeniedFacts:
     evidence = link.evidence
     return rules.DeniedFacts(
         role_arn=evidence["role"],
-        container=container,
+        **taker,
         action=evidence["action"],
         resource=evidence["resource"],
         is_explicit=evidence["explicit"],
@@ -208,7 +221,5 @@ def _denied(container: str, what: str, link: CauseLink) -> rules.DeniedFacts:
     )
 
 
-def _unavailable(container: str, what: str, link: CauseLink) -> rules.UnavailableFacts:
-    return rules.UnavailableFacts(
-        kind=link.kind, container=container, what=what, text=link.text, fix=link.fix
-    )
+def _unavailable(taker: dict[str, str], what: str, link: CauseLink) -> rules.UnavailableFacts:
+    return rules.UnavailableFacts(**taker, kind=link.kind, what=what, text=link.text, fix=link.fix)

@@ -10,6 +10,7 @@ from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.logdrivers import firelens
 from hutch.rules.logdrivers.checks import uses_router
+from hutch.rules.taskdef.file_volumes import file_volume
 from hutch.rules.taskdef.linux import device_access, no_new_privileges
 from hutch.rules.taskdef.volumes import shared_name
 from hutch.wire.fleet import (
@@ -17,6 +18,7 @@ from hutch.wire.fleet import (
     DependencySpec,
     DeviceSpec,
     DiskSpec,
+    FilesSpec,
     HealthCheckSpec,
     InterfaceSpec,
     LogSpec,
@@ -89,7 +91,17 @@ def _volume(task: Task, volume: dict[str, Any]) -> VolumeSpec:
         source_path=volume.get("host", {}).get("sourcePath", ""),
         disk=disk,
         shared_name=shared_name(volume),
+        files=_files(volume),
     )
+
+
+def _files(volume: dict[str, Any]) -> FilesSpec | None:
+    """Without the values of secrets, which are filled in for the assignment (`launch_secrets`)."""
+    found = file_volume(volume)
+    if found is None:
+        return None
+    names = tuple(found.references)
+    return FilesSpec(texts=found.texts, secret_names=names, mode=found.mode, uid=found.uid, gid=found.gid)
 
 
 def _interface(task: Task, subnet: Subnet | None) -> InterfaceSpec | None:

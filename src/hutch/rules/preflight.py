@@ -45,10 +45,11 @@ class RoleFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeniedFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that the execution role may not do."""
+    """Something that the execution role may not do, for a container or a volume."""
 
     role_arn: str
-    container: str
+    container: str = ""
+    volume: str = ""
     action: str
     resource: str
     is_explicit: bool
@@ -65,11 +66,12 @@ class LogFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnavailableFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret, parameter, environment file or registry login that can't be had; the words are those of a launch. `container`
-    and `what` are "" for what concerns all of them."""
+    """A secret, parameter, environment file or registry login that can't be had, for a container or a volume; the words are
+    those of a launch. `container`, `volume` and `what` are "" for what concerns all of them."""
 
     kind: str
-    container: str
+    container: str = ""
+    volume: str = ""
     what: str
     text: str
     fix: str
@@ -185,10 +187,16 @@ def _containers(names: Sequence[str]) -> str:
     return f"container{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
+def _taker(facts: UnavailableFacts | DeniedFacts) -> str:
+    if facts.volume:
+        return f"volume {facts.volume}"
+    return _containers([facts.container]) if facts.container else "task"
+
+
 def _unavailable(facts: UnavailableFacts) -> Finding:
     return Finding(
         kind=facts.kind,
-        subject=_containers([facts.container]) if facts.container else "task",
+        subject=_taker(facts),
         text=f"{facts.what}: {facts.text}" if facts.what else facts.text,
         fix=facts.fix,
     )
@@ -213,7 +221,7 @@ def _denied(facts: DeniedFacts) -> Finding:
     verb = "denies" if facts.is_explicit else "does not allow"
     return Finding(
         kind="ExecutionRoleDenied",
-        subject=_containers([facts.container]),
+        subject=_taker(facts),
         text=f"the execution role {verb} {facts.action} on {facts.resource}, which {facts.what_for} needs",
         fix=role_rules.fix_denied(facts.role_arn, facts.action, facts.resource, facts.is_explicit),
         evidence={"role": facts.role_arn, "action": facts.action, "resource": facts.resource},

@@ -75,12 +75,28 @@ class FileSystemSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     owner: tuple[int, int, int] | None = None
 
 
+class FilesSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
+    """Files that make up a volume, by relative path; root's directories, read-only for all containers.
+
+    `texts` are known to whoever may read the task definition; of secrets `secret_names` are the paths. `mode` is that of
+    each file.
+    """
+
+    texts: dict[str, str] = {}
+    secret_names: tuple[str, ...] = ()
+    secrets: dict[str, str] = {}
+    """The contents of those. In assignments only: never logged, never written to disk."""
+    mode: int = 0o444
+    uid: int = 0
+    gid: int = 0
+
+
 class VolumeSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """A task volume. At most one of these is set; with none it is fresh and empty, and ends with its task.
 
     `source_path` (EC2/EXTERNAL only) is a directory of the host; `disk` a disk of its own; `shared_name` a volume that
     outlives its tasks: a directory for containers on the shared kernel, a disk for a microVM; `file_system` one that tasks
-    share.
+    share; `files` are all that it has.
     """
 
     name: str
@@ -88,6 +104,7 @@ class VolumeSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):
     disk: DiskSpec | None = None
     shared_name: str = ""
     file_system: FileSystemSpec | None = None
+    files: FilesSpec | None = None
 
 
 class DeviceSpec(_Part, frozen=True, kw_only=True, omit_defaults=True):

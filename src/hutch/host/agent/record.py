@@ -10,8 +10,8 @@ from hutch.base.errors import StorageFull
 from hutch.base.log import get_logger
 from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
-from hutch.host.agent.taskfile import TaskFile, renewed, without_secrets
-from hutch.host.drivers.contract import SandboxSpec, WatchSpec
+from hutch.host.agent.taskfile import TaskFile, lacks_files, renewed, without_secrets
+from hutch.host.drivers.contract import HostFault, SandboxSpec, WatchSpec
 from hutch.wire.fleet import TaskSpec
 
 log = get_logger(__name__)
@@ -45,7 +45,9 @@ class TaskRecord:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
         given = {c.name: c for c in spec.containers}
         containers = tuple(renewed(c, given[c.name]) if c.name in given else c for c in self.spec.containers)
-        self.spec = replace(self.spec, containers=containers)
+        files = {v.name: v for v in spec.volumes}
+        volumes = tuple(files.get(v.name, v) if lacks_files(v) else v for v in self.spec.volumes)
+        self.spec = replace(self.spec, containers=containers, volumes=volumes)
         self.assigned.set()
 
     def sandbox(self, watch: WatchSpec | None = None) -> SandboxSpec:
@@ -58,6 +60,21 @@ class TaskRecord:
             attachment=self.file.attachment,
             watch=watch,
         )
+
+    async def with_secret_files(self) -> None:
+        """Returns once the contents of all files that are secrets are known, which an agent that was started anew gets with
+        the next assignment. Raises `HostFault` if they can't be had."""
+        if any(lacks_files(v) for v in self.spec.volumes):
+            log.info("task waits for its secrets", task=self.spec.task_id)
+            await self.assigned.wait()
+        lacking = [v.name for v in self.spec.volumes if lacks_files(v)]
+        if lacking:
+            raise HostFault(
+                "SecretNotFound",
+                f'secrets of volume "{lacking[0]}" can\'t be had any more, and it is to be made again',
+                fix="create them anew",
+                aws_prefix="ResourceInitializationError",
+            )
 
     async def keep_saving(self) -> None:
         """For ever: keep and report what changed."""

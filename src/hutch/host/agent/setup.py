@@ -62,6 +62,7 @@ class SetUp:
             images.acquire(image.digest, spec.task_id)
         prepared: dict[str, RootImage] = dict(zip((c.name for c in spec.containers), pulled, strict=True))
         self._record.update(attachment=attachment, images=prepared, driver=self._driver.name)
+        await self._record.with_secret_files()
         watch = self._context.threats.watch(self._driver.capabilities)
         handle = await self._create(self._record.sandbox(watch))
         for phase in handle.phases:

@@ -1,7 +1,8 @@
 """What an agent knows of a task: enough to take it over after any crash (see `taskbook`).
 
 Registry credentials and the values of secrets are left out. An image that was prepared is not pulled again; a container
-that is to be started by an agent that has no values of its secrets waits for the next assignment.
+that is to be started by an agent that has no values of its secrets waits for the next assignment, as does a sandbox with
+secrets as files that is to be made.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.host.drivers.contract import Attachment, Handle, RootImage
-from hutch.wire.fleet import ContainerSpec, PhaseFact, Stop, TaskFacts, TaskSpec
+from hutch.wire.fleet import ContainerSpec, PhaseFact, Stop, TaskFacts, TaskSpec, VolumeSpec
 
 FORMAT = 1
 
@@ -70,7 +71,13 @@ def without_secrets(spec: TaskSpec) -> TaskSpec:
         )
         for c in spec.containers
     )
-    return replace(spec, containers=tuple(containers))
+    volumes = (replace(v, files=replace(v.files, secrets={})) if v.files else v for v in spec.volumes)
+    return replace(spec, containers=tuple(containers), volumes=tuple(volumes))
+
+
+def lacks_files(volume: VolumeSpec) -> bool:
+    """Whether it can't be made for want of what is to be in its files."""
+    return volume.files is not None and bool(set(volume.files.secret_names) - volume.files.secrets.keys())
 
 
 def lacks_secrets(container: ContainerSpec) -> bool:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.wire.fleet import MountSpec, TaskSpec, VolumeSpec
@@ -20,7 +21,10 @@ class Mounts(msgspec.Struct, frozen=True, kw_only=True):
     """By container name; each path at most once."""
 
     def candidates(self, volume: str) -> tuple[tuple[str, str], ...]:
-        """(container, path) pairs whose image may have content for the volume, in the order in which they count."""
+        """(container, path) pairs whose image may have content for the volume, in the order in which they count. Files that
+        are a volume are all that it has."""
+        if any(v.name == volume and v.files is not None for v in self.volumes):
+            return ()
         return tuple((name, m.path) for name, mounts in self.of.items() for m in mounts if m.volume == volume)
 
 
@@ -42,7 +46,8 @@ def task_mounts(task: TaskSpec, images: Mapping[str, RootImage]) -> Mounts:
     A VOLUME of an image becomes a volume only where another container mounts it: for its own container its root, which
     stays through restarts, does the same.
     """
-    own = {c.name: {m.path: m for m in c.mounts} for c in task.containers}
+    files = {v.name for v in task.volumes if v.files is not None}
+    own = {c.name: {m.path: _seen(m, files) for m in c.mounts} for c in task.containers}
     extra: dict[str, VolumeSpec] = {}
     for source in sorted({v.container for c in task.containers for v in c.volumes_from}):
         if source not in own:
@@ -71,6 +76,11 @@ def task_mounts(task: TaskSpec, images: Mapping[str, RootImage]) -> Mounts:
     by_name = {c.name: c for c in task.containers}
     of = {c.name: tuple(mounts_of(c.name, ()).values()) for c in task.containers}
     return Mounts(volumes=(*task.volumes, *extra.values()), of=of)
+
+
+def _seen(mount: MountSpec, files: set[str]) -> MountSpec:
+    """Files that the definition gives are nobody's to change, whatever the mount says."""
+    return replace(mount, read_only=True) if mount.volume in files else mount
 
 
 def _declared(image: RootImage | None) -> list[str]:

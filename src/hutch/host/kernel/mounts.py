@@ -9,6 +9,7 @@ from pathlib import Path
 
 _MNT_DETACH = 2
 _MS_RDONLY = 1
+_MS_NOSUID_NODEV = 2 | 4
 _MS_NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _CLONE_FS = 0x200
 MAX_OPTIONS_BYTES = 4095
@@ -35,6 +36,11 @@ def mount_overlay(lower: str, upper: str, work: str, target: str, *, above: str 
 def mount_tmpfs(target: str, options: str) -> None:
     """A tmpfs without programs, devices and set-uid files. Raises `OSError`."""
     _mount("tmpfs", target, "tmpfs", _MS_NOSUID_NODEV_NOEXEC, options)
+
+
+def mount_ramfs(target: str) -> None:
+    """A file system in memory that is never swapped out; as large as what is written to it. Raises `OSError`."""
+    _mount("ramfs", target, "ramfs", _MS_NOSUID_NODEV, "mode=755")
 
 
 def mount_own_proc(pid: int) -> None:

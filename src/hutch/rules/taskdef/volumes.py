@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from hutch.base.errors import Invalid
+from hutch.rules.taskdef.file_volumes import DRIVERS, check_file_volume
 from hutch.rules.taskdef.refusals import refuse
 
 FILESYSTEMS = ("ext3", "ext4", "xfs")
@@ -76,8 +77,11 @@ def _check_mounts(container: dict[str, Any], names: set[str]) -> None:
 
 
 def _check_docker(name: str, given: dict[str, Any]) -> None:
+    if given.get("driver") in DRIVERS:
+        check_file_volume(name, given)
+        return
     if given.get("driver", "local") != "local":
-        raise refuse(f"Volume {name}: hutch has only the volume driver local.")
+        raise refuse(f"Volume {name}: hutch has only the volume drivers local, {' and '.join(DRIVERS)}.")
     if given.get("driverOpts"):
         raise refuse(f"Volume {name}: hutch's volume driver takes no driverOpts.")
     scope = given.get("scope", "task")

@@ -34,6 +34,7 @@ REGISTER_COVERAGE = Coverage(
         "volumes.dockerVolumeConfiguration.scope",
         "volumes.dockerVolumeConfiguration.autoprovision",
         "volumes.dockerVolumeConfiguration.driver",
+        "volumes.dockerVolumeConfiguration.driverOpts",
         "volumes.efsVolumeConfiguration.fileSystemId",
         "volumes.efsVolumeConfiguration.rootDirectory",
         "volumes.efsVolumeConfiguration.authorizationConfig.accessPointId",
@@ -94,7 +95,8 @@ REGISTER_COVERAGE = Coverage(
         "volumes.efsVolumeConfiguration.transitEncryption": "checked; no network lies between a task and its file systems",
         "volumes.efsVolumeConfiguration.transitEncryptionPort": "there is no tunnel",
         "volumes.efsVolumeConfiguration.authorizationConfig.iam": "checked; file systems have no policies, which allows all",
-        "volumes.dockerVolumeConfiguration.labels": "shown with the task definition; nothing else reads them",
+        "volumes.dockerVolumeConfiguration.labels": "shown with the task definition; only volumes of files read some, hutch:mode, "
+        "hutch:uid and hutch:gid",
         f"{_C}.portMappings.appProtocol": f"Service Connect {_LATER}",
         f"{_C}.versionConsistency": "an image is resolved to its digest at each start",
         "enableFaultInjection": "shown only; the endpoint is not served",
@@ -102,7 +104,6 @@ REGISTER_COVERAGE = Coverage(
     refused={
         "proxyConfiguration": "App Mesh was retired by AWS",
         "inferenceAccelerators": "Elastic Inference was retired by AWS",
-        "volumes.dockerVolumeConfiguration.driverOpts": "hutch's volumes have no options",
         "volumes.fsxWindowsFileServerVolumeConfiguration": "hutch runs Linux",
         f"{_C}.portMappings.containerPortRange": "list the ports one by one",
         f"{_C}.links": "Docker's legacy links; containers of a task share one network",

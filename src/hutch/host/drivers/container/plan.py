@@ -10,6 +10,7 @@ from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.oci_config import DeviceNode, OciContext, build_oci_config, etc_files
 from hutch.host.drivers.task_mounts import check_names, task_mounts
+from hutch.host.drivers.volume_files import check_files
 from hutch.host.kernel.cgroup import CgroupLimits, task_cgroup
 from hutch.wire.fleet import ContainerSpec, TaskSpec
 
@@ -86,6 +87,7 @@ def check_task(spec: SandboxSpec) -> None:
             "file systems are served to microVMs, not to containers on the shared kernel",
             fix="use launch type FARGATE",
         )
+    check_files(task)
     task_mounts(task, spec.images)
     for container in task.containers:
         if not spec.images[container.name].directory:

@@ -14,8 +14,9 @@ from hutch.host.drivers.container.seeding import seed
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.oci_config import DeviceNode
 from hutch.host.drivers.task_mounts import task_mounts
-from hutch.host.kernel.mounts import mount_overlay, mount_tmpfs, mounts_below, unmount_below
-from hutch.wire.fleet import LogRouterSpec, TaskSpec, VolumeSpec
+from hutch.host.drivers.volume_files import contents
+from hutch.host.kernel.mounts import mount_overlay, mount_ramfs, mount_tmpfs, mounts_below, unmount_below
+from hutch.wire.fleet import FilesSpec, LogRouterSpec, TaskSpec, VolumeSpec
 
 
 def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:
@@ -79,6 +80,9 @@ def _make_volume(
         return
     path = places.volume(volume.name)
     path.mkdir(parents=True)
+    if volume.files is not None:
+        _write_files(path, volume.files)
+        return
     seed(path, [(Path(spec.images[name].directory), inside) for name, inside in candidates])
 
 
@@ -88,6 +92,18 @@ def _open_volume(places: Places, volume: VolumeSpec, kept: Path) -> None:
     target.mkdir(parents=True)
     if kept.is_dir():
         _mount_over(str(kept), places.box / "volume-overlay" / volume.name, target)
+
+
+def _write_files(directory: Path, files: FilesSpec) -> None:
+    """In memory, and nowhere else."""
+    mount_ramfs(str(directory))
+    for path, text in contents(files).items():
+        file = directory / path
+        file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+            f.write(text.encode())
+            os.fchown(f.fileno(), files.uid, files.gid)
+            os.fchmod(f.fileno(), files.mode)
 
 
 def device_nodes(task: TaskSpec) -> dict[str, DeviceNode]:

@@ -59,7 +59,8 @@ def check_kept(directory: Path, target: Path) -> None:
 
 def look_spec(spec: SandboxSpec, toolbox: Path) -> SandboxSpec:
     """The specification of a VM in which kept disks are looked into: small, without network, and with empty directories
-    for volumes that outlive tasks (they may be another task's by now). Pure but for asking whether there is a toolbox."""
+    for volumes that outlive tasks (they may be another task's by now) and for secrets, which ended with their task. Pure but
+    for asking whether there is a toolbox."""
     task = msgspec.structs.replace(
         spec.task,
         cpu_units=CPU_UNITS_PER_VCPU,
@@ -80,6 +81,8 @@ def look_spec(spec: SandboxSpec, toolbox: Path) -> SandboxSpec:
 
 def _own_volume(volume: VolumeSpec) -> VolumeSpec:
     if volume.shared_name or volume.file_system or (volume.disk is not None and volume.disk.keep):
+        return VolumeSpec(name=volume.name)
+    if volume.files is not None and volume.files.secret_names:
         return VolumeSpec(name=volume.name)
     return volume
 

@@ -18,11 +18,14 @@ from hutch.host.drivers.microvm.qemu import (
 from hutch.host.drivers.oci_config import OciContext, build_oci_config, etc_files
 from hutch.host.drivers.task_mounts import check_names, task_mounts
 from hutch.host.drivers.volume_disks import volume_disks
+from hutch.host.drivers.volume_files import check_files, fill_requests
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
-from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec
+from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec, VolumeSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"
+FILES = "/run/hutch/files"
+"""In the guest's memory."""
 ROUTER_DIRECTORY = f"{SCRATCH}/router/run"
 ROUTER_CONFIG = f"{SCRATCH}/router/config"
 ROUTER_SOCKET = f"{ROUTER_DIRECTORY}/{SOCKET_NAME}"
@@ -72,6 +75,7 @@ def check_task(spec: SandboxSpec) -> None:
         )
     _check_file_systems(spec)
     guest_devices(task)
+    check_files(task)
     task_mounts(task, spec.images)
     if task.memory_mib <= 0 or task.ephemeral_gib <= 0:
         raise DriverError("InvalidSize", "a microVM needs the task's memory and disk size")
@@ -196,11 +200,21 @@ def _file_system_mount(index: int) -> str:
     return f"/disk/filesystem{index}"
 
 
+def _files_path(volume: VolumeSpec) -> str:
+    return f"{FILES}/{volume.name}"
+
+
+def files_members(task: TaskSpec) -> list[dict[str, Any]]:
+    """Members of the `files` requests that a task's VM is sent, in this order."""
+    return [r for v in task.volumes if v.files is not None for r in fill_requests(v.files, _files_path(v))]
+
+
 def _volume_paths(spec: SandboxSpec) -> dict[str, str]:
     """Where the volumes are in the guest. A shared one keeps apart from what its file system has by itself."""
     volumes = task_mounts(spec.task, spec.images).volumes
     paths = {v.name: f"{SCRATCH}/volumes/{v.name}" for v in volumes}
     shared = {v.name for v in volumes if v.shared_name}
+    paths |= {v.name: _files_path(v) for v in volumes if v.files is not None}
     for index, disk in enumerate(volume_disks(spec.task)):
         paths[disk.volume] = _volume_mount(index) + ("/data" if disk.volume in shared else "")
     served = file_systems(spec.task)

@@ -173,6 +173,12 @@ async def hold_namespaces(sandbox: Sandbox) -> None:
         await sandbox.session.request("start", Empty, timeout_s=START_TIMEOUT_S, **members)
 
 
+async def fill_files(sandbox: Sandbox) -> None:
+    """Write the volumes that are files, if there are any."""
+    for members in plan.files_members(sandbox.spec.task):
+        await sandbox.session.request("files", Empty, timeout_s=START_TIMEOUT_S, **members)
+
+
 async def finish_volumes(sandbox: Sandbox) -> None:
     """Before a VM is killed: what its containers wrote to a volume that stays goes to the disk. A guest that does not do so
     in time loses what it had not flushed, as a machine does whose power fails."""

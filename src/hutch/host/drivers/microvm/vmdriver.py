@@ -22,7 +22,13 @@ from hutch.host.drivers.facts import unhealthy
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.making import Phases
-from hutch.host.drivers.microvm.running import RunningVms, finish_volumes, hold_namespaces, observed
+from hutch.host.drivers.microvm.running import (
+    RunningVms,
+    fill_files,
+    finish_volumes,
+    hold_namespaces,
+    observed,
+)
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlot, LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.vm import VmFiles, remove_vm, vm_name
@@ -110,6 +116,7 @@ class VmDriver(RunningVms[S], ABC):
             sandbox.session.request("configure", Empty, timeout_s=SET_UP_TIMEOUT_S, **configure),
             sandbox.session.request("disks", Empty, timeout_s=SET_UP_TIMEOUT_S, mounts=mounts),
         )
+        await fill_files(sandbox)
         await sandbox.watch()
         await hold_namespaces(sandbox)
 
