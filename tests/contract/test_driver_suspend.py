@@ -19,6 +19,7 @@ from hutch.host.drivers.contract import (
     SupportsFork,
     SupportsSuspend,
 )
+from hutch.wire.fleet import FilesSpec, MountSpec, VolumeSpec
 
 EVENT_TIMEOUT_S = 60
 CAN_SUSPEND = [h for h in HARNESSES if h[0] in ("fake", "microvm", "microvm-booted")]
@@ -49,6 +50,12 @@ def new_driver(harness: DriverHarness) -> SuspendingDriver:
     made = harness.new_driver()
     assert isinstance(made, SupportsSuspend) and isinstance(made, SupportsFork)
     return made  # type: ignore[return-value]
+
+
+def with_secret(spec: SandboxSpec, value: str | None) -> SandboxSpec:
+    """The sandbox with a volume that is a secret as a file, whose content is known or not."""
+    files = FilesSpec(secret_names=("key",), secrets={"key": value} if value is not None else {})
+    return replace(spec, task=replace(spec.task, volumes=(VolumeSpec(name="keys", files=files),)))
 
 
 async def next_event(events: AsyncIterator[SandboxEvent]) -> SandboxEvent:
@@ -98,12 +105,14 @@ async def test_what_ran_goes_on_and_what_ended_is_not_told_again(
 async def test_another_agent_resumes_and_a_third_takes_over_by_the_old_handle(
     driver: SuspendingDriver, harness: DriverHarness
 ) -> None:
-    runs = harness.runs("a")
-    spec = harness.sandbox(runs)
+    runs = replace(harness.runs("a"), mounts=(MountSpec(volume="keys", path="/keys"),))
+    spec = with_secret(harness.sandbox(runs), "hidden")
     handle = await driver.create(spec)
     started = await driver.start_container(handle, runs)
     await driver.suspend(handle)
     await driver.close()
+    # An agent that was started anew does not know what is in secrets.
+    spec = with_secret(spec, None)
     second = new_driver(harness)
     assert await second.is_suspended(handle)
     await second.resume(handle, spec)
@@ -115,6 +124,8 @@ async def test_another_agent_resumes_and_a_third_takes_over_by_the_old_handle(
         (found,) = await third.adopt(handle, spec)
         assert found.running and found.runtime_id == started.runtime_id
         assert (await third.probe(handle, "a", harness.probe_that_succeeds, 30)).exit_code == 0
+        if harness.has_files:
+            assert (await third.probe(handle, "a", ("/bin/cat", "/keys/key"), 30)).output == "hidden"
     finally:
         await third.close()
 
