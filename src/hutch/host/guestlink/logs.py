@@ -22,8 +22,11 @@ class SandboxLogs:
         """`bounds`: by container name, of those whose files are not as large as the host's own.
 
         Without `knows_all` there may be starts that are yet to be registered: what comes from others is then neither
-        written nor acknowledged, until `knows_all` is set and the guest is greeted again."""
-        self.knows_all = knows_all
+        written nor acknowledged, until `register_last` and another greeting, after which the guest sends it again."""
+        self._knows_all = knows_all
+        self._passed_over: dict[int, int] = {}
+        """By number, the first record that was neither written nor acknowledged: until it comes again, what follows must
+        not be either, or the guest would forget what is missing."""
         directory.mkdir(mode=0o700, exist_ok=True)
         self._directory = directory
         self._bounds = bounds or {}
@@ -48,18 +51,37 @@ class SandboxLogs:
         """
         by_number: dict[int, list[LogRecord]] = {}
         for number, record in batch:
+            if self._is_to_come_again(number, record.seq):
+                continue
             by_number.setdefault(number, []).append(record)
         for number in [n for n in by_number if n not in self._names]:
             self.unknown_frames += len(by_number[number])
         known = {n: records for n, records in by_number.items() if n in self._names}
         async with self._busy:
             await asyncio.to_thread(self._append, known)
-        answered = by_number if self.knows_all else known
-        done = {number: max(r.seq for r in records) for number, records in answered.items()}
+        done = {number: max(r.seq for r in records) for number, records in by_number.items()}
         async with self._progress:
             self._done.update({n: max(seq, self._done.get(n, 0)) for n, seq in done.items() if n in known})
             self._progress.notify_all()
         return done
+
+    def _is_to_come_again(self, number: int, seq: int) -> bool:
+        first = self._passed_over.get(number)
+        if number not in self._names and not self._knows_all:
+            self._passed_over[number] = seq if first is None else min(first, seq)
+            return True
+        if first is None or seq <= first:
+            self._passed_over.pop(number, None)
+            return False
+        return True
+
+    def register_last(self) -> None:
+        """All starts are registered. The guest is to be greeted now, and `greeted` to be called then."""
+        self._knows_all = True
+
+    def greeted(self) -> None:
+        """The guest has sent again what it still had."""
+        self._passed_over.clear()
 
     async def wait_written(self, number: int, seq: int) -> None:
         """Return when the records of a start up to `seq` have been dealt with."""

@@ -311,9 +311,10 @@ class Sandbox:
             if current is not None and is_last and current.runtime_id not in told:
                 status = ExitStatus(exit_code=found.exit_code, signal=found.signal, oom=found.oom)
                 self._run(self._tell_exit(current, status, found.finished_ns, 0), self._telling)
-        self._logs.knows_all = True
+        self._logs.register_last()
         # What came before it was known whose it is comes again.
         await self.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=FREEZE_TIMEOUT_S)
+        self._logs.greeted()
 
     def begin_start(self, container: ContainerSpec) -> Started:
         """A number and id for a new start. Raises `DriverError` if the container runs already."""
