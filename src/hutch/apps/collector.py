@@ -9,4 +9,4 @@ def calm_collector() -> None:
     than half of the CPU. Reference counts free nearly everything; cycles wait a little longer."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(100_000, 20, 50)

@@ -50,6 +50,13 @@ class AddressLease(Record, frozen=True, kw_only=True, omit_defaults=True):
     created_at: float
 
 
+class AddressCursor(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the search for a subnet's next free address begins."""
+
+    subnet_id: str
+    offset: int = 0
+
+
 class PortLease(Record, frozen=True, kw_only=True, omit_defaults=True):
     """A host port published for a task. The key is host and port, so that it can't be leased twice."""
 

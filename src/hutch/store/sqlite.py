@@ -157,7 +157,8 @@ class SqliteStore:
                 "synchronous=FULL",
                 "wal_autocheckpoint=0",
                 "busy_timeout=10000",
-                "cache_size=-64000",
+                # Each commit looks through all of it.
+                "cache_size=-8000",
             ):
                 db.execute(f"PRAGMA {pragma}").fetchall()
         except sqlite3.Error as error:

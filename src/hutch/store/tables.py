@@ -19,7 +19,15 @@ from hutch.model.filesystem import AccessPoint, FileSystem, MountTarget
 from hutch.model.host import ContainerInstance, Host, HostReports, Reservation
 from hutch.model.iam import AccessKey, InstanceProfile, ManagedPolicy, Role, User
 from hutch.model.image import LocalImage
-from hutch.model.network import AddressLease, PlatformIdentity, PortLease, SecurityGroup, Subnet, Vpc
+from hutch.model.network import (
+    AddressCursor,
+    AddressLease,
+    PlatformIdentity,
+    PortLease,
+    SecurityGroup,
+    Subnet,
+    Vpc,
+)
 from hutch.model.notes import host_journal, instance_journal, task_journal
 from hutch.model.object import Bucket, ObjectPart, StoredObject
 from hutch.model.secret import Parameter, ParameterVersion, Secret, SecretVersion
@@ -85,6 +93,7 @@ ADDRESS_LEASES = Table(
     lambda r: (r.address,),
     tallies={"by_subnet": lambda r: (r.subnet_id,)},
 )
+ADDRESS_CURSORS = Table("address_cursors", AddressCursor, lambda r: (r.subnet_id,))
 PORT_LEASES = Table(
     "port_leases",
     PortLease,
@@ -177,6 +186,7 @@ ALL_TABLES: tuple[Table[Any], ...] = (
     SUBNETS,
     SECURITY_GROUPS,
     ADDRESS_LEASES,
+    ADDRESS_CURSORS,
     PORT_LEASES,
     LOCAL_IMAGES,
     SECRETS,

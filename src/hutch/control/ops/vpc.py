@@ -4,10 +4,12 @@ import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 
+from msgspec.structs import replace
+
 from hutch.base.clock import Clock
 from hutch.base.errors import Invalid, LimitExceeded
 from hutch.base.ids import IdSource
-from hutch.model.network import AddressLease, PortLease, SecurityGroup, Subnet, Vpc
+from hutch.model.network import AddressCursor, AddressLease, PortLease, SecurityGroup, Subnet, Vpc
 from hutch.model.task import NetworkInterface
 from hutch.rules.netplan import check_vpc_cidr, default_subnets, mac_of
 from hutch.store import tables
@@ -111,22 +113,23 @@ def lease_address(
 ) -> NetworkInterface:
     """An address for a task's network interface. Raises `LimitExceeded` if the subnet is full.
 
-    The search starts at a place that the task's id gives, so that it does not walk over all that is in use, and an
-    address is not given out again at once after its task ended.
+    The search goes on where the last one ended, so that it does not walk over all that is in use, and an address is
+    given out again as late as possible after its task ended.
     """
     subnet = tx.get(tables.SUBNETS, subnet_id)
     if subnet is None:
         raise LimitExceeded(f"subnet {subnet_id} was deleted before the task could be placed")
     first, size = _range_of(subnet.cidr)
     usable = size - RESERVED_FIRST - 1
-    start = int(task_id[:12], 16)
+    cursor = tx.get(tables.ADDRESS_CURSORS, subnet_id) or AddressCursor(subnet_id=subnet_id)
     for step in range(usable):
-        # Far above what a subnet that is 9/10 full needs: look whether it is full before walking over all of it.
+        # Look whether it is full before walking over all of it.
         if step == PROBES_BEFORE_COUNTING and (
             tx.count(tables.ADDRESS_LEASES, subnet_id, index="by_subnet") >= usable
         ):
             break
-        address = str(first + RESERVED_FIRST + (start + step) % usable)
+        offset = (cursor.offset + step) % usable
+        address = str(first + RESERVED_FIRST + offset)
         if tx.get(tables.ADDRESS_LEASES, address) is not None:
             continue
         lease = AddressLease(
@@ -140,6 +143,7 @@ def lease_address(
             created_at=clock.now(),
         )
         tx.put(tables.ADDRESS_LEASES, lease)
+        tx.put(tables.ADDRESS_CURSORS, replace(cursor, offset=offset + 1))
         return NetworkInterface(
             attachment_id=lease.attachment_id,
             eni_id=lease.eni_id,

@@ -66,10 +66,11 @@ async def all_of(works: list[Awaitable[Any]]) -> list[Any]:
     tasks = [asyncio.ensure_future(w) for w in works]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 class Starts:

@@ -68,7 +68,8 @@ class TaskRunner:
         self._machine = self._seen.machine
         self._now = context.clock.now
         self._events: asyncio.Queue[Callable[[], list[rules.Action]]] = asyncio.Queue()
-        self._stop_requested = asyncio.Event()
+        self._giving_up: asyncio.Future[Any] | None = None
+        """The set-up, while it can be."""
         self._starts = Starts()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._background = Background(self._background_failed)
@@ -89,8 +90,6 @@ class TaskRunner:
             on_resumed=self._listen,
         )
         self._clean = CleanUp(context, driver, self._record, self._logs)
-        if content.stop is not None:
-            self._stop_requested.set()
 
     # -- from outside
 
@@ -109,7 +108,8 @@ class TaskRunner:
         if self._record.file.stop is not None:
             return
         self._record.update(stop=stop)
-        self._stop_requested.set()
+        if self._giving_up is not None:
+            self._giving_up.cancel()
         causes = (cause,) if cause is not None else ()
         self._events.put_nowait(
             lambda: self._suspension.unless_suspended(
@@ -251,16 +251,18 @@ class TaskRunner:
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for the set-up, or give it up when the task is to be stopped. Raises `_StoppedEarly`."""
         step = asyncio.ensure_future(work)
-        request = asyncio.ensure_future(self._stop_requested.wait())
+        self._giving_up = step
+        if self._record.file.stop is not None:
+            step.cancel()
         try:
-            await asyncio.wait({step, request}, return_when=asyncio.FIRST_COMPLETED)
-            if step.done():
-                return step.result()
+            return await step
+        except (asyncio.CancelledError, HutchError):
+            current = asyncio.current_task()
+            if self._record.file.stop is None or (current is not None and current.cancelling()):
+                raise
+            raise _StoppedEarly from None
         finally:
-            for task in (step, request):
-                task.cancel()
-            await asyncio.gather(step, request, return_exceptions=True)
-        raise _StoppedEarly
+            self._giving_up = None
 
     # -- taking over
 

@@ -5,8 +5,9 @@ fsynced (WAL, synchronous=NORMAL keeps the file whole): what takes the kernel do
 the next agent finds then, an older record or a directory without one, says rightly that the sandbox is gone. What was
 told to the control plane is durable there.
 
-Without an fsync a save is some 30 microseconds, less than a thread's turn: all saves of one round of the event loop are
-one transaction, made right there. Only the checkpoint, which does fsync, has a thread.
+Without an fsync a save is some 30 microseconds, less than a thread's turn: all saves of one round of the event loop, or
+of a few milliseconds when there are many, are one transaction, made right there. Only the checkpoint, which does fsync,
+has a thread.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from hutch.wire.fleet import TaskSpec
 log = get_logger(__name__)
 
 CHECKPOINT_AFTER_SAVES = 1_000
+MIN_INTERVAL_S = 0.004
+"""Between two transactions: saves that come sooner wait, and share one."""
 FILE_FORMAT = 1
 _SCHEMA = """
 CREATE TABLE specs (number INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL);
@@ -44,6 +47,7 @@ class TaskBook:
         self._pending: dict[str, TaskFile | None] = {}
         """Task ids to what shall be kept of them; None: nothing."""
         self._waiters: list[asyncio.Future[None]] = []
+        self._flushed_at = 0.0
         self._saves = 0
         self._checkpoint: asyncio.Task[None] | None = None
 
@@ -94,11 +98,12 @@ class TaskBook:
             return kept
         self._pending[task_id] = content
         if not self._waiters:
-            loop.call_soon(self._flush)
+            loop.call_at(self._flushed_at + MIN_INTERVAL_S, self._flush)
         self._waiters.append(kept)
         return kept
 
     def _flush(self) -> None:
+        self._flushed_at = asyncio.get_running_loop().time()
         waiters, self._waiters = self._waiters, []
         pending, self._pending = self._pending, {}
         if not waiters or self._db is None:
