@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench.density import bench_density  # noqa: E402
+from tests.bench.load import LoadClient  # noqa: E402
 from tests.bench.restore import bench_restore  # noqa: E402
 from tests.bench.suspend import bench_suspend  # noqa: E402
 from tests.support.platform import BIN, Platform, free_port  # noqa: E402
@@ -58,12 +59,13 @@ def client_process(
     endpoint: str, key: str, secret: str, operation: str, given: dict[str, Any], counts: Any
 ) -> None:
     done = 0
-    with HutchClient(endpoint, key, secret, "us-east-1") as client:
-        client.call("ecs", operation, given)
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            client.call("ecs", operation, given)
-            done += 1
+    client = LoadClient(endpoint, key, secret, operation, given)
+    client.call()
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        client.call()
+        done += 1
+    client.close()
     counts.put(done)
 
 
