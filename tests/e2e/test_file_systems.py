@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.busybox_archive import NAME, busybox_platform
 from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "virtiofsd")
@@ -13,15 +13,8 @@ pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    directory = tmp_path_factory.mktemp("efs")
-    made = Platform(directory, drivers="microvm")
-    made.start()
-    try:
-        made.hutch("image", "import", str(make_busybox_archive(directory)))
+    with busybox_platform(tmp_path_factory.mktemp("efs"), drivers="microvm") as made:
         yield made
-    finally:
-        made.stop()
-    assert made.leftovers() == []
 
 
 def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.busybox_archive import NAME, busybox_platform
 from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "runc")
@@ -25,15 +25,8 @@ exit 0
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    directory = tmp_path_factory.mktemp("files")
-    made = Platform(directory, drivers="microvm,container")
-    made.start()
-    try:
-        made.hutch("image", "import", str(make_busybox_archive(directory)))
+    with busybox_platform(tmp_path_factory.mktemp("files"), drivers="microvm,container") as made:
         yield made
-    finally:
-        made.stop()
-    assert made.leftovers() == []
 
 
 def on_disk(directory: Path, value: str) -> list[str]:

@@ -1,10 +1,13 @@
 """A docker archive with nothing but a static busybox, for platforms that import their images."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support.archives import make_archive
 from tests.support.busybox_image import make_busybox_directory
+from tests.support.platform import Platform
 
 NAME = "localhost/busybox:latest"
 
@@ -16,3 +19,16 @@ def make_busybox_archive(directory: Path, *applets: str, name: str = NAME, **con
         if not (root / "bin" / applet).is_symlink():
             (root / "bin" / applet).symlink_to("busybox")
     return make_archive(root, directory / "busybox.tar", name, **config)
+
+
+@contextmanager
+def busybox_platform(directory: Path, drivers: str) -> Iterator[Platform]:
+    """A running platform that has the image; afterwards nothing of it may be left."""
+    platform = Platform(directory, drivers=drivers)
+    platform.start()
+    try:
+        platform.hutch("image", "import", str(make_busybox_archive(directory)))
+        yield platform
+    finally:
+        platform.stop()
+    assert platform.leftovers() == []
