@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from hutch.base.errors import InUse, Rejected, StaleWrite, StorageFull, Unavailable
 from hutch.model.cluster import Cluster, IdempotencyToken
-from hutch.model.host import Host
+from hutch.model.host import Host, HostReports
 from hutch.model.notes import decode_host_note, decode_task_note
 from hutch.model.record import Cause
 from hutch.model.task import Task
@@ -131,6 +131,21 @@ async def test_the_change_feed_tells_what_changed_and_why(store: Store) -> None:
         ("clusters", ("a",), 0, CAUSE),
     ]
     assert store.changes(store.last_seq()) == []
+
+
+async def test_of_a_table_that_nobody_follows_the_feed_has_nothing(store: Store) -> None:
+    start = store.last_seq()
+
+    def work(tx: Tx) -> None:
+        reports = tx.put(tables.HOST_REPORTS, HostReports(host_id="h", last_seq=1))
+        tx.put(tables.CLUSTERS, cluster("a"))
+        tx.put(tables.HOST_REPORTS, replace(reports, last_seq=2))
+
+    assert not tables.HOST_REPORTS.followed
+    await store.write(CAUSE, work)
+    await store.write(CAUSE, lambda tx: tx.delete(tables.HOST_REPORTS, "h"))
+    assert [(c.seq, c.table) for c in store.changes(start) or ()] == [(start + 1, "clusters")]
+    assert store.last_seq() == start + 1
 
 
 async def test_a_trimmed_feed_says_so() -> None:
@@ -494,3 +509,28 @@ async def test_a_waiter_is_woken_by_its_tables_only(store: Store) -> None:
     assert not late.done()
     await put(store, cluster("b"))
     assert await asyncio.wait_for(late, 5) == start + 4
+
+
+async def test_a_record_that_was_found_long_ago_is_found_as_it_is_now(store: Store) -> None:
+    """A backend may keep what it read; not beyond what changed since."""
+    await put(store, cluster("a"))
+
+    def status(tx: Tx) -> tuple[int, str]:
+        found = one_of(tx.get(tables.CLUSTERS, "a"))
+        return found.version, found.status
+
+    assert await store.write(CAUSE, status) == (1, "ACTIVE")
+    for start in range(0, 6000, 1000):  # more than any backend keeps
+
+        def many(tx: Tx, start: int = start) -> None:
+            for n in range(start, start + 1000):
+                tx.put(tables.IDEMPOTENCY_TOKENS, token("s", f"t{n}", 1.0))
+
+        await store.write(CAUSE, many)
+        assert (await store.write(CAUSE, status))[0] == 1 + start // 1000
+        await store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, one_of(tx.get(tables.CLUSTERS, "a"))))
+    assert await store.write(CAUSE, lambda tx: tx.get(tables.IDEMPOTENCY_TOKENS, "s", "t0")) is not None
+    await store.write(CAUSE, lambda tx: tx.delete(tables.CLUSTERS, "a"))
+    assert await store.write(CAUSE, lambda tx: tx.get(tables.CLUSTERS, "a")) is None
+    await put(store, cluster("a"))
+    assert (await store.write(CAUSE, status))[0] == 1

@@ -34,7 +34,7 @@ class Table(Generic[R]):
     decoded records of it in memory. `journal`: what the change feed keeps of a change besides its key, made from the
     record before (None: new) and after (None: deleted); `b""` for nothing. So a follower of the feed sees every state
     of the record, not only the newest one. `append_only`: records are written once, and hardly read: a backend keeps
-    none of them in memory.
+    none of them in memory. Not `followed`: the change feed has nothing of it.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Table(Generic[R]):
         read_mostly: bool = False,
         journal: Callable[[R | None, R | None], bytes] | None = None,
         append_only: bool = False,
+        followed: bool = True,
     ) -> None:
         self.name = name
         self.record_type = record_type
@@ -57,6 +58,7 @@ class Table(Generic[R]):
         self.read_mostly = read_mostly
         self.journal = journal
         self.append_only = append_only
+        self.followed = followed
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):

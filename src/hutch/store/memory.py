@@ -122,8 +122,9 @@ class _Handle:
         fresh = replace(record, version=record.version + 1)
         self.undo.append((data, primary, stored))
         data.set(primary, fresh)
-        note = table.journal(stored, fresh) if table.journal else b""
-        self.changes.append((table.name, table.key(record), fresh, note))
+        if table.followed:
+            note = table.journal(stored, fresh) if table.journal else b""
+            self.changes.append((table.name, table.key(record), fresh, note))
         return fresh
 
     def delete(self, table: Table[R], *key: str) -> bool:
@@ -134,8 +135,9 @@ class _Handle:
             return False
         self.undo.append((data, primary, stored))
         data.unset(primary)
-        note = table.journal(stored, None) if table.journal else b""
-        self.changes.append((table.name, key, None, note))
+        if table.followed:
+            note = table.journal(stored, None) if table.journal else b""
+            self.changes.append((table.name, key, None, note))
         return True
 
     def roll_back(self) -> None:

@@ -21,7 +21,7 @@ R = TypeVar("R", bound=Record)
 MAX_KEPT_RECORDS = 256
 """Decoded records kept for each table that is read mostly, found again by their bytes (records are frozen)."""
 
-MAX_WRITTEN_ROWS = 4096
+MAX_YOUNG_ROWS = 2048
 MAX_KEPT_SCANS = 256
 
 
@@ -101,18 +101,34 @@ class Kept:
 
     def __init__(self, next_rid: int) -> None:
         self.next_rid = next_rid
-        self.rows: dict[tuple[str, str], Row] = {}
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._older: dict[tuple[str, str], Row] = {}
+        """Forgotten when there are many younger ones."""
         self._scans: dict[str, dict[Any, Any]] = {}
+
+    def row(self, place: tuple[str, str]) -> Row | None:
+        """A record's row, by table and key; None: it may be in the file."""
+        if (row := self._rows.get(place)) is not None:
+            return row
+        if (row := self._older.get(place)) is not None:
+            self._rows[place] = row
+        return row
+
+    def found(self, place: tuple[str, str], row: Row) -> None:
+        """A row that is in the file."""
+        if place[0] not in _APPENDED:
+            self._rows[place] = row
 
     def take(self, rows: Mapping[tuple[str, str], Row]) -> None:
         """Rows that are committed."""
-        if len(self.rows) >= MAX_WRITTEN_ROWS:
-            self.rows.clear()
-        for (table, primary), row in rows.items():
+        if len(self._rows) >= MAX_YOUNG_ROWS:
+            self._older, self._rows = self._rows, {}
+        for place, row in rows.items():
             if row.record is None:
-                self.rows.pop((table, primary), None)
-            elif table not in _APPENDED:
-                self.rows[table, primary] = row
+                self._rows.pop(place, None)
+                self._older.pop(place, None)
+            elif place[0] not in _APPENDED:
+                self._rows[place] = row
 
     def scan(self, table: Table[Any], question: Any, ask: Callable[[], Any]) -> Any:
         """The answer to a question about a table that is read mostly, asked again only after it was written to."""
@@ -131,7 +147,8 @@ class Kept:
 
     def clear(self) -> None:
         """Nothing is known."""
-        self.rows.clear()
+        self._rows.clear()
+        self._older.clear()
         self._scans.clear()
 
 
@@ -147,6 +164,8 @@ class WriteHandle(ReadHandle):
         self.work = Batch()
         self.changes: list[NewChange] = []
         self.told = False
+        self._missing: set[tuple[str, str]] = set()
+        """Places of no row, until this writes one there."""
 
     def get(self, table: Table[R], *key: str) -> R | None:
         row = self._row(table, encode_key(key))
@@ -203,13 +222,18 @@ class WriteHandle(ReadHandle):
     def _row(self, table: Table[R], primary: str) -> Row | None:
         """The newest state. None if there is no row; a row without a record was deleted and not yet told of."""
         place = (table.name, primary)
-        for known in (self.work.rows, self._batch.rows, self._kept.rows):
-            if (row := known.get(place)) is not None:
-                return row
+        row = self.work.rows.get(place) or self._batch.rows.get(place) or self._kept.row(place)
+        if row is not None or place in self._missing:
+            return row
         found = self._db.execute(
             "SELECT rid, body FROM records WHERE tbl=? AND key=?", (table.name, primary)
         ).fetchone()
-        return Row(found[0], _decoders[table.name](found[1])) if found else None
+        if found is None:
+            self._missing.add(place)
+            return None
+        row = Row(found[0], _decoders[table.name](found[1]))
+        self._kept.found(place, row)
+        return row
 
     def _write(self, table: Table[R], key: IndexKey, primary: str, row: Row, before: Record | None) -> None:
         now: Any = row.record
@@ -231,9 +255,10 @@ class WriteHandle(ReadHandle):
                     self.work.count(start + encode_key(old), -1)
                 if new is not None:
                     self.work.count(start + encode_key(new), +1)
-        note = table.journal(before, now) if table.journal else b""  # type: ignore[arg-type]
-        at_hand = None if table.append_only else now
-        self.changes.append(NewChange(table.name, key, now.version if now else 0, at_hand, note))
+        if table.followed:
+            note = table.journal(before, now) if table.journal else b""  # type: ignore[arg-type]
+            at_hand = None if table.append_only else now
+            self.changes.append(NewChange(table.name, key, now.version if now else 0, at_hand, note))
 
     def _tell(self, table: Table[Any]) -> None:
         """Have SQLite know of all writes to a table."""

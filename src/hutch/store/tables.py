@@ -74,7 +74,7 @@ TASKS = Table(
     journal=task_journal,
 )
 HOSTS = Table("hosts", Host, lambda r: (r.host_id,), read_mostly=True, journal=host_journal)
-HOST_REPORTS = Table("host_reports", HostReports, lambda r: (r.host_id,))
+HOST_REPORTS = Table("host_reports", HostReports, lambda r: (r.host_id,), followed=False)
 RESERVATIONS = Table("reservations", Reservation, lambda r: (r.host_id,))
 CONTAINER_INSTANCES = Table(
     "container_instances",
@@ -92,8 +92,9 @@ ADDRESS_LEASES = Table(
     AddressLease,
     lambda r: (r.address,),
     tallies={"by_subnet": lambda r: (r.subnet_id,)},
+    followed=False,
 )
-ADDRESS_CURSORS = Table("address_cursors", AddressCursor, lambda r: (r.subnet_id,))
+ADDRESS_CURSORS = Table("address_cursors", AddressCursor, lambda r: (r.subnet_id,), followed=False)
 PORT_LEASES = Table(
     "port_leases",
     PortLease,

@@ -102,10 +102,14 @@ def resolve_awsvpc(
 
 
 @lru_cache(1024)
-def _range_of(cidr: str) -> tuple[ipaddress.IPv4Address, int]:
+def _range_of(cidr: str) -> tuple[int, int]:
     """The first address of a range, and how many it has."""
     network = ipaddress.IPv4Network(cidr)
-    return network.network_address, network.num_addresses
+    return int(network.network_address), network.num_addresses
+
+
+def _dotted(address: int) -> str:
+    return ".".join(map(str, address.to_bytes(4, "big")))
 
 
 def lease_address(
@@ -129,7 +133,7 @@ def lease_address(
         ):
             break
         offset = (cursor.offset + step) % usable
-        address = str(first + RESERVED_FIRST + offset)
+        address = _dotted(first + RESERVED_FIRST + offset)
         if tx.get(tables.ADDRESS_LEASES, address) is not None:
             continue
         lease = AddressLease(
