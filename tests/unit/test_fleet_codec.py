@@ -7,7 +7,7 @@ import pytest
 
 from hutch.base.errors import Invalid
 from hutch.wire import fleet as wire
-from hutch.wire.codec import read_message, write_message
+from hutch.wire.codec import MessageWriter, read_message, write_message
 
 
 class _Writer:
@@ -15,9 +15,15 @@ class _Writer:
 
     def __init__(self) -> None:
         self.data = b""
+        self.writes = 0
+        self.closing = False
+
+    def is_closing(self) -> bool:
+        return self.closing
 
     def write(self, data: bytes) -> None:
         self.data += data
+        self.writes += 1
 
 
 def _written(*messages: wire.FromHost | wire.ToHost) -> bytes:
@@ -67,3 +73,28 @@ def test_a_message_that_is_too_long_is_not_sent() -> None:
     reply = wire.Reply(request_id="r", error="x" * (wire.MAX_MESSAGE_BYTES + 1))
     with pytest.raises(Invalid, match="longer than"):
         _written(reply)
+
+
+async def test_messages_of_one_round_of_the_loop_are_one_write() -> None:
+    below = _Writer()
+    messages = MessageWriter(below)  # type: ignore[arg-type]
+    for seq in range(5):
+        messages.send(wire.Ack(seq=seq))
+    assert below.data == b""
+    await asyncio.sleep(0)
+    assert below.writes == 1 and below.data == _written(*(wire.Ack(seq=seq) for seq in range(5)))
+    messages.send(wire.Ack(seq=5))
+    messages.flush()
+    assert below.writes == 2
+    await asyncio.sleep(0)
+    assert below.writes == 2
+
+
+async def test_nothing_is_written_to_a_connection_that_closes() -> None:
+    below = _Writer()
+    messages = MessageWriter(below)  # type: ignore[arg-type]
+    messages.send(wire.Ack(seq=1))
+    below.closing = True
+    messages.send(wire.Ack(seq=2))
+    await asyncio.sleep(0)
+    assert below.data == b""

@@ -39,7 +39,7 @@ from hutch.rules.facts import ObservedContainer, ObservedTask
 from hutch.store import tables
 from hutch.store.contract import Change, Reader, Store, Tx
 from hutch.wire import fleet as wire
-from hutch.wire.codec import read_message, write_message
+from hutch.wire.codec import MessageWriter, read_message
 
 log = get_logger(__name__)
 
@@ -152,16 +152,14 @@ class Fleet:
                 continue
             seen = changes[-1].seq if changes else seen
             latest = {c.key: c for c in changes if c.table == tables.TASKS.name and c.version}
-            for change in latest.values():
-                self._dispatch(change)
+            with store.read() as reader:
+                for change in latest.values():
+                    self._dispatch(reader, change)
 
-    def _dispatch(self, change: Change) -> None:
-        task = change.record
-        if task is None:
-            with self._context.store.read() as reader:
-                task = reader.get(tables.TASKS, *change.key)
+    def _dispatch(self, reader: Reader, change: Change) -> None:
+        task = change.record or reader.get(tables.TASKS, *change.key)
         if isinstance(task, Task) and (owner := self._sessions.get(task.host_id)):
-            owner.send_task(task)
+            owner.send_task(reader, task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session: HostSession | None = None
@@ -217,6 +215,7 @@ class HostSession:
         self._hello = hello
         self._reader = reader
         self._writer = writer
+        self._messages = MessageWriter(writer)
         self.host_id = hello.host_id
         self._reports: asyncio.Queue[wire.Report] = asyncio.Queue(maxsize=4096)
         self._log_batches: asyncio.Queue[wire.LogBatch] = asyncio.Queue(maxsize=256)
@@ -275,6 +274,7 @@ class HostSession:
         done.pop().result()
 
     def close(self) -> None:
+        self._messages.flush()
         self._writer.close()
 
     def send_all(self) -> None:
@@ -292,7 +292,7 @@ class HostSession:
                     stop.append(_stop(task))
         self._send(wire.Assignments(tasks=tuple(assign), stop=tuple(stop)))
 
-    def send_task(self, task: Task) -> None:
+    def send_task(self, reader: Reader, task: Task) -> None:
         """Bring the host up to date about one task of its own."""
         if task.is_stopped:
             self._assigned.pop(task.task_id, None)
@@ -300,8 +300,7 @@ class HostSession:
             self._send(wire.Forget(task_id=task.task_id))
             return
         if task.task_id not in self._assigned:
-            with self._context.store.read() as reader:
-                spec = self._spec(reader, task)
+            spec = self._spec(reader, task)
             if spec is None:
                 return
             self._assigned[task.task_id] = task.cluster
@@ -357,8 +356,7 @@ class HostSession:
             await stop_unlaunched(self._context.store, cause, task, refused, self._context.clock.now())
 
     def _send(self, message: wire.ToHost) -> None:
-        if not self._writer.is_closing():
-            write_message(self._writer, message)
+        self._messages.send(message)
 
     async def _receive(self) -> None:
         while True:

@@ -27,9 +27,39 @@ async def read_message(reader: asyncio.StreamReader, kind: Any) -> Any:
     return _decoders[kind].decode(await reader.readexactly(length))
 
 
-def write_message(writer: asyncio.StreamWriter, message: FromHost | ToHost) -> None:
-    """Queue a message for sending."""
+def encode_message(message: FromHost | ToHost) -> bytes:
+    """The message as it is sent. Raises `Invalid` if it is too long."""
     body = _encode(message)
     if len(body) > MAX_MESSAGE_BYTES:
         raise Invalid(f"a message of {len(body)} bytes is longer than {MAX_MESSAGE_BYTES}")
-    writer.write(len(body).to_bytes(4, "big") + body)
+    return len(body).to_bytes(4, "big") + body
+
+
+def write_message(writer: asyncio.StreamWriter, message: FromHost | ToHost) -> None:
+    """Queue a message for sending. Raises `Invalid` if it is too long."""
+    writer.write(encode_message(message))
+
+
+class MessageWriter:
+    """Sends messages over a stream; those of one round of the event loop in one write. Each write may wake the other end up,
+    which then runs instead of the writer."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        """The stream stays its owner's to close, after `flush`."""
+        self._writer = writer
+        self._parts: list[bytes] = []
+
+    def send(self, message: FromHost | ToHost) -> None:
+        """Queue a message; over a connection that is closing it is dropped. Raises `Invalid` if it is too long."""
+        if self._writer.is_closing():
+            return
+        data = encode_message(message)
+        if not self._parts:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Hand what is queued to the stream now."""
+        parts, self._parts = self._parts, []
+        if parts and not self._writer.is_closing():
+            self._writer.write(b"".join(parts))

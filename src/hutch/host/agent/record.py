@@ -12,13 +12,13 @@ from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
 from hutch.host.agent.taskfile import TaskFile, lacks_files, renewed, without_secrets
 from hutch.host.drivers.contract import HostFault, SandboxSpec, WatchSpec
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.fleet import TaskFacts, TaskSpec
 
 log = get_logger(__name__)
 
 
 class TaskRecord:
-    """A task's file and what was seen of the task. Whoever changes either sets `changed`, or uses `update`."""
+    """A task's file and what was seen of the task. Whoever changes either calls `touch`, or uses `update`."""
 
     def __init__(self, context: RunnerContext, content: TaskFile, directory: Path) -> None:
         self.directory = directory
@@ -30,16 +30,18 @@ class TaskRecord:
         """Set once the task is on the way to its end."""
         self.file = content
         self.seen = Observation(content)
-        self.changed = asyncio.Event()
         self._context = context
         self._safe_spec = without_secrets(content.spec)
-        self._saved: TaskFile | None = None
-        self._saving = asyncio.Lock()
+        self._given: TaskFile | None = None
+        """What was last given to be kept, and was not refused."""
+        self._reported: TaskFacts | None = None
+        self._keeping: asyncio.Future[None] | None = None
+        self._is_closed = False
 
     def update(self, **members: Any) -> None:
         """Change members of the file; kept soon."""
         self.file = replace(self.file, **members)
-        self.changed.set()
+        self.touch()
 
     def take_secrets(self, spec: TaskSpec) -> None:
         """The task was assigned again: values that no disk keeps are known from now on. Those of its launch stay."""
@@ -76,32 +78,50 @@ class TaskRecord:
                 aws_prefix="ResourceInitializationError",
             )
 
-    async def keep_saving(self) -> None:
-        """For ever: keep and report what changed."""
-        while True:
-            await self.changed.wait()
-            self.changed.clear()
-            await self.save()
+    def touch(self) -> asyncio.Future[None] | None:
+        """Something changed: what is known when its turn comes is kept, then reported. The future, which others share, raises
+        `StorageFull`; none once the record is closed."""
+        if self._is_closed:
+            return None
+        kept = self._context.book.save(self.spec.task_id, self._content)
+        if kept is not self._keeping:
+            self._keeping = kept
+            kept.add_done_callback(self._kept)
+        return kept
 
     async def save(self, *, strict: bool = False) -> None:
-        """Keep what is known, then report it. `strict`: raise if it can't be kept (`StorageFull`)."""
-        async with self._saving:
-            content = replace(
-                self.file,
-                spec=self._safe_spec,
-                containers=self.seen.saved_containers(),
-                phases=tuple(self.seen.phases),
-                facts=self.seen.facts(),
-            )
-            before = self._saved
-            if content == before:
-                return
-            try:
-                await self._context.book.save(content)
-            except StorageFull as error:
-                if strict:
-                    raise
-                log.error("task's state not kept", task=content.spec.task_id, reason=error.message)
-            self._saved = content
-            if content.facts is not None and (before is None or before.facts != content.facts):
-                self._context.report(content.facts)
+        """As `touch`; returns when that is done. `strict`: raise if it can't be kept (`StorageFull`)."""
+        if (kept := self.touch()) is None:
+            return
+        try:
+            await asyncio.shield(kept)
+        except StorageFull:
+            if strict:
+                raise
+
+    def close(self) -> None:
+        """The last was kept: what changes from now on nobody needs to know."""
+        self._is_closed = True
+
+    def _content(self) -> TaskFile | None:
+        content = replace(
+            self.file,
+            spec=self._safe_spec,
+            containers=self.seen.saved_containers(),
+            phases=tuple(self.seen.phases),
+            facts=self.seen.facts(),
+        )
+        if content == self._given:
+            return None
+        self._given = content
+        return content
+
+    def _kept(self, kept: asyncio.Future[None]) -> None:
+        self._keeping = None
+        facts = self._given.facts if self._given is not None else None
+        if not kept.cancelled() and (error := kept.exception()) is not None:
+            log.error("task's state not kept", task=self.spec.task_id, reason=str(error))
+            self._given = None
+        if facts is not None and facts != self._reported:
+            self._reported = facts
+            self._context.report(facts)

@@ -9,6 +9,10 @@ import contextlib
 from hutch.host.agent.link import ControlLink
 from hutch.wire import fleet as wire
 
+PAUSE_PER_REPORT_S = 0.002
+MAX_PAUSE_S = 0.020
+"""Rounds begin so far apart, after many reports: tasks that are launched by the dozen are on their way to their next state."""
+
 
 class Reports:
     """All that is on its way from this host."""
@@ -67,15 +71,20 @@ class Reports:
     async def keep_sending(self) -> None:
         """For as long as a connection lasts: send what is not sent yet, as fast as the other end makes it durable. While
         a round is under way newer facts replace older ones, so a busy control plane gets fewer reports and not later ones."""
+        loop = asyncio.get_running_loop()
+        not_before = 0.0
         while True:
             await self._reported.wait()
             await self._link.welcomed.wait()
+            if (early_s := not_before - loop.time()) > 0:
+                await asyncio.sleep(early_s)
             self._reported.clear()
+            not_before = loop.time() + min(len(self._unsent) * PAUSE_PER_REPORT_S, MAX_PAUSE_S)
             for seq in sorted(self._unsent):
-                self._unsent.discard(seq)
                 report = self._unacked.get(seq)
                 if report is not None:
                     self._link.send(report)
+            self._unsent.clear()
             # Before anything is awaited: what is reported from here on is not in this round, and gets no answer in it.
             last = self._seq
             await self._link.drain()

@@ -127,9 +127,9 @@ class TaskRunner:
         if self._record.file.ended:
             for container in self.spec.containers:
                 self._logs.begin(container)
+            self._record.close()
             await self._logs.drain(LOG_DRAIN_S)
             return
-        saver = asyncio.create_task(self._record.keep_saving())
         try:
             try:
                 await self._live()
@@ -145,8 +145,7 @@ class TaskRunner:
             await self._logs.let_go()
             raise
         finally:
-            saver.cancel()
-            await asyncio.gather(saver, return_exceptions=True)
+            self._record.close()
             await self._let_go()
 
     async def discard(self) -> None:
@@ -323,11 +322,11 @@ class TaskRunner:
             self._record.ending.set()
             self._seen.note("stopping_at", now)
             self._seen.status = "DEACTIVATING"
-            self._record.changed.set()
+            self._record.touch()
             if self.spec.publish:
                 await self._withdraw_first()
             self._seen.status = "STOPPING"
-        self._record.changed.set()
+        self._record.touch()
         for action in actions:
             if isinstance(action, rules.Start):
                 self._background.start(self._containers.start(action.container))
@@ -387,7 +386,7 @@ class TaskRunner:
             with_last_output, machine.causes, self._record.directory / "logs"
         )
         self._seen.status = "DEPROVISIONING"
-        self._record.changed.set()
+        self._record.touch()
         await self._let_go()
         self._suspension.note(None)
         # The sandbox is the only other witness of how the containers ended.

@@ -46,7 +46,7 @@ class SetUp:
 
     async def run(self) -> tuple[ObservedContainer, ...]:
         """Do all of it; the containers that run already, if the task is a copy of another. Raises `HostFault`."""
-        self._record.changed.set()
+        self._record.touch()
         works: list[Awaitable[Any]] = [self._make_sandbox(), self._record.save(strict=True)]
         if self._spec.publish:
             works.append(self._step("publish", "", partial(self._context.ingress.publish, self._spec)))
@@ -129,4 +129,4 @@ class SetUp:
                 await asyncio.sleep(delay)
         finally:
             self._seen.measured(name, detail, started_at, self._now())
-            self._record.changed.set()
+            self._record.touch()

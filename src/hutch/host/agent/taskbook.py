@@ -12,9 +12,10 @@ has a thread.
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +27,8 @@ from hutch.wire.fleet import TaskSpec
 log = get_logger(__name__)
 
 CHECKPOINT_AFTER_SAVES = 1_000
+MAX_LOG_PAGES = 8_000
+"""Beyond it (32 MB) saves are held up for a moment, so that the write-ahead log can begin anew."""
 MIN_INTERVAL_S = 0.004
 """Between two transactions: saves that come sooner wait, and share one."""
 FILE_FORMAT = 1
@@ -36,6 +39,13 @@ CREATE TABLE states (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
 """A task's specification is written once, its state again and again: small, and beside those of its neighbours."""
 
 
+class _Pending(NamedTuple):
+    """What is to be done for a task with the next transaction: keep what `content` gives, or (None) forget it."""
+
+    content: Callable[[], TaskFile | None] | None
+    done: asyncio.Future[None]
+
+
 class TaskBook:
     """The tasks of one host, by id. Opened by one agent at a time, used from one event loop."""
 
@@ -44,9 +54,7 @@ class TaskBook:
         self._db: sqlite3.Connection | None = None
         self._numbers: dict[str, int] = {}
         self._next_number = 1
-        self._pending: dict[str, TaskFile | None] = {}
-        """Task ids to what shall be kept of them; None: nothing."""
-        self._waiters: list[asyncio.Future[None]] = []
+        self._pending: dict[str, _Pending] = {}
         self._flushed_at = 0.0
         self._saves = 0
         self._checkpoint: asyncio.Task[None] | None = None
@@ -73,9 +81,10 @@ class TaskBook:
         self._numbers = {task_id: number for task_id, number, _, _ in rows if task_id in found}
         return found
 
-    def save(self, content: TaskFile) -> asyncio.Future[None]:
-        """Keep it, whoever is killed next, and whether or not it is waited for. The future raises `StorageFull`."""
-        return self._keep(content.spec.task_id, content)
+    def save(self, task_id: str, content: Callable[[], TaskFile | None]) -> asyncio.Future[None]:
+        """Keep what `content` gives when its turn comes (none: nothing new), whoever is killed next, and whether or not it is
+        waited for. Saves of a task that come before that are one. The future, which they share, raises `StorageFull`."""
+        return self._keep(task_id, content)
 
     def remove(self, task_id: str) -> asyncio.Future[None]:
         """Forget a task, as `save`; no error if it is not there."""
@@ -90,53 +99,51 @@ class TaskBook:
         if db is not None:
             db.close()
 
-    def _keep(self, task_id: str, content: TaskFile | None) -> asyncio.Future[None]:
+    def _keep(self, task_id: str, content: Callable[[], TaskFile | None] | None) -> asyncio.Future[None]:
         loop = asyncio.get_running_loop()
-        kept: asyncio.Future[None] = loop.create_future()
         if self._db is None:
-            kept.set_exception(StorageFull(f"{self._path} is closed"))
-            return kept
-        self._pending[task_id] = content
-        if not self._waiters:
+            refused: asyncio.Future[None] = loop.create_future()
+            refused.set_exception(StorageFull(f"{self._path} is closed"))
+            return refused
+        if not self._pending:
             loop.call_at(self._flushed_at + MIN_INTERVAL_S, self._flush)
-        self._waiters.append(kept)
-        return kept
+        known = self._pending.get(task_id)
+        done = known.done if known is not None else loop.create_future()
+        self._pending[task_id] = _Pending(content, done)
+        return done
 
     def _flush(self) -> None:
         self._flushed_at = asyncio.get_running_loop().time()
-        waiters, self._waiters = self._waiters, []
         pending, self._pending = self._pending, {}
-        if not waiters or self._db is None:
+        if not pending or self._db is None:
             return
         refusal: StorageFull | None = None
+        gone = [task_id for task_id, p in pending.items() if p.content is None]
+        there = {t: file for t, p in pending.items() if p.content and (file := p.content()) is not None}
         try:
-            self._write(self._db, pending)
+            self._write(self._db, there, gone)
         except sqlite3.Error as error:
             refusal = StorageFull(f"can't write {self._path}: {error}; free space there")
-        for waiter in waiters:
-            if waiter.done():
+        for each in pending.values():
+            if each.done.done():
                 continue  # given up meanwhile
             if refusal is None:
-                waiter.set_result(None)
+                each.done.set_result(None)
             else:
-                waiter.set_exception(refusal)
+                each.done.set_exception(refusal)
         self._saves += len(pending)
         if self._saves >= CHECKPOINT_AFTER_SAVES and (self._checkpoint is None or self._checkpoint.done()):
             self._saves = 0
             self._checkpoint = asyncio.create_task(asyncio.to_thread(self._do_checkpoint))
 
-    def _write(self, db: sqlite3.Connection, pending: dict[str, TaskFile | None]) -> None:
+    def _write(self, db: sqlite3.Connection, there: dict[str, TaskFile], gone: list[str]) -> None:
         """All or nothing."""
         numbers, next_number = dict[str, int](), self._next_number
         encode = msgspec.json.encode
         try:
             db.execute("BEGIN IMMEDIATE")
-            for task_id, content in pending.items():
+            for task_id, content in there.items():
                 number = self._numbers.get(task_id)
-                if content is None:
-                    db.execute("DELETE FROM specs WHERE number=?", (number,))
-                    db.execute("DELETE FROM states WHERE number=?", (number,))
-                    continue
                 if number is None:
                     number = numbers[task_id] = next_number
                     next_number += 1
@@ -144,6 +151,9 @@ class TaskBook:
                         "INSERT OR REPLACE INTO specs VALUES (?,?,?)", (number, task_id, encode(content.spec))
                     )
                 db.execute("INSERT OR REPLACE INTO states VALUES (?,?)", (number, encode(content.state())))
+            for number in (self._numbers.get(task_id) for task_id in gone):
+                db.execute("DELETE FROM specs WHERE number=?", (number,))
+                db.execute("DELETE FROM states WHERE number=?", (number,))
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -151,14 +161,16 @@ class TaskBook:
             raise
         self._numbers |= numbers
         self._next_number = next_number
-        for task_id in (t for t, content in pending.items() if content is None):
+        for task_id in gone:
             self._numbers.pop(task_id, None)
 
     def _do_checkpoint(self) -> None:
         """Bring the write-ahead log's content into the file, so that the log can begin anew."""
         try:
             db = self._connect()
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            _, pages, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages > MAX_LOG_PAGES:
+                db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
             db.close()
         except sqlite3.Error as error:
             log.warning("task file not checkpointed", file=str(self._path), reason=str(error))
