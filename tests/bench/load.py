@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ _CLOSES = re.compile(rb"^HTTP/1\.0|\r\nconnection: *close", re.IGNORECASE)
 
 
 class LoadClient:
-    """Sends one AWS JSON request again and again, signed anew each time, over a connection that is kept if the server keeps
+    """Sends one AWS JSON request again and again, signed anew each second, over a connection that is kept if the server keeps
     it."""
 
     def __init__(self, endpoint: str, key: str, secret: str, operation: str, given: dict[str, Any]) -> None:
@@ -36,9 +37,22 @@ class LoadClient:
         }
         self._clock = SystemClock()
         self._socket: socket.socket | None = None
+        self._request, self._signed_at = b"", 0
 
     def call(self) -> None:
         """One request; fails unless it is answered with 200."""
+        second = int(time.time())
+        if second != self._signed_at:
+            self._signed_at, self._request = second, self._signed()
+        if self._socket is None:
+            self._socket = socket.create_connection(self._address)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.sendall(self._request)
+        if not self._answered(self._socket):
+            self.close()
+
+    def _signed(self) -> bytes:
+        """The request as it is sent for the rest of this second: the time in a signature is in seconds."""
         signature = sigv4.sign(
             access_key_id=self._key,
             secret_key=self._secret,
@@ -53,12 +67,7 @@ class LoadClient:
         )
         headers = {**self._headers, **signature, "content-length": str(len(self._body))}
         head = "POST / HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in headers.items()) + "\r\n"
-        if self._socket is None:
-            self._socket = socket.create_connection(self._address)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall(head.encode() + self._body)
-        if not self._answered(self._socket):
-            self.close()
+        return head.encode() + self._body
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

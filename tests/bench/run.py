@@ -39,7 +39,7 @@ from hutch.client.client import HutchClient  # noqa: E402
 from hutch.wire.guest import CONTROL, FrameDecoder, encode_frame  # noqa: E402
 
 CLIENTS = 8
-SECONDS = 1.5
+SECONDS = 1.2
 ROUNDS = 5
 DEFINITION = {
     "family": "bench",

@@ -28,6 +28,7 @@ from hutch.api.aws.secretsmanager import service as secretsmanager
 from hutch.api.aws.ssm import service as ssm
 from hutch.api.aws.sts import service as sts
 from hutch.api.gateway.app import Gateway
+from hutch.api.gateway.onewrite import GatheringHttpProtocol
 from hutch.api.gateway.paging import Paging
 from hutch.api.native import NativeApi
 from hutch.api.native_check import NativeCheck
@@ -317,7 +318,8 @@ async def _serve(
         log_config=None,
         access_log=False,
         lifespan="off",
-        http="httptools",
+        http=GatheringHttpProtocol,
+        proxy_headers=False,
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
