@@ -16,6 +16,8 @@ from hutch.host.kernel.jail_root import JailRoot
 from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, process_ref
 from hutch.host.kernel.run import spawn_daemon
 
+PATIENCE_S = 240.0
+"""The stand-in's guest is emulated: on a busy machine it boots many times slower than one under KVM ever would."""
 FAKE = REPO / "tests" / "support" / "fake_firecracker.py"
 
 
@@ -106,7 +108,7 @@ class FirecrackerBench:
         """In the place of a jail."""
         return NoJail(platform_id=self.platform_id, state_dir=self.state)
 
-    def driver(self, *, boot_timeout_s: float = 60.0, use_templates: bool = False) -> FirecrackerDriver:
+    def driver(self, *, boot_timeout_s: float = PATIENCE_S, use_templates: bool = False) -> FirecrackerDriver:
         """As another process would make it, over the same host."""
         return FirecrackerDriver(
             platform_id=self.platform_id,
@@ -117,5 +119,6 @@ class FirecrackerBench:
             jail=self.jail(),
             obstacle=lambda cpuinfo: "",
             boot_timeout_s=boot_timeout_s,
+            probe_limit_s=PATIENCE_S,
             use_templates=use_templates,
         )

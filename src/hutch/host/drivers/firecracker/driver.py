@@ -25,7 +25,7 @@ from hutch.host.drivers.firecracker.launcher import (
 from hutch.host.drivers.firecracker.program import monitor_program
 from hutch.host.drivers.firecracker.sandbox import FirecrackerSandbox
 from hutch.host.drivers.firecracker.vm import FirecrackerFiles
-from hutch.host.drivers.microvm.accelerator import kvm_obstacle
+from hutch.host.drivers.microvm.accelerator import PROBE_LIMIT_S, kvm_obstacle
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.vmdriver import HANDLE_FORMAT, VmDriver, check_format
 from hutch.host.kernel.process import ProcessRef
@@ -53,11 +53,12 @@ class FirecrackerDriver(VmDriver[FirecrackerSandbox]):
         jail: MonitorJail | None = None,
         obstacle: Callable[[str], str] = kvm_obstacle,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
+        probe_limit_s: float = PROBE_LIMIT_S,
         use_templates: bool = True,
     ) -> None:
         """`program`: Firecracker's name on the path, or its path; `state_dir` is the driver's own (made when needed).
-        Without `use_templates` every VM boots. `jail` and `obstacle` (why KVM can't be used, given /proc/cpuinfo) are what
-        tests put in the place of the host's."""
+        Without `use_templates` every VM boots. `jail`, `obstacle` (why KVM can't be used, given /proc/cpuinfo) and
+        `probe_limit_s` (within which a guest must answer if KVM works) are what tests put in the place of the host's."""
         jail = jail or MonitorJail(
             platform_id=platform_id,
             state_dir=state_dir,
@@ -74,6 +75,7 @@ class FirecrackerDriver(VmDriver[FirecrackerSandbox]):
             jail=jail,
             kvm_obstacle=obstacle,
             boot_timeout_s=boot_timeout_s,
+            probe_limit_s=probe_limit_s,
             use_templates=use_templates,
         )
 

@@ -81,6 +81,7 @@ class FirecrackerLauncher:
         jail: MonitorJail,
         kvm_obstacle: Callable[[str], str],
         boot_timeout_s: float,
+        probe_limit_s: float,
         use_templates: bool,
     ) -> None:
         """See `FirecrackerDriver`."""
@@ -97,7 +98,11 @@ class FirecrackerLauncher:
         self._cleaned = asyncio.Lock()
         self._is_clean = False
         self._choice = AcceleratorChoice(
-            "kvm", state_dir / "accelerator.json", self._boot_probe_guest, kvm_obstacle
+            "kvm",
+            state_dir / "accelerator.json",
+            self._boot_probe_guest,
+            kvm_obstacle,
+            probe_limit_s=probe_limit_s,
         )
 
     async def ground(self) -> Ground:

@@ -19,8 +19,8 @@ from hutch.host.drivers.microvm.qemu import PROGRAM
 from hutch.host.kernel.run import CommandFailed, run
 
 log = get_logger(__name__)
-KVM_TIME_LIMIT_S = 10.0
-TCG_TIME_LIMIT_S = 60.0
+PROBE_LIMIT_S = 10.0
+"""Ten times what a boot takes under a KVM that works."""
 _FLAGS = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
 
 
@@ -62,10 +62,18 @@ class AcceleratorChoice:
     """Chooses between KVM and emulation, once per process; side-by-side callers share the probe."""
 
     def __init__(
-        self, wanted: str, memory: Path, probe: Probe, obstacle: Callable[[str], str] = kvm_obstacle
+        self,
+        wanted: str,
+        memory: Path,
+        probe: Probe,
+        obstacle: Callable[[str], str] = kvm_obstacle,
+        *,
+        probe_limit_s: float = PROBE_LIMIT_S,
     ) -> None:
-        """`wanted`: auto, kvm or tcg; `memory`: the file that verdicts are kept in."""
+        """`wanted`: auto, kvm or tcg; `memory`: the file that verdicts are kept in; `obstacle`: why KVM can't be used, given
+        /proc/cpuinfo."""
         self._obstacle = obstacle
+        self._probe_limit_s = probe_limit_s
         self._wanted = wanted
         self._memory = memory
         self._probe = probe
@@ -90,26 +98,22 @@ class AcceleratorChoice:
         raise DriverError("NoAccelerator", f"no VM can be run here ({'; '.join(reasons)})")
 
     async def _verdict(self, accelerator: str, key: str) -> Verdict:
-        if accelerator == "kvm":
-            cpuinfo = await asyncio.to_thread(Path("/proc/cpuinfo").read_text)
-            if obstacle := self._obstacle(cpuinfo):
-                return Verdict(works=False, reason=obstacle)
         if accelerator == "tcg":
             # Emulation runs wherever QEMU does; a guest that does not boot is told by the first task's own boot.
             return Verdict(works=True)
+        cpuinfo = await asyncio.to_thread(Path("/proc/cpuinfo").read_text)
+        if obstacle := self._obstacle(cpuinfo):
+            return Verdict(works=False, reason=obstacle)
         known = await asyncio.to_thread(self._recall)
         full_key = f"{accelerator} {key}"
         if full_key in known:
             return known[full_key]
-        limit_s = KVM_TIME_LIMIT_S if accelerator == "kvm" else TCG_TIME_LIMIT_S
         try:
-            verdict = Verdict(works=True, boot_s=await self._probe(accelerator, limit_s))
+            verdict = Verdict(works=True, boot_s=await self._probe(accelerator, self._probe_limit_s))
         except DriverError as error:
             verdict = Verdict(works=False, reason=error.message[:500])
         log.info("accelerator probed", accelerator=accelerator, works=verdict.works, reason=verdict.reason)
-        # An emulated guest that did not boot was a busy host or a broken image: to be tried again.
-        if verdict.works or accelerator == "kvm":
-            await asyncio.to_thread(self._remember, {**known, full_key: verdict})
+        await asyncio.to_thread(self._remember, {**known, full_key: verdict})
         return verdict
 
     def _recall(self) -> dict[str, Verdict]:
