@@ -534,3 +534,22 @@ async def test_a_record_that_was_found_long_ago_is_found_as_it_is_now(store: Sto
     assert await store.write(CAUSE, lambda tx: tx.get(tables.CLUSTERS, "a")) is None
     await put(store, cluster("a"))
     assert (await store.write(CAUSE, status))[0] == 1
+
+
+async def test_a_record_that_cannot_be_encoded_fails_only_its_unit_of_work(tmp_path: Path) -> None:
+    """Half of a surrogate pair is a string to Python, and to nobody else."""
+    store = SqliteStore(tmp_path / "s.sqlite3")
+    await store.open()
+    bad = replace(cluster("bad"), status="\ud800")
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(
+            store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("before"))),
+            store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, bad)),
+            store.write(CAUSE, lambda tx: tx.put(tables.CLUSTERS, cluster("after"))),
+            return_exceptions=True,
+        )
+        assert isinstance(answers[1], UnicodeEncodeError)
+        with store.read() as reader:
+            assert [c.name for c in reader.scan(tables.CLUSTERS)] == ["after", "before"]
+        await put(store, cluster("bad"))
+    await store.close()

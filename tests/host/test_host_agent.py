@@ -527,3 +527,33 @@ async def test_a_task_is_looked_at_before_it_is_there(host: Host) -> None:
     for wrong in ({"images": "all"}, {"images": images * 4}, {"host_ports": list(range(1, 1002))}):
         given = {"images": images, "architecture": "x86_64", **wrong}
         assert (await host.control.request("task.preflight", **given)).error, wrong
+
+
+async def test_an_ended_task_that_was_to_be_forgotten_over_a_broken_connection_goes_with_the_next(
+    host: Host,
+) -> None:
+    await host.start_agent()
+    control = host.control
+    control.assign(make_task(ID))
+    await control.until_status(ID, "RUNNING")
+    control.stop(ID)
+    await control.until_status(ID, "STOPPED")
+    await control.close()
+    del control.tasks[ID], control.stops[ID]
+    await control.listen()
+    await control.until(lambda: len(control.hellos) == 2)
+    await _gone(host, ID)
+
+
+async def test_tasks_that_are_assigned_later_stay(host: Host) -> None:
+    """The whole list does not fit into one message."""
+    await host.start_agent()
+    control = host.control
+    control.assign(make_task(ID))
+    await control.until_status(ID, "RUNNING")
+    control.send(wire.Assignments(tasks=(make_task(OTHER),), later=(ID,)))
+    await control.until_status(OTHER, "RUNNING")
+    assert control.statuses(ID)[-1] == "RUNNING"
+    control.send(wire.Assignments(tasks=(make_task(OTHER),)))
+    await control.until_status(ID, "STOPPED")
+    assert control.statuses(OTHER)[-1] == "RUNNING"

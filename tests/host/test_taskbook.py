@@ -106,3 +106,24 @@ async def test_a_save_that_the_disk_refuses_says_so_and_the_next_one_is_kept(tmp
     await book.close()
     assert list(book.open()) == [ID]
     await book.close()
+
+
+async def test_what_cannot_be_put_in_writing_is_its_task_s_fault_only(tmp_path: Path) -> None:
+    book = TaskBook(tmp_path / "tasks.db")
+    book.open()
+
+    def fails() -> TaskFile:
+        raise ValueError("no state")
+
+    unreadable = TaskFile(spec=make_task(ID), driver="\ud800")
+    for bad in (fails, lambda: unreadable):
+        async with asyncio.timeout(10):
+            first, second = await asyncio.gather(
+                book.save(ID, bad),
+                book.save(OTHER, lambda: TaskFile(spec=make_task(OTHER))),
+                return_exceptions=True,
+            )
+        assert isinstance(first, StorageFull) and second is None
+    await book.close()
+    assert list(book.open()) == [OTHER]
+    await book.close()

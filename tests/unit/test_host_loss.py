@@ -10,6 +10,7 @@ from tests.unit.test_fleet_credentials import CAUSE, Control
 
 from hutch.base.clock import SystemClock
 from hutch.base.errors import Conflict, NotFound
+from hutch.control import fleet as fleet_module
 from hutch.control.controllers.host_loss import HostLossLoop
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.model.host import Host, Reservation
@@ -207,3 +208,30 @@ async def test_without_a_limit_only_somebody_gives_a_host_up(fleet: Fleet) -> No
     assert await ops.give_up(CAUSE, "h1", "was given up by me") == TASKS
     assert await ops.give_up(CAUSE, "h1", "was given up by me") == 0
     assert fleet.tasks("h1") == []
+
+
+async def test_more_tasks_than_one_message_holds_are_assigned_one_by_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [t.task_id for t in fleet.tasks("h1")]
+    to_end = names[-1]
+
+    def end(tx: Tx) -> None:
+        task = tx.get(tables.TASKS, "default", to_end)
+        assert task is not None
+        tx.put(tables.TASKS, msgspec.structs.replace(task, desired_status="STOPPED"))
+
+    await fleet.store.write(CAUSE, end)
+    monkeypatch.setattr(fleet_module, "MAX_ASSIGNMENTS_BYTES", 20_000)
+    reader, writer = await fleet.connect("h1")
+    first = await read_message(reader, wire.ToHost)
+    assert isinstance(first, wire.Assignments)
+    got = [t.task_id for t in first.tasks]
+    assert 1 < len(got) < TASKS and sorted([*got, *first.later]) == sorted(names)
+    for name in first.later:
+        message = await read_message(reader, wire.ToHost)
+        assert isinstance(message, wire.Assign) and message.task.task_id == name
+    assert first.later[-1] == to_end
+    stop = await read_message(reader, wire.ToHost)
+    assert isinstance(stop, wire.Stop) and stop.task_id == to_end
+    writer.close()

@@ -12,8 +12,14 @@ class _Below(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[Any] = []
+        self.closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
 
     def write(self, data: Any) -> None:
+        if self.closed:
+            raise RuntimeError("unable to perform operation on a closed transport")
         self.told.append(bytes(data))
 
     def close(self) -> None:
@@ -83,3 +89,17 @@ async def test_no_more_is_gathered_than_the_bound() -> None:
     assert sum(map(len, below.told)) + transport.get_write_buffer_size() == 200 * len(part)
     await _round()
     assert b"".join(below.told) == part * 200
+
+
+async def test_what_a_client_that_went_away_was_to_get_is_dropped() -> None:
+    """The transport below closed by itself between the write and the end of the round."""
+    below, transport = _made()
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    transport.write(b"too late")
+    below.closed = True
+    await _round()
+    transport.write(b"later still")
+    transport.close()
+    await _round()
+    assert problems == [] and below.told == ["close"]

@@ -43,6 +43,8 @@ from hutch.wire.codec import MessageWriter, read_message
 
 log = get_logger(__name__)
 
+MAX_ASSIGNMENTS_BYTES = wire.MAX_MESSAGE_BYTES // 2
+"""The tasks of a host that are assigned with one message; there are their ids, and those of others, besides."""
 MAX_REPORTS_PER_WRITE = 256
 REQUEST_TIMEOUT_S = 900.0
 HOST_ARRIVAL_S = 10.0
@@ -279,18 +281,29 @@ class HostSession:
 
     def send_all(self) -> None:
         """Everything this host should run, whole."""
-        assign, stop = [], []
+        assign: list[wire.TaskSpec] = []
+        stop: list[wire.Stop] = []
+        later: list[wire.Assign | wire.Stop] = []
+        size = 0
         with self._context.store.read() as reader:
             for task in reader.scan(tables.TASKS, self.host_id, index="by_host"):
                 spec = self._spec(reader, task)
                 if spec is None:
                     continue
-                assign.append(spec)
+                size += len(msgspec.msgpack.encode(spec))
+                fits = size <= MAX_ASSIGNMENTS_BYTES
+                if fits:
+                    assign.append(spec)
+                else:
+                    later.append(wire.Assign(task=spec))
                 self._assigned[task.task_id] = task.cluster
                 if task.desired_status == STOPPED:
                     self._stopping.add(task.task_id)
-                    stop.append(_stop(task))
-        self._send(wire.Assignments(tasks=tuple(assign), stop=tuple(stop)))
+                    (stop if fits else later).append(_stop(task))
+        names = tuple(m.task.task_id for m in later if isinstance(m, wire.Assign))
+        self._send(wire.Assignments(tasks=tuple(assign), stop=tuple(stop), later=names))
+        for message in later:
+            self._send(message)
 
     def send_task(self, reader: Reader, task: Task) -> None:
         """Bring the host up to date about one task of its own."""

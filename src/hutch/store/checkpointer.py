@@ -25,7 +25,7 @@ class Checkpointer:
         self._thread.start()
 
     def changed(self, count: int) -> None:
-        """So many records were changed; called by the writer."""
+        """So many records were written; called by the writer."""
         self._changes += count
         if self._changes >= AFTER_CHANGES:
             self._changes = 0

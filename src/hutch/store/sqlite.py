@@ -201,7 +201,7 @@ class SqliteStore:
         """One commit for all; if that can't be had, one for each, so that only the guilty fail. Then the answers."""
         try:
             newest = self._commit(db, batch)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 (a record that can't be encoded, for one: this thread must live on)
             newest = 0
             if len(batch) > 1:
                 for job in batch:
@@ -209,7 +209,7 @@ class SqliteStore:
                     job.changes = []
                     self._run_batch(db, [job])
                 return
-            batch[0].error = _storage_error(error, self._path)
+            batch[0].error = _storage_error(error, self._path) if isinstance(error, sqlite3.Error) else error
         for loop in {job.loop for job in batch}:
             # A loop that was closed meanwhile has nobody waiting any more.
             with suppress(RuntimeError):
@@ -223,9 +223,9 @@ class SqliteStore:
             for job in jobs:
                 self._run_job(db, job, batch)
             batch.flush(db)
-            self._trim(db, self._newest - before)
+            self._trim(db, self._newest - before, len(batch.rows))
             db.execute("COMMIT")
-        except sqlite3.Error:
+        except Exception:
             self._newest = before
             self._kept.clear()
             with suppress(sqlite3.Error):
@@ -253,9 +253,10 @@ class SqliteStore:
         job.changes = batch.take(handle.work, handle.changes, job.cause, self._newest)
         self._newest += len(job.changes)
 
-    def _trim(self, db: sqlite3.Connection, changed: int) -> None:
+    def _trim(self, db: sqlite3.Connection, changed: int, written: int) -> None:
+        """`changed`: entries of the feed; `written`: records, also those of tables that nobody follows."""
         if self._checkpointer is not None:
-            self._checkpointer.changed(changed)
+            self._checkpointer.changed(written)
         self._writes_since_trim += changed
         if self._writes_since_trim >= _TRIM_EVERY:
             self._writes_since_trim = 0

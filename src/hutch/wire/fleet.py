@@ -562,6 +562,8 @@ class Assignments(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
     tasks: tuple[TaskSpec, ...]
     stop: tuple["Stop", ...] = ()
+    later: tuple[str, ...] = ()
+    """Ids of tasks that it should run too, and that did not fit: an `Assign` for each comes after this."""
 
 
 class Assign(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="assign"):

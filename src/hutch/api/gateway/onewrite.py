@@ -28,25 +28,28 @@ class GatheringTransport(asyncio.Transport):
     def write(self, data: Any) -> None:
         """Send, this round of the loop."""
         if not self._parts:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._parts.append(bytes(data))
         self._bytes += len(data)
         if self._bytes > MAX_GATHERED_BYTES:
-            self._flush()
+            self.flush()
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         """As `write` of each."""
         for data in list_of_data:
             self.write(data)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand what is written to the transport below now. If that one closed by itself (the client went away), it is lost:
+        there is nobody to get it, and writing there is an error."""
         if self._parts:
             parts, self._parts, self._bytes = self._parts, [], 0
-            self._below.write(b"".join(parts))
+            if not self._below.is_closing():
+                self._below.write(b"".join(parts))
 
     def close(self) -> None:
         """Send what is written, then close."""
-        self._flush()
+        self.flush()
         self._below.close()
 
     def abort(self) -> None:
@@ -56,7 +59,7 @@ class GatheringTransport(asyncio.Transport):
 
     def write_eof(self) -> None:
         """Send what is written, then that there is no more."""
-        self._flush()
+        self.flush()
         self._below.write_eof()
 
     def can_write_eof(self) -> bool:
@@ -95,6 +98,10 @@ class GatheringTransport(asyncio.Transport):
         """As below."""
         self._below.set_write_buffer_limits(high, low)
 
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """As below."""
+        return self._below.get_write_buffer_limits()
+
     def get_write_buffer_size(self) -> int:
         """What the one below holds, and what it is to get."""
         return self._below.get_write_buffer_size() + self._bytes
@@ -106,3 +113,8 @@ class GatheringHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
         super().connection_made(GatheringTransport(transport, self.loop))
+
+    def eof_received(self) -> None:
+        """The client sends no more, and the transport is about to close: what is written goes before that."""
+        self.transport.flush()  # type: ignore[attr-defined]
+        super().eof_received()

@@ -46,6 +46,13 @@ class _Pending(NamedTuple):
     done: asyncio.Future[None]
 
 
+class _Bodies(NamedTuple):
+    """A task's two rows."""
+
+    spec: bytes
+    state: bytes
+
+
 class TaskBook:
     """The tasks of one host, by id. Opened by one agent at a time, used from one event loop."""
 
@@ -117,40 +124,37 @@ class TaskBook:
         pending, self._pending = self._pending, {}
         if not pending or self._db is None:
             return
-        refusal: StorageFull | None = None
         gone = [task_id for task_id, p in pending.items() if p.content is None]
-        there = {t: file for t, p in pending.items() if p.content and (file := p.content()) is not None}
+        there, refusals = _compose(pending)
         try:
             self._write(self._db, there, gone)
         except sqlite3.Error as error:
             refusal = StorageFull(f"can't write {self._path}: {error}; free space there")
-        for each in pending.values():
+            refusals = dict.fromkeys(pending, refusal)
+        for task_id, each in pending.items():
             if each.done.done():
                 continue  # given up meanwhile
-            if refusal is None:
+            if (why := refusals.get(task_id)) is None:
                 each.done.set_result(None)
             else:
-                each.done.set_exception(refusal)
+                each.done.set_exception(why)
         self._saves += len(pending)
         if self._saves >= CHECKPOINT_AFTER_SAVES and (self._checkpoint is None or self._checkpoint.done()):
             self._saves = 0
             self._checkpoint = asyncio.create_task(asyncio.to_thread(self._do_checkpoint))
 
-    def _write(self, db: sqlite3.Connection, there: dict[str, TaskFile], gone: list[str]) -> None:
+    def _write(self, db: sqlite3.Connection, there: dict[str, _Bodies], gone: list[str]) -> None:
         """All or nothing."""
         numbers, next_number = dict[str, int](), self._next_number
-        encode = msgspec.json.encode
         try:
             db.execute("BEGIN IMMEDIATE")
-            for task_id, content in there.items():
+            for task_id, (spec, state) in there.items():
                 number = self._numbers.get(task_id)
                 if number is None:
                     number = numbers[task_id] = next_number
                     next_number += 1
-                    db.execute(
-                        "INSERT OR REPLACE INTO specs VALUES (?,?,?)", (number, task_id, encode(content.spec))
-                    )
-                db.execute("INSERT OR REPLACE INTO states VALUES (?,?)", (number, encode(content.state())))
+                    db.execute("INSERT OR REPLACE INTO specs VALUES (?,?,?)", (number, task_id, spec))
+                db.execute("INSERT OR REPLACE INTO states VALUES (?,?)", (number, state))
             for number in (self._numbers.get(task_id) for task_id in gone):
                 db.execute("DELETE FROM specs WHERE number=?", (number,))
                 db.execute("DELETE FROM states WHERE number=?", (number,))
@@ -182,6 +186,20 @@ class TaskBook:
             db.execute(f"PRAGMA {pragma}").fetchall()
         _migrate(db)
         return db
+
+
+def _compose(pending: dict[str, _Pending]) -> tuple[dict[str, _Bodies], dict[str, StorageFull]]:
+    """What is to be written, and why what can't be put in writing is not: that task's fault, not its neighbours'."""
+    there, refusals = dict[str, _Bodies](), dict[str, StorageFull]()
+    for task_id, each in pending.items():
+        try:
+            if each.content is not None and (content := each.content()) is not None:
+                spec, state = msgspec.json.encode(content.spec), msgspec.json.encode(content.state())
+                there[task_id] = _Bodies(spec, state)
+        except Exception as error:
+            log.exception("task's state can't be put in writing", task=task_id)
+            refusals[task_id] = StorageFull(f"what is known of task {task_id} can't be kept: {error!r}")
+    return there, refusals
 
 
 def _migrate(db: sqlite3.Connection) -> None:

@@ -148,12 +148,17 @@ class HostTasks:
 
     def reconcile(self, wanted: Assignments) -> None:
         """Bring the tasks to the whole list of what is assigned to this host."""
-        names = {t.task_id for t in wanted.tasks}
+        names = {t.task_id for t in wanted.tasks}.union(wanted.later)
         for task_id, runner in self._runners.items():
-            if task_id not in names:
-                text = "no longer assigned to this host"
-                stop = Stop(task_id=task_id, stop_code="TaskFailedToStart", reason=text)
-                runner.stop(stop, CauseLink(kind="NotAssigned", text=text))
+            if task_id in names:
+                continue
+            if runner.has_ended:
+                # The control plane has all of it; that it may be forgotten was said over a connection that broke.
+                self.forget(task_id)
+                continue
+            text = "no longer assigned to this host"
+            stop = Stop(task_id=task_id, stop_code="TaskFailedToStart", reason=text)
+            runner.stop(stop, CauseLink(kind="NotAssigned", text=text))
         for task in wanted.tasks:
             self.assign(task)
         for stop in wanted.stop:
