@@ -48,7 +48,7 @@ def bench(tmp_path: Path) -> FirecrackerBench:
 
 @pytest.fixture
 async def driver(bench: FirecrackerBench) -> AsyncIterator[FirecrackerDriver]:
-    made = bench.driver(boot_timeout_s=5)
+    made = bench.driver()
     yield made
     await made.close()
     assert find_processes(f"hutch-{bench.platform_id}-task") == ()

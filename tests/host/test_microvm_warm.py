@@ -41,7 +41,7 @@ def links(bench: Bench) -> list[str]:
 
 async def spare_pid(bench: Bench) -> int:
     """The pid of the pool's VM, once it is complete."""
-    pool = bench.driver._launcher._pool
+    pool = bench.driver._launcher.spares.pool
     await until(lambda: len(pool) == 1)
     return pool._spares[0].sandbox.ref.pid
 
@@ -125,7 +125,7 @@ async def main():
     bench.platform_id = sys.argv[3]
     bench.driver = bench.make_driver()
     await run_one(bench, "echo")
-    await until(lambda: len(bench.driver._launcher._pool) == 1)
+    await until(lambda: len(bench.driver._launcher.spares.pool) == 1)
     print("ready", flush=True)
     await asyncio.sleep(1000)
 asyncio.run(main())

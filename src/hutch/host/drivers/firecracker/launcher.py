@@ -33,7 +33,7 @@ from hutch.host.drivers.firecracker.vm import FirecrackerFiles, FirecrackerReque
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
+from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, host_cpu, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES
 from hutch.host.drivers.microvm.slots import LaunchSlot
@@ -46,7 +46,6 @@ from hutch.host.kernel.tap import make_tap, remove_tap
 
 log = get_logger(__name__)
 BOOT_TIMEOUT_S = 60.0
-RESTORE_TIMEOUT_S = 30.0
 TEMPLATE_NAME = "fctemplate"
 TAP_TRAIT = '"host_dev_name"'
 MAX_STATE_BYTES = 16 * MIB

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Awaitable, Callable
@@ -17,20 +16,20 @@ from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
 from hutch.host.drivers.microvm.file_servers import FileServers
-from hutch.host.drivers.microvm.image import Machine, Saved
+from hutch.host.drivers.microvm.image import Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import Phases, host_cpu, no_task, scratch_disk
-from hutch.host.drivers.microvm.qemu import (
-    WARM_TCG_BUFFER_MIB,
-    Memory,
-    VmSpec,
-    disk_slots,
-    machine_traits,
-    vm_memory_mib,
-    vm_vcpus,
+from hutch.host.drivers.microvm.machines import (
+    Ground,
+    machine_of,
+    task_request,
+    template_key,
+    template_request,
 )
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, host_cpu, no_task, scratch_disk
+from hutch.host.drivers.microvm.qemu import Memory
+from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Origin, Restoration, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlot
+from hutch.host.drivers.microvm.spares import Spares
 from hutch.host.drivers.microvm.templates import (
     Template,
     TemplateKey,
@@ -39,41 +38,24 @@ from hutch.host.drivers.microvm.templates import (
     TemplateUnavailable,
 )
 from hutch.host.drivers.microvm.vm import (
-    GuestImage,
     VmFiles,
     VmRequest,
     launch,
     load_guest_image,
+    placeholder_link,
     remove_vm,
     vm_name,
 )
-from hutch.host.drivers.microvm.warm import Spare, WarmLimits, WarmPool, WarmSize
+from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.volume_disks import VolumeStore, volume_disks
 from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.sealed import open_memory_file
-from hutch.host.kernel.tap import move_tap, open_placeholder_tap
+from hutch.host.kernel.tap import open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
 
 log = get_logger(__name__)
 BOOT_TIMEOUT_S = 120.0
-RESTORE_TIMEOUT_S = 30.0
 TEMPLATE_NAME = "template"
-
-
-class Ground(msgspec.Struct, frozen=True, kw_only=True):
-    """What all VMs of this host have in common."""
-
-    image: GuestImage
-    qemu_version: str
-    accelerator: str
-    verdict: Verdict
-    cpu: str
-
-    @property
-    def origin(self) -> str:
-        """A word for all of it: templates of another one are of no use."""
-        parts = (self.image.key, self.qemu_version, self.accelerator, self.cpu)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class Launcher:
@@ -101,8 +83,15 @@ class Launcher:
         self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
         self._directory = state_dir / "templates"
         self._templates = TemplateStore(self._directory, self._make_template, clock)
-        self._spares = state_dir / "spares"
-        self._pool = WarmPool(warm, self._make_spare, self._end_spare, clock)
+        self.spares = Spares(
+            platform_id=platform_id,
+            directory=state_dir / "spares",
+            limits=warm,
+            templates=self._templates,
+            ground=self.ground,
+            jail=jail,
+            clock=clock,
+        )
         self._use_templates = use_templates
         self.volumes = VolumeStore(state_dir / "volumes")
         self.file_trees = file_trees
@@ -128,8 +117,7 @@ class Launcher:
                 await asyncio.to_thread(self._templates.clean, ground.origin)
                 await asyncio.to_thread(self.volumes.clean)
                 await asyncio.to_thread(self.file_trees.clean)
-                for directory in self._spares.glob("*"):
-                    await self._remove_spare(VmFiles(directory))
+                await self.spares.clean()
                 self._is_clean = True
 
     @property
@@ -152,15 +140,15 @@ class Launcher:
         await self.clean(ground)
         if volume_disks(spec.task):
             await phases.measure("volumes", self._make_volumes(spec, kept))
-        request = await self._request(spec, ground)
+        request = await self._request(spec, ground.accelerator)
         name, files = request.name, VmFiles(spec.directory)
         if plan.file_systems(spec.task):
             booting = self._booted_with_files(spec, request, ground)
             detail = "file systems need memory of its own"
             return await phases.measure("cold boot", booting, detail), phases
-        key = _key(request, ground)
+        key = template_key(request, ground)
         takes_spare = self._use_templates and kept is None
-        if takes_spare and (sandbox := await self._warm(spec, request, key, phases)) is not None:
+        if takes_spare and (sandbox := await self.spares.take(spec, request, key, phases)) is not None:
             return sandbox, phases
         template, refusal = await self._template(key, phases, slot)
         if template is not None:
@@ -191,113 +179,6 @@ class Launcher:
         except OSError as error:
             raise DriverError("VolumeNotMade", f"a kept volume can't be copied: {error}") from None
 
-    async def _warm(
-        self, spec: SandboxSpec, request: VmRequest, key: TemplateKey, phases: Phases
-    ) -> Sandbox | None:
-        """A VM from the pool, if there is one that fits and it can be used."""
-        if request.writable_disks > 1:
-            # Its disks are claimed as they are opened, which is when QEMU starts.
-            return None
-        size = WarmSize(key=key, cpu_units=request.cpu_units, disk_bytes=plan.scratch_bytes(spec.task))
-        spare = self._pool.take(size)
-        if spare is None:
-            return None
-        try:
-            return await phases.measure("warm", self._claim(spare, spec, request))
-        except DriverError as error:
-            log.warning("a spare microVM can't be used", task=spec.task.task_id, reason=error.message)
-            return None
-
-    async def _claim(self, spare: Spare, spec: SandboxSpec, request: VmRequest) -> Sandbox:
-        """Make a spare the task's: disks and link are put in the place of empty ones. On failure it is gone."""
-        files, sandbox = VmFiles(spec.directory), spare.sandbox
-        ready = False
-        try:
-            # With this it is the task's, also for whoever comes after a crash.
-            os.rename(spare.files.vm, files.vm)
-            shutil.rmtree(spare.files.root)
-            sandbox.assign(spec, files)
-            async with scratch_disk(files, plan.scratch_bytes(spec.task)):
-                moving = self._move_link(spare, request.tap)
-                await asyncio.gather(moving, self._fill_disks(sandbox, request))
-            ready = True
-            return sandbox
-        except OSError as error:
-            raise DriverError("SpareNotUsed", str(error)) from None
-        finally:
-            os.close(spare.tap_fd)
-            if not ready:
-                await sandbox.release()
-                await remove_vm(spare.name, files, self._jail)
-
-    async def _move_link(self, spare: Spare, tap: str) -> None:
-        if tap:
-            await asyncio.to_thread(move_tap, spare.tap_fd, spare.tap_name, tap)
-
-    async def _fill_disks(self, sandbox: Sandbox, request: VmRequest) -> None:
-        for index, (path, read_only) in enumerate(request.disks):
-            await sandbox.replace_disk(index, path, read_only=read_only)
-        await sandbox.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=RESTORE_TIMEOUT_S)
-
-    async def _make_spare(self, size: WarmSize) -> Spare:
-        """A restored VM without a task, that has been through a container's start. Raises `DriverError`."""
-        ground = await self.ground()
-        try:
-            template = await self._templates.get(size.key)
-        except TemplateUnavailable as error:
-            raise DriverError("NoTemplate", error.message) from None
-        spare_id = f"spare-{os.urandom(6).hex()}"
-        files, name = VmFiles(self._spares / spare_id), vm_name(self._platform_id, spare_id)
-        tap_name = self._placeholder_name()
-        ready, sandbox, tap_fd = False, None, -1
-        try:
-            files.vm.mkdir(mode=0o700, parents=True)
-            files.name.write_text(name)
-            tap_fd = await asyncio.to_thread(open_placeholder_tap, tap_name)
-            request = msgspec.structs.replace(
-                _request_of(size, name), memory=Memory(fd=template.memory_fd, shared=False), tap_fd=tap_fd
-            )
-            ref = await launch(request, files, ground.image, self._jail)
-            sandbox = Sandbox(no_task(spare_id, str(files.root)), files, ref, self._clock)
-            await self._attach_restored(sandbox, template)
-            sandbox.origin = Origin(machine=_machine(request, ground), template=template.ref, has_link=True)
-            rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
-            await sandbox.while_alive(rehearsal, "rehearse")
-            ready = True
-        except OSError as error:
-            raise DriverError("NoSpare", str(error)) from None
-        finally:
-            if not ready:
-                if sandbox is not None:
-                    await sandbox.release()
-                if tap_fd >= 0:
-                    os.close(tap_fd)
-                await self._remove_spare(files)
-        return Spare(size=size, name=name, files=files, sandbox=sandbox, tap_name=tap_name, tap_fd=tap_fd)
-
-    async def _attach_restored(self, sandbox: Sandbox, template: Template) -> None:
-        state_fd = template.open_state()
-        try:
-            await sandbox.attach(
-                entropy=os.urandom(ENTROPY_BYTES),
-                hello_timeout_s=RESTORE_TIMEOUT_S,
-                restoration=Restoration(state_fd=state_fd),
-            )
-        finally:
-            os.close(state_fd)
-
-    async def _end_spare(self, spare: Spare) -> None:
-        await spare.sandbox.release()
-        os.close(spare.tap_fd)
-        await remove_vm(spare.name, spare.files, self._jail)
-        await asyncio.to_thread(shutil.rmtree, spare.files.root, True)
-
-    async def _remove_spare(self, files: VmFiles) -> None:
-        # One without a `vm` was taken by a task a moment before an agent was killed: it is not ours any more.
-        if files.vm.exists():
-            await remove_vm(vm_name(self._platform_id, files.root.name), files, self._jail)
-        await asyncio.to_thread(shutil.rmtree, files.root, True)
-
     async def _template(
         self, key: TemplateKey, phases: Phases, slot: LaunchSlot
     ) -> tuple[Template | None, str]:
@@ -314,26 +195,11 @@ class Launcher:
         except TemplateUnavailable as error:
             return None, error.message
 
-    async def _request(self, spec: SandboxSpec, ground: Ground) -> VmRequest:
+    async def _request(self, spec: SandboxSpec, accelerator: str) -> VmRequest:
         if self._tsc_khz is None:
             self._tsc_khz = await host_tsc_khz(self._clock) or 0
-        task = spec.task
-        images = sorted({d.serial: d for d in plan.image_disks(spec).values()}.items(), key=_disk_number)
-        files = VmFiles(spec.directory)
-        own = (files.scratch, *(self.volumes.place(d, files.vm) for d in volume_disks(task)))
-        disks = (*((str(p), False) for p in own), *((d.erofs_path, True) for _, d in images))
-        return VmRequest(
-            name=vm_name(self._platform_id, task.task_id),
-            accelerator=ground.accelerator,
-            vcpus=vm_vcpus(task.cpu_units),
-            memory_mib=vm_memory_mib(task.memory_mib),
-            cpu_units=task.cpu_units,
-            disks=disks,
-            disk_slots=disk_slots(len(disks)),
-            writable_disks=len(own),
-            tap=spec.attachment.tap,
-            tsc_khz=self._tsc_khz,
-        )
+        name = vm_name(self._platform_id, spec.task.task_id)
+        return task_request(spec, name, accelerator, self.volumes, tsc_khz=self._tsc_khz)
 
     async def _restored(
         self,
@@ -353,7 +219,7 @@ class Launcher:
                 spec, request, ground, RESTORE_TIMEOUT_S, restoration, phases, kept=kept
             )
             sandbox.origin = Origin(
-                machine=_machine(request, ground), template=template.ref, has_link=bool(request.tap)
+                machine=machine_of(request, ground), template=template.ref, has_link=bool(request.tap)
             )
             return sandbox
         finally:
@@ -402,7 +268,7 @@ class Launcher:
             executed = self._clock.now()
             if phases is not None:
                 phases.add("jail", begun)
-            origin = Origin(machine=_machine(request, ground), has_link=bool(request.tap))
+            origin = Origin(machine=machine_of(request, ground), has_link=bool(request.tap))
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
             try:
                 await sandbox.attach(
@@ -427,8 +293,8 @@ class Launcher:
         frozen as they were. `copied`: it was saved as another task's. Raises `DriverError`; what was made by then is the
         caller's to remove (`end_vm`)."""
         ground = await self.ground()
-        request = await self._request(spec, ground)
-        machine = _machine(request, ground)
+        request = await self._request(spec, ground.accelerator)
+        machine = machine_of(request, ground)
         if difference := machine.difference(saved.manifest.machine):
             raise DriverError(
                 "SuspendedImageUnusable",
@@ -440,7 +306,7 @@ class Launcher:
             memory = Memory(fd=memory_fd, shared=False) if memory_fd is not None else None
             request = msgspec.structs.replace(request, memory=memory, incoming=True, devices_only=True)
             if saved.manifest.has_link and not request.tap:
-                tap_fd = await asyncio.to_thread(open_placeholder_tap, self._placeholder_name())
+                tap_fd = await asyncio.to_thread(open_placeholder_tap, placeholder_link(self._platform_id))
                 stack.callback(os.close, tap_fd)
                 request = msgspec.structs.replace(request, tap_fd=tap_fd)
             state_fd = open_memory_file("hutch-state", saved.state)
@@ -467,10 +333,6 @@ class Launcher:
                 raise
         return sandbox
 
-    def _placeholder_name(self) -> str:
-        """Of a new link that leads nowhere."""
-        return f"h{self._platform_id[:4]}w{os.urandom(4).hex()}"
-
     async def _base_of(self, saved: Saved, stack: contextlib.ExitStack) -> int | None:
         """The memory that a saved VM's is a private copy of; None: of none."""
         if saved.manifest.template is None:
@@ -493,16 +355,7 @@ class Launcher:
         """Boot a VM without a task up to its greeting, save its state, end it. Raises `DriverError`."""
         ground = await self.ground()
         name, files = vm_name(self._platform_id, TEMPLATE_NAME), self._making
-        request = VmRequest(
-            name=name,
-            accelerator=key.accelerator,
-            vcpus=key.vcpus,
-            memory_mib=key.memory_mib,
-            disk_slots=key.disk_slots,
-            writable_disks=key.writable_disks,
-            tsc_khz=self._tsc_khz or 0,
-            memory=Memory(fd=memory_fd, shared=True),
-        )
+        request = template_request(key, name, memory_fd, tsc_khz=self._tsc_khz or 0)
         spec = no_task(TEMPLATE_NAME, str(files.root))
         sandbox: Sandbox | None = None
         try:
@@ -528,7 +381,7 @@ class Launcher:
         )
         begun = self._clock.monotonic()
         sandbox: Sandbox | None = None
-        request = await self._request(spec, ground)
+        request = await self._request(spec, ground.accelerator)
         try:
             files.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             sandbox = await self._booted(spec, request, ground, limit_s)
@@ -541,60 +394,5 @@ class Launcher:
 
     async def close(self) -> None:
         """End what is being made for later; VMs of tasks are not touched."""
-        await self._pool.close()
+        await self.spares.close()
         await self._templates.close()
-
-
-def _disk_number(item: tuple[str, plan.ImageDisk]) -> int:
-    return int(item[0].removeprefix("disk"))
-
-
-def _key(request: VmRequest, ground: Ground) -> TemplateKey:
-    return TemplateKey(
-        origin=ground.origin,
-        machine=machine_traits(_plain_spec(request)),
-        accelerator=request.accelerator,
-        vcpus=request.vcpus,
-        memory_mib=request.memory_mib,
-        disk_slots=request.disk_slots,
-        writable_disks=request.writable_disks,
-    )
-
-
-def _machine(request: VmRequest, ground: Ground) -> Machine:
-    """What a VM is, as far as its saved state depends on it."""
-    traits = machine_traits(_plain_spec(request))
-    return Machine(
-        traits=hashlib.sha256(traits.encode()).hexdigest(),
-        qemu_version=ground.qemu_version,
-        accelerator=request.accelerator,
-        cpu=hashlib.sha256(ground.cpu.encode()).hexdigest()[:16],
-    )
-
-
-def _request_of(size: WarmSize, name: str) -> VmRequest:
-    return VmRequest(
-        name=name,
-        accelerator=size.key.accelerator,
-        vcpus=size.key.vcpus,
-        memory_mib=size.key.memory_mib,
-        cpu_units=size.cpu_units,
-        disk_slots=size.key.disk_slots,
-        writable_disks=size.key.writable_disks,
-        disk_bytes=size.disk_bytes,
-        tcg_buffer_mib=WARM_TCG_BUFFER_MIB,
-        incoming=True,
-    )
-
-
-def _plain_spec(request: VmRequest) -> VmSpec:
-    return VmSpec(
-        name="",
-        accelerator=request.accelerator,
-        vcpus=request.vcpus,
-        memory_mib=request.memory_mib,
-        agent_fd=0,
-        qmp_fd=0,
-        disk_slots=request.disk_slots,
-        writable_disks=request.writable_disks,
-    )

@@ -17,6 +17,8 @@ from hutch.wire.fleet import TaskSpec
 
 T = TypeVar("T")
 EMPTY_TASK_MEMORY_MIB = 64
+RESTORE_TIMEOUT_S = 30.0
+"""Within which a restored guest answers."""
 _CPU = re.compile(r"^(?:model name|flags)\s*:.*$", re.MULTILINE)
 
 

@@ -121,6 +121,11 @@ def vm_name(platform_id: str, task_id: str) -> str:
     return f"hutch-{platform_id}-{task_id}"
 
 
+def placeholder_link(platform_id: str) -> str:
+    """The name of a new link that leads nowhere."""
+    return f"h{platform_id[:4]}w{os.urandom(4).hex()}"
+
+
 def server_name(vm: str, log_name: str) -> str:
     """The name of a program that serves a VM, by its log's: whose log is there is removed with the VM."""
     return f"{vm}.{log_name.removesuffix('.log')}"
