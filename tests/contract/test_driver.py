@@ -22,7 +22,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
     SupportsExec,
 )
-from hutch.wire.fleet import ContainerSpec, FilesSpec, MountSpec, VolumesFromSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, FilesSpec, MountSpec, VolumesFromSpec, VolumeSpec
 
 EVENT_TIMEOUT_S = 60
 

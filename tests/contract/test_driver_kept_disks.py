@@ -18,7 +18,7 @@ from hutch.host.drivers.contract import (
     SupportsKeptDisks,
 )
 from hutch.model.exec import STDOUT, ExecSpec
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 LIMIT_S = 60
 

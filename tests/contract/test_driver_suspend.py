@@ -19,7 +19,7 @@ from hutch.host.drivers.contract import (
     SupportsFork,
     SupportsSuspend,
 )
-from hutch.wire.fleet import FilesSpec, MountSpec, VolumeSpec
+from hutch.wire.taskspec import FilesSpec, MountSpec, VolumeSpec
 
 EVENT_TIMEOUT_S = 60
 CAN_SUSPEND = [h for h in HARNESSES if h[0] in ("fake", "microvm", "microvm-booted")]

@@ -22,7 +22,7 @@ from hutch.host.logs.lines import PlainLines
 from hutch.host.logs.syslog import SyslogSink
 from hutch.rules.logdrivers import syslog
 from hutch.rules.logdrivers.options import Address, Delivery
-from hutch.wire.fleet import LogEvent
+from hutch.wire.facts import LogEvent
 
 T0_NS = 1_700_000_000_123_456_789
 BUFFER_BYTES = 64 * 1024

@@ -10,7 +10,7 @@ from tests.support.fleet_control import Host, make_container, make_task
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.contract import Handle, SandboxSpec, StartedContainer
 from hutch.host.drivers.fake import FakeDriver
-from hutch.wire.fleet import (
+from hutch.wire.taskspec import (
     ContainerSpec,
     DependencySpec,
     FilesSpec,

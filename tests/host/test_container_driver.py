@@ -25,7 +25,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.host.kernel.cgroup import CGROUP_MOUNT
 from hutch.host.kernel.process import ProcessRef, find_processes, process_ref, wait_gone
-from hutch.wire.fleet import ContainerSpec, MountSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "runc")
 LIMIT_S = 60

@@ -11,7 +11,7 @@ from hutch.base.clock import SystemClock
 from hutch.host.agent import driverwatch
 from hutch.host.drivers.contract import DriverError, Handle, SandboxSpec
 from hutch.host.drivers.fake import FakeDriver
-from hutch.wire.fleet import DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
 
 ID = "0123456789abcdef0123456789abcdef"
 

@@ -13,7 +13,7 @@ from tests.support.driver_harness import MicrovmHarness
 from hutch.host.drivers.contract import DriverError, SandboxExited
 from hutch.host.drivers.file_trees import FIRST_ID, FileTrees
 from hutch.host.kernel.process import find_processes
-from hutch.wire.fleet import FileSystemSpec, MountSpec, VolumeSpec
+from hutch.wire.taskspec import FileSystemSpec, MountSpec, VolumeSpec
 
 MOUNT = (MountSpec(volume="v", path="/v"),)
 FS = "fs-0123456789abcdef0"

@@ -33,7 +33,7 @@ from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.kernel.process import find_processes
 from hutch.host.kernel.tap import own_tap
 from hutch.settings import load_settings
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
 

@@ -15,7 +15,7 @@ from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.kernel.process import ProcessRef, find_processes, wait_gone
 from hutch.host.lb import haproxy as haproxy_module
 from hutch.host.lb.haproxy import HaproxyIngress
-from hutch.wire.fleet import InterfaceSpec, PublishSpec, TaskSpec
+from hutch.wire.taskspec import InterfaceSpec, PublishSpec, TaskSpec
 
 pytestmark = pytest.mark.needs("haproxy")
 LOOPBACK = "127.0.0.1"

@@ -19,12 +19,12 @@ from hutch.host.drivers.contract import DriverError, Handle, HostFault, SandboxE
 from hutch.host.drivers.fake import FakeDriver
 from hutch.host.images.contract import ImageFault
 from hutch.wire import fleet as wire
+from hutch.wire.image_requests import PreflightSeen
+from hutch.wire.taskspec import DependencySpec, HealthCheckSpec, LogSpec, PublishSpec, RestartPolicySpec
 
 ID = "0123456789abcdef0123456789abcdef"
 OTHER = "f" * 32
-AWSLOGS = wire.LogSpec(
-    driver="awslogs", options={"awslogs-group": "/g", "awslogs-region": "r"}, stream="s/app/t"
-)
+AWSLOGS = LogSpec(driver="awslogs", options={"awslogs-group": "/g", "awslogs-region": "r"}, stream="s/app/t")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Host]:
 async def test_the_whole_life_of_a_task(host: Host) -> None:
     await host.start_agent()
     control = host.control
-    publish = (wire.PublishSpec(name="web", host_port=20000, container_port=80),)
+    publish = (PublishSpec(name="web", host_port=20000, container_port=80),)
     control.assign(
         make_task(ID, make_container("app"), make_container("side", essential=False), publish=publish)
     )
@@ -159,7 +159,7 @@ async def test_no_driver_for_the_launch_type_says_why(host: Host) -> None:
 
 
 async def test_dependencies_and_health(host: Host) -> None:
-    check = wire.HealthCheckSpec(command=("true",), interval_s=5)
+    check = HealthCheckSpec(command=("true",), interval_s=5)
     await host.start_agent()
     host.control.assign(
         make_task(
@@ -169,8 +169,8 @@ async def test_dependencies_and_health(host: Host) -> None:
             make_container(
                 "app",
                 depends_on=(
-                    wire.DependencySpec(container="init", condition="SUCCESS"),
-                    wire.DependencySpec(container="db", condition="HEALTHY"),
+                    DependencySpec(container="init", condition="SUCCESS"),
+                    DependencySpec(container="db", condition="HEALTHY"),
                 ),
             ),
         )
@@ -182,7 +182,7 @@ async def test_dependencies_and_health(host: Host) -> None:
 
 
 async def test_a_restart_policy_restarts_in_place(host: Host) -> None:
-    policy = wire.RestartPolicySpec(attempt_period_s=0)
+    policy = RestartPolicySpec(attempt_period_s=0)
     await host.start_agent()
     host.control.assign(make_task(ID, make_container("app", RUN_MS=30, EXIT=1, restart_policy=policy)))
     control = host.control
@@ -438,7 +438,7 @@ async def test_a_set_up_step_that_fails_leaves_nothing(host: Host, step: str, un
     await host.start_agent()
     error: Exception = ZeroDivisionError("a bug") if unexpected else DriverError("Broken", "it is broken")
     _break(host, step, error)
-    host.control.assign(make_task(ID, publish=(wire.PublishSpec(name="w", host_port=1, container_port=80),)))
+    host.control.assign(make_task(ID, publish=(PublishSpec(name="w", host_port=1, container_port=80),)))
     facts = await host.control.until_status(ID, "STOPPED")
     assert facts.stop_code == "TaskFailedToStart"
     assert facts.causes[0].kind == ("InternalError" if unexpected else "Broken")
@@ -449,7 +449,7 @@ async def test_a_set_up_step_that_fails_leaves_nothing(host: Host, step: str, un
 async def test_a_clean_up_step_that_fails_does_not_keep_the_others(host: Host, step: str) -> None:
     await host.start_agent()
     control = host.control
-    control.assign(make_task(ID, publish=(wire.PublishSpec(name="w", host_port=1, container_port=80),)))
+    control.assign(make_task(ID, publish=(PublishSpec(name="w", host_port=1, container_port=80),)))
     await control.until_status(ID, "RUNNING")
     _break(host, step, HostFault("Broken", "it is broken"))
     control.stop(ID)
@@ -518,7 +518,7 @@ async def test_a_task_is_looked_at_before_it_is_there(host: Host) -> None:
     reply = await host.control.request(
         "task.preflight", images=images, architecture="x86_64", host_ports=[80]
     )
-    seen = msgspec.convert(reply.result, wire.PreflightSeen)
+    seen = msgspec.convert(reply.result, PreflightSeen)
     good, missing, large = seen.images
     assert good.is_here and good.digest and not good.error_kind
     assert (missing.error_kind, missing.fix) == ("ImageNotFound", "use another image")

@@ -15,7 +15,8 @@ from hutch.host.drivers.contract import Attachment, ExecStream, HostFault, RootI
 from hutch.host.drivers.fake import STATE_FILE, FakeDriver
 from hutch.host.drivers.fake_host import FakeImages
 from hutch.model.exec import ExecSpec
-from hutch.wire.fleet import KeptDiskFact, Reply
+from hutch.wire.facts import KeptDiskFact
+from hutch.wire.fleet import Reply
 
 FAILED, CLEAN = "a" * 32, "b" * 32
 DAY_S = 86400.0

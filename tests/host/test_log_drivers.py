@@ -18,7 +18,7 @@ from tests.support.log_servers import HANGS, REFUSES, ForwardServer, SyslogServe
 from hutch.host.logs.connections import dial, dial_container_socket
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
 from hutch.rules.logdrivers.options import Address
-from hutch.wire.fleet import DependencySpec, LogRouterSpec, LogSpec, TaskSpec
+from hutch.wire.taskspec import DependencySpec, LogRouterSpec, LogSpec, TaskSpec
 
 ID = "0123456789abcdef0123456789abcdef"
 VALUE = "tag-that-nobody-shall-see"

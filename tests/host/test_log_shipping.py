@@ -16,7 +16,7 @@ from hutch.host.logs.awslogs import AwslogsSink
 from hutch.host.logs.lines import JoinedLines
 from hutch.rules.awslogs import AwslogsOptions, LineJoiner, parse_options
 from hutch.rules.logdrivers.options import Delivery
-from hutch.wire.fleet import LogEvent
+from hutch.wire.facts import LogEvent
 
 T0_NS = 1_700_000_000_000_000_000
 

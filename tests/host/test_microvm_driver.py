@@ -20,7 +20,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.cgroup import CGROUP_MOUNT, task_cgroup
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
-from hutch.wire.fleet import DeviceSpec, InterfaceSpec, MountSpec, VolumeSpec
+from hutch.wire.taskspec import DeviceSpec, InterfaceSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
 EVENT_TIMEOUT_S = 60

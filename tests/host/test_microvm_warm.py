@@ -16,7 +16,7 @@ from tests.support.microvm_bench import Bench, container, exit_of, joined_log
 from hutch.host.drivers.contract import Attachment
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.kernel.process import find_processes, process_ref
-from hutch.wire.fleet import InterfaceSpec
+from hutch.wire.taskspec import InterfaceSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image")
 LIMITS = WarmLimits(count=1, memory_mib=1024)

@@ -19,7 +19,7 @@ from hutch.host.network import bridge as bridge_module
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.host.network.resolvers import host_resolvers
 from hutch.rules import netplan
-from hutch.wire.fleet import InterfaceSpec, TaskSpec
+from hutch.wire.taskspec import InterfaceSpec, TaskSpec
 
 pytestmark = pytest.mark.needs("root", "nft")
 

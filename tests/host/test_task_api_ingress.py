@@ -18,7 +18,7 @@ from hutch.host.lb.haproxy import HaproxyIngress
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.rules import netplan
 from hutch.rules.lbplan import TaskApi
-from hutch.wire.fleet import PublishSpec
+from hutch.wire.taskspec import PublishSpec
 
 pytestmark = pytest.mark.needs("root", "nft", "haproxy")
 ADDRESS, PORT = netplan.TASK_ENDPOINT[0], netplan.TASK_API_PORT

@@ -20,7 +20,9 @@ from hutch.host.agent.metadata import TaskView
 from hutch.host.drivers.contract import ContainerStats, SandboxStats
 from hutch.host.network.bridge import BridgeNetwork
 from hutch.rules import netplan
-from hutch.wire.fleet import ContainerSpec, CredentialsGiven, CredentialsWanted, TaskFacts, TaskSpec
+from hutch.wire.facts import TaskFacts
+from hutch.wire.fleet import CredentialsGiven, CredentialsWanted
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 pytestmark = pytest.mark.needs("root", "nft")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.host.test_network import Net, python_in
 
 from hutch.host.drivers.oci_config import etc_files
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 pytestmark = pytest.mark.needs("root", "nft")
 RESOLVE = """

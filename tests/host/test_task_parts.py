@@ -12,7 +12,7 @@ from tests.support.driver_harness import ContainerHarness, MicrovmHarness
 from hutch.host.criformat import parse_line
 from hutch.host.drivers.contract import ContainerExited, DriverError, Handle, SandboxSpec
 from hutch.host.kernel.inotify import FileWatcher
-from hutch.wire.fleet import ContainerSpec, DeviceSpec, MountSpec, VolumesFromSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, DeviceSpec, MountSpec, VolumesFromSpec, VolumeSpec
 
 LIMIT_S = 60
 

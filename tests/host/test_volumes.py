@@ -13,7 +13,7 @@ from tests.support.driver_harness import ContainerHarness, MicrovmHarness
 
 from hutch.host.drivers.contract import DriverError, SandboxExited, SupportsVolumes
 from hutch.host.kernel.process import find_processes
-from hutch.wire.fleet import DiskSpec, MountSpec, VolumeSpec
+from hutch.wire.taskspec import DiskSpec, MountSpec, VolumeSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image", "xfs", "runc")
 MOUNT = (MountSpec(volume="v", path="/v"),)

@@ -25,7 +25,7 @@ from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.cgroup import CGROUP_MOUNT, task_cgroup
 from hutch.host.kernel.users import LEASES
 from hutch.rules import netplan
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 pytestmark = pytest.mark.needs("root", "qemu", "guest_image", "nft", "skopeo")
 HONEST_BYTES = 333

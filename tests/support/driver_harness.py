@@ -19,7 +19,7 @@ from hutch.host.drivers.contract import Attachment, Driver, RootImage, SandboxSp
 from hutch.host.drivers.fake import STATE_FILE, FakeDriver
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.process import find_processes
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 
 class DriverHarness(Protocol):

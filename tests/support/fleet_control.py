@@ -14,7 +14,8 @@ from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages, FakeIngress, FakeNetwork
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message, write_message
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.facts import Fingerprint, TaskFacts
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 TIMEOUT_S = 60.0
 
@@ -29,9 +30,9 @@ class ControlEnd:
         self.tasks: dict[str, TaskSpec] = {}
         self.stops: dict[str, wire.Stop] = {}
         self.reports: list[wire.Report] = []
-        self.facts: dict[str, wire.TaskFacts] = {}
+        self.facts: dict[str, TaskFacts] = {}
         self.hellos: list[wire.Hello] = []
-        self.fingerprints: list[wire.Fingerprint] = []
+        self.fingerprints: list[Fingerprint] = []
         self.batches: list[wire.LogBatch] = []
         self.replies: dict[str, wire.Reply] = {}
         self.acked_seq = 0
@@ -86,7 +87,7 @@ class ControlEnd:
         async with asyncio.timeout(TIMEOUT_S), self._news:
             await self._news.wait_for(holds)
 
-    async def until_status(self, task_id: str, status: str) -> wire.TaskFacts:
+    async def until_status(self, task_id: str, status: str) -> TaskFacts:
         await self.until(lambda: task_id in self.facts and self.facts[task_id].status == status)
         return self.facts[task_id]
 

@@ -21,7 +21,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.kernel.process import find_processes
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 EVENT_TIMEOUT_S = 60
 

@@ -9,7 +9,7 @@ from tests.support.launching import ACCOUNT, CAUSE, REGION, Launching, statement
 from hutch.control.launch_refusals import LaunchRefused
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.execution_role import MANAGED_POLICY
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 TASK_ID = "a" * 32
 PULL = "ResourceInitializationError: unable to pull secrets or registry auth: "

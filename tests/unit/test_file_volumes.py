@@ -21,9 +21,9 @@ from hutch.host.drivers.volume_files import check_files, fill_requests
 from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.taskdef.file_volumes import path_problem, paths_problem
-from hutch.wire.fleet import ContainerSpec, FilesSpec, MountSpec, TaskSpec, VolumeSpec
 from hutch.wire.guest import CONTROL, encode_frame
 from hutch.wire.guest_documents import encode_request
+from hutch.wire.taskspec import ContainerSpec, FilesSpec, MountSpec, TaskSpec, VolumeSpec
 
 PIECES = st.sampled_from(["..", ".", "", "a", "b.c", "-", "/", "\0", "é", "..a", " "])
 

@@ -8,6 +8,7 @@ import pytest
 from hutch.base.errors import Invalid
 from hutch.wire import fleet as wire
 from hutch.wire.codec import MessageWriter, read_message, write_message
+from hutch.wire.facts import LogEvent, TaskFacts
 
 
 class _Writer:
@@ -42,14 +43,14 @@ def _reader(data: bytes) -> asyncio.StreamReader:
 
 async def test_messages_come_out_as_they_went_in() -> None:
     sent: list[wire.FromHost] = [
-        wire.Report(seq=7, facts=wire.TaskFacts(task_id="t", status="RUNNING", started_at=1.5)),
+        wire.Report(seq=7, facts=TaskFacts(task_id="t", status="RUNNING", started_at=1.5)),
         wire.LogBatch(
             batch=1,
             task_id="t",
             container="c",
             group="g",
             stream="s",
-            events=(wire.LogEvent(timestamp_ms=1, message="x\u00e9"),),
+            events=(LogEvent(timestamp_ms=1, message="x\u00e9"),),
         ),
         wire.Reply(request_id="r", result={"lines": [{"text": "a"}]}),
     ]

@@ -36,6 +36,7 @@ from hutch.store.logs import LogStore
 from hutch.store.memory import MemoryStore
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message, write_message
+from hutch.wire.facts import Fingerprint
 
 ACCOUNT, REGION = "000000000000", "us-east-1"
 CAUSE = Cause(id="1", actor="test", action="test")
@@ -127,7 +128,7 @@ class Control:
 async def ask(control: Control, host: str, task_id: str) -> wire.CredentialsGiven:
     """As a host's agent does."""
     reader, writer = await asyncio.open_unix_connection(control.socket)
-    fingerprint = wire.Fingerprint(
+    fingerprint = Fingerprint(
         name=host,
         agent_version="1",
         architecture="x86_64",

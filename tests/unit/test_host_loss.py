@@ -19,6 +19,7 @@ from hutch.store import tables
 from hutch.store.contract import Tx
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message, write_message
+from hutch.wire.facts import Fingerprint
 
 LIMIT_S = 60
 SILENCE_S = 2.0
@@ -64,7 +65,7 @@ class Fleet(Control):
     async def connect(self, host: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As an agent does; returns when it is taken in."""
         reader, writer = await asyncio.open_unix_connection(self.socket)
-        facts = wire.Fingerprint(
+        facts = Fingerprint(
             name=f"name-{host}", agent_version="1", architecture="x86_64", cpu_units=1024, memory_mib=1024,
             disk_gib=1, drivers=(),
         )  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 
 from hutch.host.agent.volumes import HostVolumes
 from hutch.host.drivers.contract import Capabilities, HostFault, HostVolume
-from hutch.wire.fleet import DiskSpec, TaskSpec, VolumeSpec
+from hutch.wire.taskspec import DiskSpec, TaskSpec, VolumeSpec
 
 
 class Keeper:

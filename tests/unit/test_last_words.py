@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hutch.host.drivers.start_faults import kind_of, runtime_words, start_fault
 from hutch.rules.last_words import MAX_LINE_CHARACTERS, MAX_LINES, fix_from, last_lines
-from hutch.wire.fleet import ContainerSpec, MountSpec
+from hutch.wire.taskspec import ContainerSpec, MountSpec
 
 CONTAINER = ContainerSpec(
     name="main", container_id="c", image="i", command=("/run/me", "x"), mounts=(MountSpec(volume="data", path="/d"),)

@@ -17,7 +17,7 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
-from hutch.wire.fleet import (
+from hutch.wire.taskspec import (
     ContainerSpec,
     DeviceSpec,
     DiskSpec,

@@ -6,7 +6,7 @@ import pytest
 
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.oci_config import OciContext, arguments, build_oci_config, resolve_user
-from hutch.wire.fleet import ContainerSpec, MountSpec
+from hutch.wire.taskspec import ContainerSpec, MountSpec
 
 PASSWD = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
 GROUP = "root:x:0:\nstaff:x:50:app\nwheel:x:10:root,app\n"

@@ -6,6 +6,7 @@ from hutch.host.agent import reports as module
 from hutch.host.agent.link import ControlLink
 from hutch.host.agent.reports import Reports
 from hutch.wire import fleet as wire
+from hutch.wire.facts import TaskFacts
 
 
 class _Link(ControlLink):
@@ -21,8 +22,8 @@ class _Link(ControlLink):
         self.sent.put_nowait(message)
 
 
-def _facts(task: str, status: str = "RUNNING") -> wire.TaskFacts:
-    return wire.TaskFacts(task_id=task, status=status)
+def _facts(task: str, status: str = "RUNNING") -> TaskFacts:
+    return TaskFacts(task_id=task, status=status)
 
 
 async def _take(link: _Link, count: int) -> list[wire.Report]:

@@ -12,7 +12,9 @@ from hutch.host.agent.credentials import KEEP_REFUSAL_S, RENEW_BEFORE_S, RoleCre
 from hutch.host.agent.endpoint import MAX_CONNECTIONS_OF_ONE, TaskEndpoint
 from hutch.host.agent.metadata import TaskView
 from hutch.host.drivers.contract import SandboxStats
-from hutch.wire.fleet import CredentialsGiven, CredentialsWanted, TaskFacts, TaskSpec
+from hutch.wire.facts import TaskFacts
+from hutch.wire.fleet import CredentialsGiven, CredentialsWanted
+from hutch.wire.taskspec import TaskSpec
 
 ID = "11111111-2222-3333-4444-555555555555"
 LIFE_S = 6 * 3600.0

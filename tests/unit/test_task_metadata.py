@@ -14,8 +14,8 @@ from hutch.host.network.contract import Counters, Traffic
 from hutch.model.network import Subnet
 from hutch.model.task import NetworkInterface, Task
 from hutch.rules.containers import ProbeAnswer
-from hutch.wire.fleet import (
-    ContainerFact,
+from hutch.wire.facts import ContainerFact, TaskFacts
+from hutch.wire.taskspec import (
     ContainerSpec,
     InterfaceSpec,
     LogSpec,
@@ -23,7 +23,6 @@ from hutch.wire.fleet import (
     PublishSpec,
     RestartPolicySpec,
     Surroundings,
-    TaskFacts,
     TaskSpec,
 )
 

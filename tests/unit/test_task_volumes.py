@@ -15,7 +15,7 @@ from hutch.control.taskspec import task_spec
 from hutch.model.task import Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules.taskdef.volumes import ManagedVolumeRequest, managed_volumes
-from hutch.wire.fleet import DeviceSpec, DiskSpec, FilesSpec, VolumesFromSpec, VolumeSpec
+from hutch.wire.taskspec import DeviceSpec, DiskSpec, FilesSpec, VolumesFromSpec, VolumeSpec
 
 DOCUMENT: dict[str, Any] = {"volumes": [{"name": "plain"}, {"name": "disk", "configuredAtLaunch": True}]}
 ROLE = "arn:aws:iam::000000000000:role/r"

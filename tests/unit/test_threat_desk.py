@@ -17,17 +17,19 @@ from hutch.rules.threats.document import parse_rules
 from hutch.rules.threats.findings import DROPPED
 from hutch.settings import load_settings
 from hutch.wire import fleet as wire
+from hutch.wire.facts import FindingFact
 from hutch.wire.guest_facts import RuntimeFact
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 RULES = parse_rules(default_rules_text())
 VM = Capabilities(
     launch_types=("FARGATE",), root_format="erofs", network="tap", owns_kernel=True, tells_facts=True
 )
 SHARED = Capabilities(launch_types=("EC2",), root_format="directory", network="netns", owns_kernel=False)
-TASK = wire.TaskSpec(
+TASK = TaskSpec(
     task_id="t1", cluster="c", arn="a", family="f", revision=1, launch_type="FARGATE", cpu_units=1, memory_mib=1,
     ephemeral_gib=1, network_mode="awsvpc",
-    containers=(wire.ContainerSpec(name="web", container_id="1", image="web:1"),),
+    containers=(ContainerSpec(name="web", container_id="1", image="web:1"),),
 )  # fmt: skip
 
 
@@ -39,10 +41,10 @@ class Sent:
     """What the desk handed on; nothing is taken before `open` is set."""
 
     def __init__(self) -> None:
-        self.batches: asyncio.Queue[tuple[str, tuple[wire.FindingFact, ...]]] = asyncio.Queue()
+        self.batches: asyncio.Queue[tuple[str, tuple[FindingFact, ...]]] = asyncio.Queue()
         self.open = asyncio.Event()
 
-    async def __call__(self, task_id: str, findings: tuple[wire.FindingFact, ...]) -> None:
+    async def __call__(self, task_id: str, findings: tuple[FindingFact, ...]) -> None:
         await self.open.wait()
         self.batches.put_nowait((task_id, findings))
 
@@ -76,7 +78,7 @@ async def test_findings_are_handed_on_in_order_and_those_of_strangers_are_none(
     desk.judge(TASK, {"web": "r1"}, ProcessFacts(facts=(write("/bin/a"), write("/bin/b", "not-of-the-task"))))
     desk.judge(TASK, {"web": "r1"}, ProcessFacts(facts=(write("/bin/c"),), dropped=3))
     sent.open.set()
-    found: list[wire.FindingFact] = []
+    found: list[FindingFact] = []
     async with asyncio.timeout(10):
         while len(found) < 3:
             task_id, batch = await sent.batches.get()
@@ -110,7 +112,7 @@ async def test_a_batch_is_sent_again_until_it_is_durable() -> None:
     link = ControlLink()
     batches = FindingBatches(link)
     sending = asyncio.create_task(
-        batches.send("t1", (wire.FindingFact(finding_id="i", rule="r", priority="p", text="t"),))
+        batches.send("t1", (FindingFact(finding_id="i", rule="r", priority="p", text="t"),))
     )
     writers: list[Any] = [Wire(), Wire()]
     for writer in writers:

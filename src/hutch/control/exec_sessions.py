@@ -22,7 +22,7 @@ from hutch.control.ops.tasks import active_cluster, find_task
 from hutch.model.exec import ExecSpec
 from hutch.model.task import Container, Task
 from hutch.store.contract import Store
-from hutch.wire.fleet import KeptDiskFact
+from hutch.wire.facts import KeptDiskFact
 
 log = get_logger(__name__)
 

@@ -40,6 +40,8 @@ from hutch.store import tables
 from hutch.store.contract import Change, Reader, Store, Tx
 from hutch.wire import fleet as wire
 from hutch.wire.codec import MessageWriter, read_message
+from hutch.wire.facts import TaskFacts
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 
@@ -336,7 +338,7 @@ class HostSession:
             raise kind(reply.error, code=reply.error_kind)
         return reply.result
 
-    def _spec(self, reader: Reader, task: Task) -> wire.TaskSpec | None:
+    def _spec(self, reader: Reader, task: Task) -> TaskSpec | None:
         definition = reader.get(tables.TASK_DEFINITIONS, task.family, f"{task.revision:010d}")
         if definition is None:
             log.error(
@@ -505,7 +507,7 @@ def _stop(task: Task) -> wire.Stop:
     return wire.Stop(task_id=task.task_id, stop_code=task.stop_code, reason=task.stopped_reason)
 
 
-def _observed(facts: wire.TaskFacts) -> ObservedTask:
+def _observed(facts: TaskFacts) -> ObservedTask:
     """The wire's facts in the model's words."""
     return ObservedTask(
         status=facts.status,

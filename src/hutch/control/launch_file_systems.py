@@ -8,7 +8,7 @@ from hutch.control.launch_refusals import unavailable
 from hutch.model.taskdef import TaskDefinition
 from hutch.store import tables
 from hutch.store.contract import Reader
-from hutch.wire.fleet import FileSystemSpec, TaskSpec
+from hutch.wire.taskspec import FileSystemSpec, TaskSpec
 
 _PREFIX = "ResourceInitializationError: failed to invoke EFS utils commands to set up EFS volumes: stderr: "
 

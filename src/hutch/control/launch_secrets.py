@@ -37,7 +37,7 @@ from hutch.rules.secret_references import (
 from hutch.rules.taskdef.file_volumes import secret_files
 from hutch.store import tables
 from hutch.store.contract import Reader, Store, Tx
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 T = TypeVar("T")
 MAX_SECRETS_BYTES = 512 * 1024

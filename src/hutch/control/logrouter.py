@@ -6,7 +6,7 @@ from typing import Any
 from hutch.model.task import Task
 from hutch.rules.logdrivers import firelens
 from hutch.rules.logdrivers.checks import uses_router
-from hutch.wire.fleet import LogRouterSpec
+from hutch.wire.taskspec import LogRouterSpec
 
 _OWN_LOOPBACK = ("awsvpc", "bridge")
 """Network modes in which the containers of a task share an interface that is nobody else's."""

@@ -26,7 +26,7 @@ from hutch.rules.preflight_capacity import (
 from hutch.rules.preflight_findings import Finding
 from hutch.store import tables
 from hutch.store.contract import Reader
-from hutch.wire.fleet import ImageWanted, PreflightSeen, PreflightWanted, SeenImage
+from hutch.wire.image_requests import ImageWanted, PreflightSeen, PreflightWanted, SeenImage
 
 HOST_ANSWER_S = 120.0
 

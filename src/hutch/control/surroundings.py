@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from hutch.model.network import Subnet
 from hutch.model.task import Task
 from hutch.rules.netplan import TASK_API_PORT, TASK_ENDPOINT
-from hutch.wire.fleet import ContainerSpec, Surroundings, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, Surroundings, TaskSpec
 
 TASK_PATHS = {
     "ECS_CONTAINER_METADATA_URI_V4": "v4",

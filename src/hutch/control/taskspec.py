@@ -13,7 +13,7 @@ from hutch.rules.logdrivers.checks import uses_router
 from hutch.rules.taskdef.file_volumes import file_volume
 from hutch.rules.taskdef.linux import device_access, no_new_privileges
 from hutch.rules.taskdef.volumes import shared_name
-from hutch.wire.fleet import (
+from hutch.wire.taskspec import (
     ContainerSpec,
     DependencySpec,
     DeviceSpec,

@@ -103,7 +103,7 @@ Operation = (
 
 
 class PortPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task's port is made of. `kind` is "tap" or "netns"; the rest as in `wire.fleet.InterfaceSpec`."""
+    """What a task's port is made of. `kind` is "tap" or "netns"; the rest as in `wire.taskspec.InterfaceSpec`."""
 
     task_id: str
     kind: str

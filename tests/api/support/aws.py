@@ -48,7 +48,7 @@ from hutch.control.preflight import Preflight
 from hutch.control.vault import Vault
 from hutch.store.logs import LogStore
 from hutch.store.memory import MemoryStore
-from hutch.wire.fleet import DriverFactMsg, Fingerprint
+from hutch.wire.facts import DriverFactMsg, Fingerprint
 
 HOST_ID = "i-0123456789abcdef0"
 

@@ -22,7 +22,7 @@ from hutch.model.taskdef import TaskDefinition
 from hutch.rules.execution_role import role_of
 from hutch.store import tables
 from hutch.store.contract import Store
-from hutch.wire.fleet import ImageWanted, PrefetchedImage, PrefetchWanted
+from hutch.wire.image_requests import ImageWanted, PrefetchedImage, PrefetchWanted
 
 log = get_logger(__name__)
 

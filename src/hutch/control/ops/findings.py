@@ -14,7 +14,8 @@ from hutch.model.record import Cause
 from hutch.model.task import Task
 from hutch.store import tables
 from hutch.store.contract import Store, Tx
-from hutch.wire.fleet import FindingBatch, FindingFact
+from hutch.wire.facts import FindingFact
+from hutch.wire.fleet import FindingBatch
 
 log = get_logger(__name__)
 

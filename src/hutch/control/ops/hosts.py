@@ -13,7 +13,7 @@ from hutch.model.image import LocalImage
 from hutch.model.record import Cause
 from hutch.store import tables
 from hutch.store.contract import Reader, Store, Tx
-from hutch.wire.fleet import Fingerprint, ImageFact
+from hutch.wire.facts import Fingerprint, ImageFact
 
 
 class HostOps:

@@ -9,7 +9,7 @@ from hutch.model.image import LocalImage
 from hutch.model.record import Cause
 from hutch.store import tables
 from hutch.store.contract import Store
-from hutch.wire.fleet import ImageFact
+from hutch.wire.facts import ImageFact
 
 
 class HostRequests(Protocol):

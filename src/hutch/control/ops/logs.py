@@ -11,7 +11,7 @@ from hutch.base.errors import AlreadyExists, Invalid, NotFound
 from hutch.rules.logfilter import parse_filter
 from hutch.rules.tags import merged
 from hutch.store.logs import EVENT_OVERHEAD_BYTES, LogGroup, LogStore, LogStream, StoredEvent, Subscription
-from hutch.wire.fleet import LogEvent
+from hutch.wire.facts import LogEvent
 
 MAX_BATCH_BYTES = 1_048_576
 MAX_BATCH_EVENTS = 10_000

@@ -47,6 +47,7 @@ from hutch.host.network.contract import HostNetwork
 from hutch.rules.threats.document import ThreatRules
 from hutch.wire import fleet as wire
 from hutch.wire.codec import read_message
+from hutch.wire.facts import Fingerprint, TaskFacts
 
 log = get_logger(__name__)
 
@@ -282,7 +283,7 @@ class HostAgent:
         elif isinstance(message, wire.Request):
             self._beside.start(self._requests.answer(message))
 
-    def _report(self, facts: wire.TaskFacts) -> None:
+    def _report(self, facts: TaskFacts) -> None:
         if facts.stop_code == "TaskFailedToStart":
             self._driver_watch.suspect()
         self._reports.report(facts)
@@ -337,10 +338,10 @@ class HostAgent:
 
     # -- the host itself
 
-    def _fingerprint(self) -> wire.Fingerprint:
+    def _fingerprint(self) -> Fingerprint:
         cpus = os.cpu_count() or 1
         disk = os.statvfs(self._context.state_directory)
-        return wire.Fingerprint(
+        return Fingerprint(
             name=self._context.name,
             agent_version=__version__,
             architecture=platform.machine(),

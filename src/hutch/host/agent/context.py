@@ -17,7 +17,8 @@ from hutch.host.images.contract import ImageStore
 from hutch.host.kernel.inotify import FileWatcher
 from hutch.host.network.contract import HostNetwork
 from hutch.rules.containers import Action
-from hutch.wire.fleet import TaskFacts, TaskSpec
+from hutch.wire.facts import TaskFacts
+from hutch.wire.taskspec import TaskSpec
 
 
 class Ingress(Protocol):

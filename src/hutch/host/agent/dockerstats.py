@@ -11,7 +11,7 @@ from hutch.base.clock import Clock
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import SandboxStats
 from hutch.host.network.contract import Counters, Traffic
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 FRESH_S = 1.0
 """Samples are not taken more often: whoever asks meanwhile gets the last one."""

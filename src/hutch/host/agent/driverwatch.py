@@ -12,7 +12,7 @@ from pathlib import Path
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import Driver
 from hutch.host.kernel.inotify import DirectoryWatch, FileWatcher
-from hutch.wire.fleet import DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
 
 log = get_logger(__name__)
 

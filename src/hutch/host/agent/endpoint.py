@@ -22,7 +22,8 @@ from hutch.host.agent import agent_api
 from hutch.host.agent.credentials import RoleCredentials, RoleRefused
 from hutch.host.agent.dockerstats import Sample, Samples, docker_stats
 from hutch.host.agent.metadata import TaskView, container_document, docker_id, task_document
-from hutch.wire.fleet import ContainerSpec, CredentialsGiven
+from hutch.wire.fleet import CredentialsGiven
+from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 

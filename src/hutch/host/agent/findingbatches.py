@@ -4,6 +4,7 @@ import asyncio
 
 from hutch.host.agent.link import ControlLink
 from hutch.wire import fleet as wire
+from hutch.wire.facts import FindingFact
 
 
 class FindingBatches:
@@ -14,7 +15,7 @@ class FindingBatches:
         self._number = 0
         self._waits: dict[int, asyncio.Future[None]] = {}
 
-    async def send(self, task_id: str, findings: tuple[wire.FindingFact, ...]) -> None:
+    async def send(self, task_id: str, findings: tuple[FindingFact, ...]) -> None:
         """Hand a batch over; returns when it is durable, however often the connection breaks meanwhile."""
         while True:
             await self._link.welcomed.wait()

@@ -32,7 +32,8 @@ from hutch.host.drivers.contract import (
 from hutch.host.images.contract import ImageStore
 from hutch.model.exec import ExecSpec
 from hutch.rules.kept_disks import Drop, KeptDiskView, disks_to_drop
-from hutch.wire.fleet import KeptDiskFact, TaskSpec
+from hutch.wire.facts import KeptDiskFact
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

@@ -5,6 +5,8 @@ import asyncio
 from hutch.host.agent.link import ControlLink
 from hutch.rules.awslogs import parse_options
 from hutch.wire import fleet as wire
+from hutch.wire.facts import LogEvent
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 
 class LogBatches:
@@ -15,9 +17,7 @@ class LogBatches:
         self._number = 0
         self._waits: dict[int, asyncio.Future[str]] = {}
 
-    async def send(
-        self, task: wire.TaskSpec, container: wire.ContainerSpec, events: tuple[wire.LogEvent, ...]
-    ) -> str:
+    async def send(self, task: TaskSpec, container: ContainerSpec, events: tuple[LogEvent, ...]) -> str:
         """Hand a batch over; returns when it is durable, however often the connection breaks meanwhile. The text says why it
         was refused; it is empty if it was not."""
         options = parse_options(container.log.options)

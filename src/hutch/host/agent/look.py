@@ -16,7 +16,7 @@ from hutch.host.drivers.contract import (
     SupportsKeptDisks,
 )
 from hutch.model.exec import ExecSpec
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 OPEN_LIMIT_S = 300.0
 

@@ -14,7 +14,8 @@ from hutch.host.agent.dockerstats import docker_name, rfc3339
 from hutch.host.drivers.contract import SandboxStats
 from hutch.host.network.contract import Traffic
 from hutch.rules.containers import ProbeAnswer
-from hutch.wire.fleet import ContainerFact, ContainerSpec, TaskFacts, TaskSpec
+from hutch.wire.facts import ContainerFact, TaskFacts
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

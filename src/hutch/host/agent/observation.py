@@ -15,7 +15,8 @@ from hutch.host.drivers.contract import HostFault, ObservedContainer
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
 from hutch.rules.last_words import MAX_LINES, fix_from, last_lines
-from hutch.wire.fleet import CauseFact, ContainerFact, ContainerSpec, PhaseFact, TaskFacts, TaskSpec
+from hutch.wire.facts import CauseFact, ContainerFact, PhaseFact, TaskFacts
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 MAX_CAUSES = 16
 MAX_CAUSE_CHARACTERS = 2000

@@ -12,7 +12,8 @@ from hutch.base.errors import Invalid
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import Driver, HostFault
 from hutch.host.images.contract import ImageStore
-from hutch.wire.fleet import DriverFactMsg, ImageWanted, PrefetchedImage, PrefetchWanted
+from hutch.wire.facts import DriverFactMsg
+from hutch.wire.image_requests import ImageWanted, PrefetchedImage, PrefetchWanted
 
 log = get_logger(__name__)
 

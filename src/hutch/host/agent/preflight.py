@@ -9,7 +9,7 @@ from hutch.base.errors import Invalid
 from hutch.host.agent.context import Ingress
 from hutch.host.drivers.contract import HostFault
 from hutch.host.images.contract import ImageStore
-from hutch.wire.fleet import ImageWanted, PreflightSeen, PreflightWanted, SeenImage
+from hutch.wire.image_requests import ImageWanted, PreflightSeen, PreflightWanted, SeenImage
 
 MAX_IMAGES = 10
 MAX_PORTS = 1000

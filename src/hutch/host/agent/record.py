@@ -12,7 +12,8 @@ from hutch.host.agent.context import RunnerContext
 from hutch.host.agent.observation import Observation
 from hutch.host.agent.taskfile import TaskFile, lacks_files, renewed, without_secrets
 from hutch.host.drivers.contract import HostFault, SandboxSpec, WatchSpec
-from hutch.wire.fleet import TaskFacts, TaskSpec
+from hutch.wire.facts import TaskFacts
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

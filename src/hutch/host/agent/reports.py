@@ -8,6 +8,7 @@ import contextlib
 
 from hutch.host.agent.link import ControlLink
 from hutch.wire import fleet as wire
+from hutch.wire.facts import TaskFacts
 
 PAUSE_PER_REPORT_S = 0.002
 MAX_PAUSE_S = 0.020
@@ -28,7 +29,7 @@ class Reports:
         self._reported = asyncio.Event()
         self._acked = asyncio.Event()
 
-    def report(self, facts: wire.TaskFacts) -> None:
+    def report(self, facts: TaskFacts) -> None:
         """To be told until it is acknowledged; an older report of the same task goes."""
         self._seq += 1
         old = self._newest.get(facts.task_id)

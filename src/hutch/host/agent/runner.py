@@ -40,7 +40,8 @@ from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
-from hutch.wire.fleet import Stop, TaskSpec
+from hutch.wire.fleet import Stop
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
     SupportsFork,
 )
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")

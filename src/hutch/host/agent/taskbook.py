@@ -22,7 +22,7 @@ import msgspec
 from hutch.base.errors import StorageFull
 from hutch.base.log import get_logger
 from hutch.host.agent.taskfile import FORMAT, TaskFile, TaskState
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

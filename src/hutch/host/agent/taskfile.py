@@ -11,7 +11,9 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.host.drivers.contract import Attachment, Handle, RootImage
-from hutch.wire.fleet import ContainerSpec, PhaseFact, Stop, TaskFacts, TaskSpec, VolumeSpec
+from hutch.wire.facts import PhaseFact, TaskFacts
+from hutch.wire.fleet import Stop
+from hutch.wire.taskspec import ContainerSpec, TaskSpec, VolumeSpec
 
 FORMAT = 1
 

@@ -20,7 +20,8 @@ from hutch.host.logs.contract import Connection
 from hutch.host.logs.making import SHIPPED, make_shipping
 from hutch.rules.logdrivers.files import MAX_FILES
 from hutch.rules.logdrivers.options import Identity
-from hutch.wire.fleet import ContainerSpec, LogEvent, TaskSpec
+from hutch.wire.facts import LogEvent
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 log = get_logger(__name__)
 

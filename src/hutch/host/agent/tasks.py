@@ -20,7 +20,8 @@ from hutch.host.agent.tasklogs import prune_logs, read_tail
 from hutch.host.drivers.contract import Driver, ExecStream, HostFault
 from hutch.model.exec import ExecSpec
 from hutch.model.task import CauseLink
-from hutch.wire.fleet import Assignments, Stop, TaskSpec
+from hutch.wire.fleet import Assignments, Stop
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

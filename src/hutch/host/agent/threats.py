@@ -17,7 +17,8 @@ from hutch.host.drivers.contract import Capabilities, ProcessFacts, WatchSpec
 from hutch.rules.threats.document import ThreatRules
 from hutch.rules.threats.fields import Subject
 from hutch.rules.threats.findings import SUPPRESSED, Finding, Judge
-from hutch.wire.fleet import FindingFact, TaskSpec
+from hutch.wire.facts import FindingFact
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hutch.host.drivers.contract import Driver, HostFault, SupportsDiskSnapshots, SupportsVolumes
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 
 class HostVolumes:

@@ -19,8 +19,9 @@ import msgspec
 from hutch.base.errors import HutchError
 from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg, TaskSpec
+from hutch.wire.facts import DriverFactMsg
 from hutch.wire.guest_facts import RuntimeFact
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 
 class HostFault(HutchError):

@@ -7,7 +7,7 @@ import msgspec
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.oci_config import OciContext, build_further_process
 from hutch.model.exec import ExecSpec
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 
 def exec_process(

@@ -1,7 +1,7 @@
 """What a driver tells of itself when it can't run anything."""
 
 from hutch.host.drivers.contract import Capabilities, DriverError
-from hutch.wire.fleet import DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
 
 
 def unhealthy(name: str, capabilities: Capabilities, error: DriverError) -> DriverFactMsg:

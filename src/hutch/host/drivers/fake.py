@@ -57,7 +57,8 @@ from hutch.host.logs.connections import dial_container_socket
 from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
+from hutch.wire.taskspec import ContainerSpec
 
 STATE_FILE = "fake.json"
 HANDLE_FORMAT = 1

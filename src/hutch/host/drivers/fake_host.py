@@ -13,7 +13,8 @@ from hutch.base.units import GIB
 from hutch.host.drivers.contract import Attachment, RootImage
 from hutch.host.images.contract import ImageFault, ImageLook
 from hutch.host.network.contract import Traffic
-from hutch.wire.fleet import ImageFact, TaskSpec
+from hutch.wire.facts import ImageFact
+from hutch.wire.taskspec import TaskSpec
 
 _FAULTS = {
     "not-found": ("ImageNotFound", "there is no such image"),

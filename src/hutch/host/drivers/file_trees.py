@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from hutch.host.drivers.contract import DriverError
-from hutch.wire.fleet import FileSystemSpec
+from hutch.wire.taskspec import FileSystemSpec
 
 FIRST_ID = 1_895_825_408
 """The host's id of the guests' root. It follows the range that VM monitors run as, and no user of the host has it."""

@@ -2,7 +2,7 @@
 
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.oci_config import DeviceNode
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 _MISC = 10
 _LOOP = 7

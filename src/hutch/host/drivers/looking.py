@@ -6,7 +6,7 @@ import msgspec
 
 from hutch.host.drivers.contract import RootImage
 from hutch.host.drivers.oci_config import environment
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 TOOLBOX_PATH = "/.hutch/toolbox"
 HOLD_PATH = "/.hutch/hold"

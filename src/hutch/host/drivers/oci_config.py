@@ -13,7 +13,7 @@ from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.seccomp import seccomp_profile
 from hutch.rules.logdrivers.firelens import SOCKET_DIRECTORY
-from hutch.wire.fleet import ContainerSpec, MountSpec
+from hutch.wire.taskspec import ContainerSpec, MountSpec
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_NOFILE = 65535

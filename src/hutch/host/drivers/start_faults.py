@@ -2,7 +2,7 @@
 
 import re
 
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 _FIXES = {
     "ExecNotFound": "check command and entryPoint against what the image holds",

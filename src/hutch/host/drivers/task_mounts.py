@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.host.drivers.contract import DriverError, RootImage
-from hutch.wire.fleet import MountSpec, TaskSpec, VolumeSpec
+from hutch.wire.taskspec import MountSpec, TaskSpec, VolumeSpec
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 

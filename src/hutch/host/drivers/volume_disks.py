@@ -19,7 +19,7 @@ from hutch.host.kernel.ext4 import make_sparse
 from hutch.host.kernel.locks import lock_open_file
 from hutch.host.kernel.mkfs import make_filesystem
 from hutch.host.kernel.run import CommandFailed
-from hutch.wire.fleet import TaskSpec, VolumeSpec
+from hutch.wire.taskspec import TaskSpec, VolumeSpec
 
 SHARED_GIB = 64
 """Size of a shared volume's disk. Its file is sparse: what is not written takes no room."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from hutch.host.drivers.contract import DriverError
 from hutch.rules.taskdef.file_volumes import MAX_OWNER_ID, paths_problem
-from hutch.wire.fleet import FilesSpec, TaskSpec
+from hutch.wire.taskspec import FilesSpec, TaskSpec
 
 REQUEST_CHARACTERS = 8000
 """In all pieces of one request: as JSON at most six bytes each, so a request always fits a frame of 64 KiB."""

@@ -5,7 +5,7 @@ from typing import Protocol
 import msgspec
 
 from hutch.host.drivers.contract import HostFault, RootImage
-from hutch.wire.fleet import ImageFact
+from hutch.wire.facts import ImageFact
 
 
 class ImageFault(HostFault):

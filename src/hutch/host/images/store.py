@@ -33,7 +33,7 @@ from hutch.host.images.registry import Found, Registry, classify
 from hutch.host.images.unpack import Space, discard_leftovers, make_root, too_large
 from hutch.host.kernel.run import CommandFailed
 from hutch.rules.image_reference import ImageReference, parse_reference
-from hutch.wire.fleet import ImageFact
+from hutch.wire.facts import ImageFact
 
 log = get_logger(__name__)
 

@@ -25,7 +25,7 @@ from hutch.host.kernel.listeners import listen_on_link, tcp_listener
 from hutch.host.kernel.process import ProcessRef, find_processes, kill_and_wait, send_signal, wait_gone
 from hutch.host.kernel.run import CommandFailed, run
 from hutch.rules.lbplan import MAX_CONNECTIONS, PublishedEndpoint, TaskApi, configuration
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 log = get_logger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from hutch.host.logs.contract import LogEntry
-from hutch.wire.fleet import LogEvent
+from hutch.wire.facts import LogEvent
 
 SendEvents = Callable[[tuple[LogEvent, ...]], Awaitable[str]]
 """Returns when the events are durable, with "" or why they never will be."""

@@ -22,7 +22,7 @@ from hutch.rules.logdrivers.options import (
     parse_delivery,
     render_tag,
 )
-from hutch.wire.fleet import LogSpec
+from hutch.wire.taskspec import LogSpec
 
 SHIPPED = ("awslogs", "awsfirelens", "fluentd", "syslog")
 """Drivers whose logs leave the host."""

@@ -16,7 +16,7 @@ from hutch.host.network.contract import Counters, Traffic
 from hutch.host.network.operations import perform
 from hutch.host.network.resolvers import host_resolvers
 from hutch.rules import netplan
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 T = TypeVar("T")
 

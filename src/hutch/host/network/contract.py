@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from hutch.host.drivers.contract import Attachment
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):

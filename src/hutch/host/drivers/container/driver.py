@@ -52,7 +52,8 @@ from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
 from hutch.rules.logdrivers.files import bounds_of
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
-from hutch.wire.fleet import ContainerSpec, DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
+from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import re
 from hutch.host.drivers import start_faults
 from hutch.host.drivers.contract import DriverError, ExitStatus, SandboxExited
 from hutch.host.drivers.start_faults import kind_of, runtime_words
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 _VICTIM = re.compile(r"Killed process (\d+) \((.{1,64})\).*?anon-rss:(\d+)kB")
 

@@ -14,7 +14,7 @@ from hutch.host.drivers.container.plan import Places
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxSpec
 from hutch.host.drivers.looking import hold_mounts, waiting, with_toolbox
 from hutch.host.drivers.oci_config import OciContext
-from hutch.wire.fleet import ContainerSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, VolumeSpec
 
 MAX_ENTRIES = 1_000_000
 _PARTS = ("volumes", "overlay")

@@ -15,7 +15,7 @@ from hutch.host.drivers.contract import DriverError, RootImage
 from hutch.host.drivers.oci_config import OciContext, build_oci_config
 from hutch.host.kernel.process import ProcessRef, is_alive, process_ref
 from hutch.host.kernel.run import start_child
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 _START_TIMEOUT_S = 30.0
 _FILE = "pause.json"

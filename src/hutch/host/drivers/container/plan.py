@@ -12,7 +12,7 @@ from hutch.host.drivers.oci_config import DeviceNode, OciContext, build_oci_conf
 from hutch.host.drivers.task_mounts import check_names, task_mounts
 from hutch.host.drivers.volume_files import check_files
 from hutch.host.kernel.cgroup import CgroupLimits, task_cgroup
-from hutch.wire.fleet import ContainerSpec, TaskSpec
+from hutch.wire.taskspec import ContainerSpec, TaskSpec
 
 CONTAINER_PIDS = 4096
 TASK_PIDS = 8192

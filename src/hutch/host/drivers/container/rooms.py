@@ -16,7 +16,7 @@ from hutch.host.drivers.oci_config import DeviceNode
 from hutch.host.drivers.task_mounts import task_mounts
 from hutch.host.drivers.volume_files import contents
 from hutch.host.kernel.mounts import mount_overlay, mount_ramfs, mount_tmpfs, mounts_below, unmount_below
-from hutch.wire.fleet import FilesSpec, LogRouterSpec, TaskSpec, VolumeSpec
+from hutch.wire.taskspec import FilesSpec, LogRouterSpec, TaskSpec, VolumeSpec
 
 
 def furnish(spec: SandboxSpec, host: str, kept: Path | None = None) -> None:

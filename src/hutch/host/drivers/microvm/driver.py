@@ -39,7 +39,7 @@ from hutch.host.drivers.microvm.vmdriver import HANDLE_FORMAT, VmDriver, check_f
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.volume_disks import refuse_disks, refuse_file_systems, refuse_shared_disks
 from hutch.host.kernel.process import ProcessRef, find_processes, is_alive
-from hutch.wire.fleet import ContainerSpec
+from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 KEEP_TIMEOUT_S = 10.0

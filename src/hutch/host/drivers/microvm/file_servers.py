@@ -22,7 +22,7 @@ from hutch.host.kernel.jail import JailBind, JailSpec
 from hutch.host.kernel.jail_root import NSENTER, JailRoot, RootUnavailable, prepare_root
 from hutch.host.kernel.process import is_alive
 from hutch.host.kernel.run import CommandFailed
-from hutch.wire.fleet import FileSystemSpec
+from hutch.wire.taskspec import FileSystemSpec
 
 PROGRAMS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 """Where Debian has it: of QEMU 7, and by itself."""

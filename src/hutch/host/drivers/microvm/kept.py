@@ -16,7 +16,7 @@ from hutch.host.drivers.looking import hold_mounts, waiting, with_toolbox
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.image import NoRoomForImage, check_room
 from hutch.host.drivers.microvm.vm import VmFiles
-from hutch.wire.fleet import ContainerSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, VolumeSpec
 
 LOOK_MEMORY_MIB = 512
 """The most common size, for which a template is often there."""

@@ -13,7 +13,7 @@ from hutch.host.drivers.microvm.vm import VmFiles
 from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.ext4 import format_ext4, make_sparse
 from hutch.host.kernel.run import CommandFailed
-from hutch.wire.fleet import TaskSpec
+from hutch.wire.taskspec import TaskSpec
 
 T = TypeVar("T")
 EMPTY_TASK_MEMORY_MIB = 64

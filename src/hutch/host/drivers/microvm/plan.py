@@ -20,7 +20,7 @@ from hutch.host.drivers.task_mounts import check_names, task_mounts
 from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.drivers.volume_files import check_files, fill_requests
 from hutch.rules.logdrivers.firelens import SOCKET_NAME
-from hutch.wire.fleet import ContainerSpec, FileSystemSpec, TaskSpec, VolumeSpec
+from hutch.wire.taskspec import ContainerSpec, FileSystemSpec, TaskSpec, VolumeSpec
 
 SCRATCH_SERIAL = "disk0"
 SCRATCH = "/disk/scratch"

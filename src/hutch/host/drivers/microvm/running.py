@@ -36,8 +36,8 @@ from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.kernel.process import process_use
 from hutch.host.logs.contract import Connection
 from hutch.model.exec import ExecSpec
-from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ProbeAnswer, StatsAnswer
+from hutch.wire.taskspec import ContainerSpec
 
 START_TIMEOUT_S = 120.0
 PROBE_GRACE_S = 10.0

@@ -43,9 +43,9 @@ from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.rules.logdrivers.files import FileBounds, bounds_of
-from hutch.wire.fleet import ContainerSpec
 from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
 from hutch.wire.guest_facts import RuntimeFactsEvent
+from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")

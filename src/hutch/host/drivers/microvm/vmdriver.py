@@ -32,7 +32,7 @@ from hutch.host.drivers.microvm.running import (
 from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlot, LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.vm import VmFiles, remove_vm, vm_name
-from hutch.wire.fleet import DriverFactMsg
+from hutch.wire.facts import DriverFactMsg
 
 HANDLE_FORMAT = 1
 ADOPT_TIMEOUT_S = 30.0
