@@ -283,7 +283,7 @@ class HostSession:
 
     def send_all(self) -> None:
         """Everything this host should run, whole."""
-        assign: list[wire.TaskSpec] = []
+        assign: list[TaskSpec] = []
         stop: list[wire.Stop] = []
         later: list[wire.Assign | wire.Stop] = []
         size = 0
