@@ -14,7 +14,8 @@ from hutch.control.authorizer import Authorizer
 from hutch.control.events.publishing import Publisher
 from hutch.control.events.shapes import EventShapes
 from hutch.control.execution_roles import ExecutionRoles
-from hutch.control.fleet import Fleet, FleetContext
+from hutch.control.fleet import Fleet
+from hutch.control.host_session import FleetContext
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.findings import FindingOps
 from hutch.control.ops.hosts import HostOps

@@ -1,6 +1,7 @@
 """The format of version 1 of the fleet protocol, member by member: hosts and control planes of different releases talk to
 one another, and a host reads the handles that an older release wrote."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -89,7 +90,8 @@ FROM_HOST: list[dict[str, Any]] = [
 TO_HOST: list[dict[str, Any]] = [
     {"type": "welcome", "host_id": "h", "acked_seq": 1, "platform_id": "p", "vpc_cidr": "10.0.0.0/16",
      "subnets": [["10.0.0.0/24", "10.0.0.1"]], "alive_every_s": 2.5},
-    {"type": "assignments", "tasks": [TASK], "stop": [{"type": "stop", "task_id": "t", "stop_code": "c", "reason": "r"}]},
+    {"type": "assignments", "tasks": [TASK],
+     "stop": [{"type": "stop", "task_id": "t", "stop_code": "c", "reason": "r"}], "later": ["u"]},
     {"type": "assign", "task": TASK},
     {"type": "stop", "task_id": "t", "stop_code": "UserInitiated", "reason": "r"},
     {"type": "ack", "seq": 7},
@@ -125,9 +127,29 @@ def test_every_member_is_read_and_written_by_its_name(kind: Any, document: dict[
     assert msgspec.msgpack.encode(msgspec.msgpack.decode(data, type=kind)) == data
 
 
-def test_every_message_is_here() -> None:
+def _members(value: Any) -> Iterator[tuple[type, str, bool]]:
+    """(type, member, whether it has another value than its default) of all parts of a message."""
+    if isinstance(value, msgspec.Struct):
+        said = msgspec.to_builtins(value)
+        for name in value.__struct_fields__:
+            yield type(value), name, isinstance(said, list) or name in said
+            yield from _members(getattr(value, name))
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _members(part)
+
+
+def test_every_message_and_every_member_is_here() -> None:
     assert {d["type"] for d in FROM_HOST} == {t.__struct_config__.tag for t in FromHost.__args__}
     assert {d["type"] for d in TO_HOST} == {t.__struct_config__.tag for t in ToHost.__args__}
+    documents = [
+        *((FromHost, d) for d in FROM_HOST),
+        *((ToHost, d) for d in TO_HOST),
+        *IN_REQUESTS,
+    ]
+    members = [m for kind, document in documents for m in _members(msgspec.convert(document, kind))]
+    fixed = {(kind, name) for kind, name, is_said in members if is_said}
+    assert {(kind, name) for kind, name, _ in members} == fixed
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.unit.test_fleet_credentials import CAUSE, Control
 
 from hutch.base.clock import SystemClock
 from hutch.base.errors import Conflict, NotFound
-from hutch.control import fleet as fleet_module
+from hutch.control import host_session
 from hutch.control.controllers.host_loss import HostLossLoop
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.model.host import Host, Reservation
@@ -223,7 +223,7 @@ async def test_more_tasks_than_one_message_holds_are_assigned_one_by_one(
         tx.put(tables.TASKS, msgspec.structs.replace(task, desired_status="STOPPED"))
 
     await fleet.store.write(CAUSE, end)
-    monkeypatch.setattr(fleet_module, "MAX_ASSIGNMENTS_BYTES", 20_000)
+    monkeypatch.setattr(host_session, "MAX_ASSIGNMENTS_BYTES", 20_000)
     reader, writer = await fleet.connect("h1")
     first = await read_message(reader, wire.ToHost)
     assert isinstance(first, wire.Assignments)

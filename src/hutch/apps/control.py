@@ -53,7 +53,8 @@ from hutch.control.controllers.retention import RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
 from hutch.control.exec_sessions import ExecSessions
 from hutch.control.execution_roles import ExecutionRoles
-from hutch.control.fleet import Fleet, FleetContext
+from hutch.control.fleet import Fleet
+from hutch.control.host_session import FleetContext
 from hutch.control.identity import Identity
 from hutch.control.launch_secrets import LaunchSecrets
 from hutch.control.ops.disk_snapshots import DiskSnapshotOps
