@@ -244,6 +244,7 @@ def test_wrong_headers(server: ApiServer, headers: dict, status: int) -> None:
         (b"Action=ListRoles&MaxItems=1_0", b"MalformedInput", b"can not be converted to Integer"),
         (b"Action=TagRole&RoleName=r&Tags.1.Key=a", b"ValidationError", b"must be numbered as Tags.member.N"),
         (b"Action=TagRole&RoleName=r&Tags.member.x.Key=a", b"MalformedInput", b"numbered from 1"),
+        (b"Action=TagRole&RoleName=r&Tags.member.1.Key=a&Tags.member.01=b", b"MalformedInput", b"more than once"),
         (b"Action=TagRole&RoleName=r&" + b"Tags." * 40 + b"x=1", b"ValidationError", b"Unknown parameter"),
         (b"&".join(b"a%d=1" % i for i in range(6000)), b"MalformedInput", b"5000 fields"),
     ],

@@ -15,6 +15,7 @@ from tests.api.support.identities import vault
 
 from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.native import NativeRoute
+from hutch.api.gateway.onewrite import GatheringHttpProtocol
 from hutch.api.gateway.operation import Service
 from hutch.base.clock import Clock, SystemClock
 from hutch.base.ids import RandomIds
@@ -71,7 +72,12 @@ class ApiServer:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, lifespan="off", http="httptools", loop="none"
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http=GatheringHttpProtocol,
+            loop="none",
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="api-server", daemon=True)

@@ -144,7 +144,10 @@ class FormReader:
 def _numbered(node: Any, path: str) -> list[tuple[int, Any]]:
     if not isinstance(node, dict) or not all(k.isascii() and k.isdecimal() and len(k) < 8 for k in node):
         raise BadInput(f"Parameter {path[:100]!r} must be a list, numbered from 1.", serialization=True)
-    return sorted((int(k), v) for k, v in node.items())
+    numbered = {int(k): v for k, v in node.items()}
+    if len(numbered) != len(node):
+        raise BadInput(f"Parameter {path[:100]!r} has a number more than once.", serialization=True)
+    return sorted(numbered.items())
 
 
 class XmlWriter:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 from hutch.host.images.archives import write_atomically
 from hutch.host.kernel.inotify import DirectoryWatch, FileWatcher
 from hutch.host.logs.contract import LogEntry, LogSink
@@ -157,15 +158,8 @@ class LogShipper:
         inode, offset = self._tail.place()
         held = self._reader.held_from
         position = _Position(inode=inode, offset=offset if held is None else held, dropped=self.dropped_bytes)
-        writing = asyncio.ensure_future(
-            asyncio.to_thread(write_atomically, self._position_path, msgspec.json.encode(position))
-        )
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The thread can't be stopped; a write that ends after our successor's would take its position back.
-            await writing
-            raise
+        # Waited for in any case: a write that ends after our successor's would take its position back.
+        await in_thread(write_atomically, self._position_path, msgspec.json.encode(position))
 
     def _open(self) -> bool:
         """Find the place where shipping stopped."""

@@ -15,6 +15,7 @@ from typing import Self
 
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 
 log = get_logger(__name__)
 
@@ -189,11 +190,19 @@ class Child:
         return self.returncode
 
     async def kill(self) -> None:
-        """End it and its process group, and reap it."""
-        if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            await self.wait()
+        """End it and its process group, and reap it, even if the caller is cancelled meanwhile."""
+        if self.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        cancelled: asyncio.CancelledError | None = None
+        while self.returncode is None:
+            try:
+                await self.wait()
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
 
 async def start_child(
@@ -213,7 +222,9 @@ async def start_child(
     close them keeps everybody waiting who waits for the end of its output.
     """
 
-    def start() -> int:
+    started: list[int] = []
+
+    def start() -> None:
         process = subprocess.Popen(
             list(argv),
             stdin=stdin,
@@ -225,19 +236,18 @@ async def start_child(
             start_new_session=True,
         )
         process.returncode = 0  # `Child` reaps it
-        return process.pid
+        started.append(process.pid)
 
-    starting = asyncio.ensure_future(asyncio.to_thread(start))
     try:
-        return Child(await asyncio.shield(starting))
+        # The thread uses the caller's file descriptors, so it comes to its end first.
+        await in_thread(start)
     except FileNotFoundError:
         raise CommandFailed(argv, 127, b"", f"{argv[0]} is not installed".encode()) from None
     except asyncio.CancelledError:
-        # The thread uses the caller's file descriptors, so it comes to its end first.
-        await asyncio.wait({starting})
-        if starting.exception() is None:
-            await Child(starting.result()).kill()
+        for pid in started:
+            await Child(pid).kill()
         raise
+    return Child(started[0])
 
 
 def spawn_daemon(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pyroute2 import IPRoute, NetlinkError
 
+from hutch.base.threads import in_thread
 from hutch.host.drivers.contract import Attachment, HostFault
 from hutch.host.kernel import links, nft
 from hutch.host.kernel.listeners import listen_on_link
@@ -167,13 +168,9 @@ class BridgeNetwork:
             with IPRoute() as ip:
                 return work(ip)
 
-        running = asyncio.ensure_future(asyncio.to_thread(call))
         try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # A thread can't be stopped: wait for it (some milliseconds), or it would make links behind our back.
-            await asyncio.wait({running})
-            raise
+            # Some milliseconds; not waited for, it would make links behind our back.
+            return await in_thread(call)
         except (NetlinkError, OSError) as error:
             raise HostFault(
                 "NetworkFault",

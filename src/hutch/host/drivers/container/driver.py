@@ -13,6 +13,7 @@ import msgspec
 
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 from hutch.host.drivers.container import plan, rooms
 from hutch.host.drivers.container.box import STARTED_FILE, Box, Start, start_id
 from hutch.host.drivers.container.ending import start_fault
@@ -154,7 +155,7 @@ class ContainerDriver:
         await asyncio.to_thread(_check_needs, spec)
         ready = False
         try:
-            await _finished(self._furnish, spec, kept)
+            await in_thread(self._furnish, spec, kept)
             await attach_volumes(spec, self._volumes)
             if plan.needs_pause(spec.task):
                 await start_pause(
@@ -238,7 +239,7 @@ class ContainerDriver:
         runtime, spec, places = await self._need(), box.spec, box.places
         context = plan.oci_context(spec, container, number, await asyncio.to_thread(self._ground, box))
         bundle, identity = places.start(container.name, number), start_id(spec, container.name, number)
-        await _finished(rooms.make_bundle, bundle, config(context))
+        await in_thread(rooms.make_bundle, bundle, config(context))
         request = ShimRequest(
             conmon=self._conmon,
             runtime=runtime.path,
@@ -388,7 +389,7 @@ class ContainerDriver:
             await box.release()
         try:
             await self._end(handle.task_id, places)
-            return await _finished(_keep, places, Path(directory))
+            return await in_thread(_keep, places, Path(directory))
         except OSError as error:
             raise DriverError("NoDiskKept", f"the task's containers can't be ended: {error}") from None
 
@@ -417,7 +418,7 @@ class ContainerDriver:
         places = Places(Path(directory))
         try:
             await self._end(task_id, places)
-            await _finished(self._clear, places)
+            await in_thread(self._clear, places)
         except OSError as error:
             raise DriverError("SandboxNotRemoved", f"the task's sandbox can't be removed: {error}") from None
 
@@ -475,13 +476,3 @@ def _check_needs(spec: SandboxSpec) -> None:
             fix="install catatonit",
             aws_prefix="CannotCreateContainerError",
         )
-
-
-async def _finished(work: Callable[..., T], *arguments: Any) -> T:
-    """Blocking work in a thread, which ends in any case before this does: whoever cleans up comes after it."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise

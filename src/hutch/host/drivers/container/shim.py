@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.base.threads import in_thread
 from hutch.host.kernel.process import ProcessRef, kill_and_wait, process_ref
 from hutch.host.kernel.run import spawn_daemon
 from hutch.rules.logdrivers.files import HOST_BOUNDS
@@ -96,14 +97,14 @@ async def launch(request: ShimRequest) -> MadeContainer:
 
 async def _spawned(request: ShimRequest, told: int) -> ProcessRef:
     """Start conmon from a thread, which is waited for in any case: it uses the caller's file descriptor."""
-    spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, request, told))
+    spawned: list[ProcessRef] = []
     try:
-        return await asyncio.shield(spawning)
+        await in_thread(lambda: spawned.append(_spawn(request, told)))
     except asyncio.CancelledError:
-        await asyncio.wait({spawning})
-        if spawning.exception() is None:
-            await kill_and_wait(spawning.result())
+        for shim in spawned:
+            await kill_and_wait(shim)
         raise
+    return spawned[0]
 
 
 def _spawn(request: ShimRequest, told: int) -> ProcessRef:
