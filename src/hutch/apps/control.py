@@ -1,4 +1,4 @@
-"""The control plane process: store, use cases, controllers, fleet and API, put together.
+"""The control plane process: stores, use cases, loops, fleet and API, from their opening to their end.
 
 Run by the supervisor as `python -m hutch.apps.control --ready-fd N`; settings come in the environment.
 """
@@ -17,68 +17,24 @@ from typing import Any
 
 import uvicorn
 
-from hutch.api.aws.ec2 import service as ec2
-from hutch.api.aws.ecs import service as ecs
-from hutch.api.aws.ecs.access import EcsAccess
-from hutch.api.aws.efs import service as efs
-from hutch.api.aws.iam import service as iam
-from hutch.api.aws.logs import service as logs_api
-from hutch.api.aws.s3 import service as s3
-from hutch.api.aws.secretsmanager import service as secretsmanager
-from hutch.api.aws.ssm import service as ssm
-from hutch.api.aws.sts import service as sts
-from hutch.api.gateway.app import Gateway
 from hutch.api.gateway.onewrite import GatheringHttpProtocol
-from hutch.api.gateway.paging import Paging
-from hutch.api.native import NativeApi
-from hutch.api.native_check import NativeCheck
-from hutch.api.native_exec import NativeExec
-from hutch.api.native_hosts import HostApi
-from hutch.api.sessions.app import MAX_MESSAGE_BYTES, SessionSockets
+from hutch.api.sessions.app import MAX_MESSAGE_BYTES
+from hutch.apps.api import gateway
 from hutch.apps.collector import calm_collector
-from hutch.apps.events import EventParts
-from hutch.apps.paths import Paths, reachable_address
+from hutch.apps.paths import Paths
 from hutch.apps.supervised import watch_supervisor
-from hutch.base.clock import Clock, SystemClock
+from hutch.apps.usecases import UseCases, open_use_cases
+from hutch.base.clock import SystemClock
 from hutch.base.errors import HutchError, InUse, Invalid
-from hutch.base.ids import IdSource, RandomIds
+from hutch.base.ids import RandomIds
 from hutch.base.log import configure_logging, get_logger
-from hutch.control.authorizer import Authorizer
 from hutch.control.controllers.definitions import DefinitionLoop
-from hutch.control.controllers.host_loss import HostLossLoop
 from hutch.control.controllers.membership import MembershipLoop
 from hutch.control.controllers.placement import PlacementLoop
 from hutch.control.controllers.prefetch import PrefetchLoop
 from hutch.control.controllers.retention import RetentionLoop
 from hutch.control.controllers.secrets import SecretExpiryLoop
-from hutch.control.exec_sessions import ExecSessions
-from hutch.control.execution_roles import ExecutionRoles
 from hutch.control.fleet import Fleet
-from hutch.control.host_session import FleetContext
-from hutch.control.identity import Identity
-from hutch.control.launch_secrets import LaunchSecrets
-from hutch.control.ops.disk_snapshots import DiskSnapshotOps
-from hutch.control.ops.filesystems import FileSystemOps
-from hutch.control.ops.host_loss import HostLossOps
-from hutch.control.ops.hosts import HostOps
-from hutch.control.ops.images import ImageOps
-from hutch.control.ops.logs import LogOps
-from hutch.control.ops.objects import ObjectOps
-from hutch.control.ops.parameters import ParameterOps
-from hutch.control.ops.placing import PlacementLimits
-from hutch.control.ops.platform import ensure_platform
-from hutch.control.ops.secrets import SecretOps, values_exist
-from hutch.control.ops.sts import StsOps
-from hutch.control.ops.suspending import SuspendOps
-from hutch.control.ops.tagging import TagOps
-from hutch.control.ops.taskroles import TaskRoles
-from hutch.control.ops.tasks import TaskOps
-from hutch.control.preflight import Preflight
-from hutch.control.sessions import SessionTokens
-from hutch.control.surroundings import TaskAddresses
-from hutch.control.vault import open_vault
-from hutch.host.network.bridge import networks_in_use
-from hutch.rules.netplan import pick_vpc_cidr
 from hutch.settings import Settings, load_settings
 from hutch.store.logs import LogStore
 from hutch.store.sqlite import SqliteStore
@@ -131,175 +87,31 @@ async def _run(settings: Settings, ready_fd: int, supervisor_fds: str) -> None:
     await store.open()
     try:
         await log_store.open()
-        await _compose(settings, paths, store, log_store, clock, ids, ready_fd)
+        cases = await open_use_cases(settings, paths, store, log_store, clock, ids)
+        await _serve(settings, paths, gateway(cases, paths.uploads), cases.fleet, _loops(cases), ready_fd)
     finally:
         await log_store.close()
         await store.close()
 
 
-async def _compose(
-    settings: Settings,
-    paths: Paths,
-    store: SqliteStore,
-    log_store: LogStore,
-    clock: Clock,
-    ids: IdSource,
-    ready_fd: int,
-) -> None:
-    """Put the control plane together and serve."""
-    region, account_id = settings.region, settings.account_id
-    cidr = settings.vpc_cidr
-    platform = await ensure_platform(
-        store,
-        clock,
-        ids,
-        region=region,
-        account_id=account_id,
-        vpc_cidr=pick_vpc_cidr(await networks_in_use()) if cidr == "auto" else cidr,
-    )
-    limits = placement_limits(settings)
-    hosts = HostOps(
-        store, clock, ids, clusters=tuple(settings.host_clusters.split(",")), default_zone=f"{region}a"
-    )
-    await hosts.all_disconnected()
-    logs = LogOps(log_store, clock)
-    vault = open_vault(paths.secrets_key, ids, values_exist=values_exist(store))
-    identity = Identity(store, clock, ids, vault, account_id=account_id)
-    await identity.ensure_root_key(paths.credentials)
-    authorizer = Authorizer(store, clock, account_id=account_id)
-    sts_ops = StsOps(store, clock, SessionTokens(vault, ids), authorizer, account_id=account_id)
-    secrets = SecretOps(store, vault, clock, ids, region=region, account_id=account_id)
-    parameters = ParameterOps(store, vault, clock, region=region, account_id=account_id)
-    objects = ObjectOps(store, vault, clock, ids)
-    roles = ExecutionRoles(sts_ops, authorizer, clock, region=region, account_id=account_id)
-    launch_secrets = LaunchSecrets(
-        secrets, parameters, objects, roles, logs.group_exists, region=region, account_id=account_id
-    )
-    tasks = TaskOps(
-        store,
-        clock,
-        ids,
-        limits=limits,
-        wait_for_placement=settings.placement == "wait",
-        strict_aws=settings.strict_aws,
-    )
-    events = EventParts(store, tasks, logs, clock, ids, region=region, account_id=account_id)
-    fleet = Fleet(
-        FleetContext(
-            store=store,
-            clock=clock,
-            ids=ids,
-            hosts=hosts,
-            logs=logs,
-            findings=events.findings,
-            launch_secrets=launch_secrets,
-            task_roles=TaskRoles(
-                store,
-                clock,
-                sts_ops,
-                region=region,
-                account_id=account_id,
-                path_key=platform.identity.token_key,
-            ),
-            addresses=TaskAddresses(
-                path_key=platform.identity.token_key,
-                api_of_host=f"http://{reachable_address(settings.listen)}"
-                if settings.task_api == "on"
-                else "",
-            ),
-            region=region,
-            account_id=account_id,
-            platform_id=platform.identity.platform_id,
-            vpc_cidr=platform.vpc_cidr,
-            silence_s=settings.host_silence_s,
-        )
-    )
-    suspending = SuspendOps(store, clock, ids, tasks, fleet, limits=limits)
-    paging = Paging(platform.identity.token_key)
-    sessions = ExecSessions(store, clock, ids, fleet)
-    execs = NativeExec(tasks, sessions, authorizer, region=region, account_id=account_id)
-    host_loss = HostLossLoop(store, hosts, clock, ids, lost_after_s=settings.host_lost_after_s)
-    host_api = HostApi(hosts, HostLossOps(store, clock), host_loss.gives_up_at)
-    preflight = Preflight(
-        store,
-        fleet,
-        launch_secrets,
-        roles,
-        logs,
-        clock,
-        ids,
-        limits=limits,
-        region=region,
-        account_id=account_id,
-    )
-    checks = NativeCheck(store, preflight, authorizer, EcsAccess(store, TagOps(store), region, account_id))
-    app = Gateway(
-        services=[
-            ecs.service(
-                store,
-                clock,
-                ids,
-                tasks,
-                paging,
-                sessions,
-                region=region,
-                account_id=account_id,
-                strict_aws=settings.strict_aws,
-            ),
-            logs_api.service(logs, paging, clock, ids, region=region, account_id=account_id),
-            secretsmanager.service(secrets, paging),
-            ssm.service(parameters, paging, sessions),
-            iam.service(store, clock, ids, vault, paging, account_id=account_id),
-            sts.service(sts_ops),
-            ec2.service(
-                store,
-                paging,
-                DiskSnapshotOps(store, clock, ids, fleet),
-                region=region,
-                account_id=account_id,
-            ),
-            efs.service(
-                FileSystemOps(store, clock, ids, fleet, region=region, account_id=account_id),
-                paging,
-                account_id=account_id,
-            ),
-            s3.service(objects, paging, region=region, account_id=account_id),
-            *events.services(paging),
-        ],
-        identity=identity,
-        authorizer=authorizer,
-        ids=ids,
-        clock=clock,
-        region=region,
-        account_id=account_id,
-        native_routes=(
-            *NativeApi(tasks, suspending, ImageOps(store, fleet), fleet, host_api.of_task).routes(),
-            *host_api.routes(),
-            *events.routes(),
-            *execs.routes(),
-            *checks.routes(),
-        ),
-        upload_directory=paths.uploads,
-        websockets=SessionSockets(sessions, clock, ids),
-    )
-    retention = RetentionLoop(
-        store, logs, clock, ids, stopped_task_retention_s=settings.stopped_task_retention_s
-    )
+def _loops(cases: UseCases) -> list[Coroutine[Any, Any, None]]:
+    """What runs for ever besides the API."""
+    store, clock, ids, fleet = cases.store, cases.clock, cases.ids, cases.fleet
+    retention_s = cases.settings.stopped_task_retention_s
     loops: list[Coroutine[Any, Any, None]] = [
-        PlacementLoop(store, clock, ids, limits).run(),
-        retention.run(),
-        MembershipLoop(store, hosts).run(),
-        host_loss.run(),
+        PlacementLoop(store, clock, ids, cases.limits).run(),
+        RetentionLoop(store, cases.logs, clock, ids, stopped_task_retention_s=retention_s).run(),
+        MembershipLoop(store, cases.hosts).run(),
+        cases.host_loss.run(),
         DefinitionLoop(store, ids).run(),
-        SecretExpiryLoop(secrets, ids).run(),
+        SecretExpiryLoop(cases.secrets, ids).run(),
         fleet.dispatch_changes(),
-        *events.loops(),
+        *cases.events.loops(),
     ]
-    if settings.prefetch_images:
-        tell = partial(events.tell, "Image Prefetch")
-        prefetch = PrefetchLoop(store, fleet, launch_secrets, tell, region=region, account_id=account_id)
-        loops.append(prefetch.run())
-    await _serve(settings, paths, app, fleet, loops, ready_fd)
+    if cases.settings.prefetch_images:
+        tell = partial(cases.events.tell, "Image Prefetch")
+        loops.append(PrefetchLoop(store, fleet, cases.launch_secrets, tell, **cases.where).run())
+    return loops
 
 
 async def _serve(
@@ -312,26 +124,7 @@ async def _serve(
 ) -> None:
     """Serve the API and the fleet until SIGTERM, or until a loop fails (a bug: better to start anew)."""
     host, _, port = settings.listen.rpartition(":")
-    config = uvicorn.Config(
-        app,
-        host=host.strip("[]"),
-        port=int(port),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        http=GatheringHttpProtocol,
-        proxy_headers=False,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
-        # A client that is made to wait answers no pings either. They are sent, so that TCP finds out who is gone.
-        ws_ping_timeout=None,
-        server_header=False,
-        timeout_graceful_shutdown=3,
-        backlog=1024,
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = _api_server(app, host.strip("[]"), int(port))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -363,6 +156,30 @@ async def _serve(
             task.result()
 
 
+def _api_server(app: Any, host: str, port: int) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        http=GatheringHttpProtocol,
+        proxy_headers=False,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        # A client that is made to wait answers no pings either. They are sent, so that TCP finds out who is gone.
+        ws_ping_timeout=None,
+        server_header=False,
+        timeout_graceful_shutdown=3,
+        backlog=1024,
+    )
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    return server
+
+
 def _bind(host: str, port: int) -> socket.socket:
     """The API's socket. Raises `InUse` or `Invalid` naming the address."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -382,16 +199,6 @@ def _tell_ready(ready_fd: int, settings: Settings) -> None:
     if ready_fd >= 0:
         os.write(ready_fd, b"ready\n")
         os.close(ready_fd)
-
-
-def placement_limits(settings: Settings) -> PlacementLimits:
-    """The settings that placement goes by."""
-    first, _, last = settings.ingress_ports.partition("-")
-    return PlacementLimits(
-        cpu_overcommit=settings.cpu_overcommit,
-        memory_reserve_mib=settings.memory_reserve_mib,
-        ingress_ports=(int(first), int(last or first)),
-    )
 
 
 if __name__ == "__main__":
