@@ -4,15 +4,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 
 import msgspec
 
 from hutch.base.clock import Clock
-from hutch.base.log import get_logger
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.firecracker.api import FirecrackerApi
@@ -33,18 +32,26 @@ from hutch.host.drivers.firecracker.vm import FirecrackerFiles, FirecrackerReque
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, host_cpu, no_task, scratch_disk
+from hutch.host.drivers.microvm.making import (
+    RESTORE_TIMEOUT_S,
+    Once,
+    Phases,
+    host_cpu,
+    let_go_on_failure,
+    scratch_disk,
+)
+from hutch.host.drivers.microvm.programs import ProgramVersion
 from hutch.host.drivers.microvm.qemu import vm_memory_mib, vm_vcpus
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES
 from hutch.host.drivers.microvm.slots import LaunchSlot
-from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
+from hutch.host.drivers.microvm.taskless import TasklessVm
+from hutch.host.drivers.microvm.template_launch import TemplateLaunches
+from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore
 from hutch.host.drivers.microvm.vm import GuestImage, load_guest_image, remove_vm, vm_name
 from hutch.host.drivers.volume_disks import volume_disks
 from hutch.host.guestlink.vsock import AGENT_PORT, GuestCall
 from hutch.host.kernel.sealed import copy_sparse
 from hutch.host.kernel.tap import make_tap, remove_tap
 
-log = get_logger(__name__)
 BOOT_TIMEOUT_S = 60.0
 TEMPLATE_NAME = "fctemplate"
 TAP_TRAIT = '"host_dev_name"'
@@ -91,11 +98,12 @@ class FirecrackerLauncher:
         self._clock = clock
         self._jail = jail
         self._boot_timeout_s = boot_timeout_s
-        self._use_templates = use_templates
-        self._directory = state_dir / "templates"
-        self._templates = TemplateStore(self._directory, self._make_template, clock)
-        self._cleaned = asyncio.Lock()
-        self._is_clean = False
+        templates = state_dir / "templates"
+        self._making = TasklessVm(FirecrackerFiles(templates / ".making"), TEMPLATE_NAME, platform_id, jail)
+        self._templates = TemplateStore(templates, self._make_template, clock)
+        self._launches = TemplateLaunches(self._templates, enabled=use_templates)
+        self._version = ProgramVersion(program)
+        self._cleaned = Once()
         self._choice = AcceleratorChoice(
             "kvm",
             state_dir / "accelerator.json",
@@ -106,7 +114,7 @@ class FirecrackerLauncher:
 
     async def ground(self) -> Ground:
         """What VMs run on here. Raises `DriverError` if none can."""
-        firecracker = await find_firecracker(self._program)
+        firecracker = await find_firecracker(self._version)
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
         await asyncio.to_thread(kernel_file, image)
         key = f"{os.uname().release} firecracker {firecracker.version_text} {image.key}"
@@ -116,11 +124,11 @@ class FirecrackerLauncher:
 
     async def clean(self, ground: Ground) -> None:
         """Remove, once, what earlier agents left: half-made templates, and those that are of no more use."""
-        async with self._cleaned:
-            if not self._is_clean:
-                await self._remove_making()
-                await asyncio.to_thread(self._templates.clean, ground.origin)
-                self._is_clean = True
+        await self._cleaned.do(partial(self._clean, ground))
+
+    async def _clean(self, ground: Ground) -> None:
+        await self._remove_making()
+        await asyncio.to_thread(self._templates.clean, ground.origin)
 
     async def launch(self, spec: SandboxSpec, slot: LaunchSlot) -> tuple[FirecrackerSandbox, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. Raises `DriverError`; what was made by then is
@@ -131,34 +139,19 @@ class FirecrackerLauncher:
         request = self._request(spec)
         check_config(request.config)
         key = _template_key(request.config, ground)
-        template, refusal = await self._template(key, request.config, ground, phases, slot)
-        if template is not None:
-            try:
-                restoring = self._restore(spec, request, ground.image, template)
-                return await phases.measure("restore", restoring), phases
-            except DriverError as error:
-                refusal = f"not restored: {error.message}"[:500]
-                log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
-                self._templates.reject(template, refusal)
-                await remove_vm(request.name, FirecrackerFiles(spec.directory), self._jail)
-        booting = self._boot(spec, request, ground.image, self._boot_timeout_s)
-        return await phases.measure("cold boot", booting, refusal), phases
-
-    async def _template(
-        self, key: TemplateKey, config: VmConfig, ground: Ground, phases: Phases, slot: LaunchSlot
-    ) -> tuple[Template | None, str]:
-        """The template for a VM, or why there is none."""
-        if not self._use_templates:
-            return None, "templates are switched off"
-        if config.tap and not ground.firecracker.restores_with_other_taps:
-            return None, f"Firecracker {ground.firecracker.version_text} can't restore a VM with another tap"
-        if (template := self._templates.loaded(key)) is not None:
-            return template, ""
-        try:
-            # Whoever waits for a template keeps nobody from launching who has one.
-            return await phases.measure("template", slot.lend(self._templates.get(key))), ""
-        except TemplateUnavailable as error:
-            return None, error.message
+        sandbox = await self._launches.launch(
+            key,
+            spec.task.task_id,
+            phases,
+            slot,
+            restore=lambda template: phases.measure(
+                "restore", self._restore(spec, request, ground.image, template)
+            ),
+            boot=partial(self._boot, spec, request, ground.image, self._boot_timeout_s),
+            undo=partial(remove_vm, request.name, FirecrackerFiles(spec.directory), self._jail),
+            obstacle=_obstacle(request.config, ground.firecracker),
+        )
+        return sandbox, phases
 
     async def _boot(
         self, spec: SandboxSpec, request: FirecrackerRequest, image: GuestImage, limit_s: float
@@ -204,57 +197,47 @@ class FirecrackerLauncher:
         files = FirecrackerFiles(spec.directory)
         ref = await launch(request, files, image, self._jail)
         sandbox = FirecrackerSandbox(spec, files, ref, self._clock, bring_up=bring_up)
-        try:
-            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s)
-        except BaseException:
-            await sandbox.release()
-            raise
+        async with let_go_on_failure(sandbox):
+            await sandbox.attach(hello_timeout_s=limit_s)
         return sandbox
 
     async def _make_template(self, key: TemplateKey, memory_fd: int) -> bytes:
         """Boot a VM without a task up to its greeting, write it to the disk, end it; its memory goes to a file, its state
         is the answer. Raises `DriverError`."""
-        ground = await self.ground()
-        files, name = self._making, vm_name(self._platform_id, TEMPLATE_NAME)
-        spec = no_task(TEMPLATE_NAME, str(files.root))
-        snapshot = files.root / "snapshot"
+        ground, vm = await self.ground(), self._making
         tap = self._template_tap if TAP_TRAIT in key.machine else ""
-        sandbox: FirecrackerSandbox | None = None
-        try:
-            await self._remove_making()
-            snapshot.mkdir(mode=0o700, parents=True)
-            if tap:
-                await asyncio.to_thread(make_tap, tap, self._jail.user_of(name))
-            config = VmConfig(vcpus=key.vcpus, memory_mib=key.memory_mib, disks=key.disk_slots, tap=tap)
-            request = FirecrackerRequest(
-                name=name,
-                program=self._program,
-                config=config,
-                cpu_units=key.vcpus * 1024,
-                disks=(str(files.scratch),),
-                snapshot_directory=str(snapshot),
-            )
-            sandbox = await self._boot(spec, request, ground.image, self._boot_timeout_s)
-            await sandbox.save()
-            return await asyncio.to_thread(_take_snapshot, snapshot, memory_fd)
-        finally:
-            if sandbox is not None:
-                await sandbox.release()
-            await self._remove_making()
+        snapshot = vm.files.root / "snapshot"
+        config = VmConfig(vcpus=key.vcpus, memory_mib=key.memory_mib, disks=key.disk_slots, tap=tap)
+        request = FirecrackerRequest(
+            name=vm.name,
+            program=self._program,
+            config=config,
+            cpu_units=key.vcpus * 1024,
+            disks=(str(vm.files.scratch),),
+            snapshot_directory=str(snapshot),
+        )
 
-    @property
-    def _making(self) -> FirecrackerFiles:
-        return FirecrackerFiles(self._directory / ".making")
+        async def boot() -> FirecrackerSandbox:
+            snapshot.mkdir(mode=0o700)
+            if tap:
+                await asyncio.to_thread(make_tap, tap, self._jail.user_of(vm.name))
+            return await self._boot(vm.spec, request, ground.image, self._boot_timeout_s)
+
+        try:
+            async with vm.made(boot) as sandbox:
+                await sandbox.save()
+                return await asyncio.to_thread(_take_snapshot, snapshot, memory_fd)
+        finally:
+            await asyncio.to_thread(remove_tap, self._template_tap)
 
     @property
     def _template_tap(self) -> str:
         return f"h{self._platform_id[:4]}fctemplate"[:15]
 
     async def _remove_making(self) -> None:
-        files = self._making
-        await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), files, self._jail)
+        await self._making.remove()
+        # Whoever had it open is gone.
         await asyncio.to_thread(remove_tap, self._template_tap)
-        await asyncio.to_thread(shutil.rmtree, files.root, True)
 
     async def close(self) -> None:
         """End what is being made for later; VMs of tasks are not touched."""
@@ -281,19 +264,11 @@ class FirecrackerLauncher:
         """Boot an empty guest; seconds until it answered. Raises `DriverError`."""
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
         files = FirecrackerFiles(self._state_dir / "probe")
-        spec = no_task(f"probe{os.getpid()}", str(files.root))
-        name = vm_name(self._platform_id, spec.task.task_id)
-        sandbox: FirecrackerSandbox | None = None
+        vm = TasklessVm(files, f"probe{os.getpid()}", self._platform_id, self._jail)
+        request = self._request(vm.spec)
         begun = self._clock.monotonic()
-        try:
-            await remove_vm(name, files, self._jail)
-            files.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sandbox = await self._boot(spec, self._request(spec), image, limit_s)
+        async with vm.made(partial(self._boot, vm.spec, request, image, limit_s)):
             return self._clock.monotonic() - begun
-        finally:
-            if sandbox is not None:
-                await sandbox.release()
-            await remove_vm(name, files, self._jail)
 
 
 def _booting(config: VmConfig, call: GuestCall) -> BringUp:
@@ -302,6 +277,13 @@ def _booting(config: VmConfig, call: GuestCall) -> BringUp:
         await call.wait()
 
     return bring_up
+
+
+def _obstacle(config: VmConfig, firecracker: Firecracker) -> str:
+    """Why such a VM can't be restored from a template; "" if nothing speaks against it."""
+    if not config.tap or firecracker.restores_with_other_taps:
+        return ""
+    return f"Firecracker {firecracker.version_text} can't restore a VM with another tap"
 
 
 def _template_key(config: VmConfig, ground: Ground) -> TemplateKey:

@@ -15,7 +15,8 @@ from hutch.host.drivers.firecracker.config import (
     disk_place,
 )
 from hutch.host.drivers.microvm.jail import MonitorProgram
-from hutch.host.kernel.run import CommandFailed, run
+from hutch.host.drivers.microvm.programs import ProgramVersion
+from hutch.host.kernel.run import CommandFailed
 
 OLDEST = (1, 8, 0)
 """The first that describes its devices by ACPI. The guest's kernel, Debian's own, knows no other way to find them."""
@@ -62,15 +63,15 @@ def parse_version(output: str) -> Firecracker:
     return made
 
 
-async def find_firecracker(program: str) -> Firecracker:
-    """The Firecracker of this name or path. Raises `DriverError` if there is none, or one that can't be used."""
+async def find_firecracker(version: ProgramVersion) -> Firecracker:
+    """The Firecracker that says this of itself. Raises `DriverError` if there is none, or one that can't be used."""
     try:
-        output = await run([program, "--version"], timeout_s=20)
+        text = await version.text()
     except CommandFailed as error:
         raise DriverError(
             "VmMonitorMissing", f"Firecracker can't be run: {error.message}", fix=HOW_TO_GET
         ) from None
-    return parse_version(output.decode("utf-8", "replace"))
+    return parse_version(text)
 
 
 def monitor_program(program: str) -> MonitorProgram:

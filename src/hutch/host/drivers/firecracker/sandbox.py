@@ -46,21 +46,19 @@ class FirecrackerSandbox(Sandbox):
         self._bring_up = bring_up
         self.api = FirecrackerApi(files.api_socket)
 
-    async def _attach(
-        self, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None
-    ) -> HelloAnswer:
+    async def _attach(self, hello_timeout_s: float, restoration: Restoration | None) -> HelloAnswer:
         if self._bring_up is not None:
             await self._make_vm(self._bring_up, hello_timeout_s)
         try:
-            return await self._greet(entropy, hello_timeout_s)
+            return await self._greet(hello_timeout_s)
         except GuestGone:
             # A VM that was just restored resets all its connections, and this one may have been too early.
             if self._session is None or self.ended is not None:
                 raise
             await self._session.close()
-            return await self._greet(entropy, hello_timeout_s)
+            return await self._greet(hello_timeout_s)
 
-    async def _greet(self, entropy: bytes, hello_timeout_s: float) -> HelloAnswer:
+    async def _greet(self, hello_timeout_s: float) -> HelloAnswer:
         streams = await connect_vsock(self.files.agent_socket, AGENT_PORT, timeout_s=CONNECT_TIMEOUT_S)
         self._session = GuestSession.over(
             streams,
@@ -69,7 +67,7 @@ class FirecrackerSandbox(Sandbox):
             on_facts=self._take_facts,
             first_id=int(self._clock.now() * 1000) * 1000,
         )
-        return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
+        return await self._hello(hello_timeout_s)
 
     async def _make_vm(self, bring_up: BringUp, timeout_s: float) -> None:
         try:

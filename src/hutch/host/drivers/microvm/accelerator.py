@@ -15,8 +15,6 @@ import msgspec
 
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import DriverError
-from hutch.host.drivers.microvm.qemu import PROGRAM
-from hutch.host.kernel.run import CommandFailed, run
 
 log = get_logger(__name__)
 PROBE_LIMIT_S = 10.0
@@ -34,17 +32,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 Probe = Callable[[str, float], Awaitable[float]]
 """Boots a guest under an accelerator within a time limit (seconds); its boot time. Raises `DriverError`."""
-
-
-async def qemu_version() -> str:
-    """The first line that QEMU says of itself. Raises `DriverError` if it is not installed."""
-    try:
-        output = await run([PROGRAM, "--version"], timeout_s=20)
-    except CommandFailed as error:
-        raise DriverError(
-            "VmMonitorMissing", f"QEMU can't be run: {error.message}", fix="install qemu-system-x86"
-        ) from None
-    return output.decode("utf-8", "replace").partition("\n")[0].strip()
 
 
 def kvm_obstacle(cpuinfo: str) -> str:

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from hutch.base.log import get_logger
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
-from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict, qemu_version
+from hutch.host.drivers.microvm.accelerator import AcceleratorChoice, Verdict
 from hutch.host.drivers.microvm.file_servers import FileServers
 from hutch.host.drivers.microvm.image import Saved
 from hutch.host.drivers.microvm.jail import MonitorJail
@@ -25,17 +26,26 @@ from hutch.host.drivers.microvm.machines import (
     template_key,
     template_request,
 )
-from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, host_cpu, no_task, scratch_disk
-from hutch.host.drivers.microvm.qemu import Memory
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.making import (
+    RESTORE_TIMEOUT_S,
+    Once,
+    Phases,
+    host_cpu,
+    let_go_on_failure,
+    scratch_disk,
+)
+from hutch.host.drivers.microvm.programs import ProgramVersion
+from hutch.host.drivers.microvm.qemu import PROGRAM, Memory
+from hutch.host.drivers.microvm.sandbox import Origin, Restoration, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlot
 from hutch.host.drivers.microvm.spares import Spares
+from hutch.host.drivers.microvm.taskless import TasklessVm
+from hutch.host.drivers.microvm.template_launch import TemplateLaunches
 from hutch.host.drivers.microvm.templates import (
     Template,
     TemplateKey,
     TemplateRef,
     TemplateStore,
-    TemplateUnavailable,
 )
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -49,6 +59,7 @@ from hutch.host.drivers.microvm.vm import (
 from hutch.host.drivers.microvm.warm import WarmLimits
 from hutch.host.drivers.volume_disks import VolumeStore, volume_disks
 from hutch.host.kernel.copyfile import copy_file
+from hutch.host.kernel.run import CommandFailed
 from hutch.host.kernel.sealed import open_memory_file
 from hutch.host.kernel.tap import open_placeholder_tap
 from hutch.host.kernel.tsc import host_tsc_khz
@@ -56,6 +67,30 @@ from hutch.host.kernel.tsc import host_tsc_khz
 log = get_logger(__name__)
 BOOT_TIMEOUT_S = 120.0
 TEMPLATE_NAME = "template"
+
+
+class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM to be made for a task, on this host."""
+
+    spec: SandboxSpec
+    request: VmRequest
+    ground: Ground
+    kept: Path | None = None
+    """The directory with a disk to be copied."""
+
+    @property
+    def files(self) -> VmFiles:
+        """Where its files are."""
+        return VmFiles(self.spec.directory)
+
+    def but(self, **changes: Any) -> "_Wanted":
+        """The same with another request."""
+        return msgspec.structs.replace(self, request=msgspec.structs.replace(self.request, **changes))
+
+    def origin(self, template: TemplateRef | None = None) -> Origin:
+        """What it is made of."""
+        machine = machine_of(self.request, self.ground)
+        return Origin(machine=machine, template=template, has_link=bool(self.request.tap))
 
 
 class Launcher:
@@ -81,8 +116,10 @@ class Launcher:
         self._clock = clock
         self._jail = jail
         self._choice = AcceleratorChoice(accelerator, state_dir / "accelerator.json", self._boot_probe_guest)
-        self._directory = state_dir / "templates"
-        self._templates = TemplateStore(self._directory, self._make_template, clock)
+        templates = state_dir / "templates"
+        self._making = TasklessVm(VmFiles(templates / ".making"), TEMPLATE_NAME, platform_id, jail)
+        self._templates = TemplateStore(templates, self._make_template, clock)
+        self._launches = TemplateLaunches(self._templates, enabled=use_templates)
         self.spares = Spares(
             platform_id=platform_id,
             directory=state_dir / "spares",
@@ -92,37 +129,41 @@ class Launcher:
             jail=jail,
             clock=clock,
         )
-        self._use_templates = use_templates
         self.volumes = VolumeStore(state_dir / "volumes")
         self.file_trees = file_trees
         self._servers = FileServers(state_dir, file_trees, jail)
         self._tsc_khz: int | None = None
-        self._cleaned = asyncio.Lock()
-        self._is_clean = False
+        self._qemu = ProgramVersion(PROGRAM)
+        self._cleaned = Once()
 
     async def ground(self) -> Ground:
         """What VMs run on here. Raises `DriverError` if none can."""
-        version = await qemu_version()
+        version = await self._qemu_version()
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
         accelerator, verdict = await self._choice.choose(f"{os.uname().release} {version} {image.key}")
         cpu = await asyncio.to_thread(host_cpu)
         return Ground(image=image, qemu_version=version, accelerator=accelerator, verdict=verdict, cpu=cpu)
 
+    async def _qemu_version(self) -> str:
+        try:
+            text = await self._qemu.text()
+        except CommandFailed as error:
+            raise DriverError(
+                "VmMonitorMissing", f"QEMU can't be run: {error.message}", fix="install qemu-system-x86"
+            ) from None
+        return text.partition("\n")[0].strip()
+
     async def clean(self, ground: Ground) -> None:
         """Remove, once, what earlier agents left: half-made templates, templates that are of no more use, VMs that had no
         task."""
-        async with self._cleaned:
-            if not self._is_clean:
-                await remove_vm(vm_name(self._platform_id, TEMPLATE_NAME), self._making, self._jail)
-                await asyncio.to_thread(self._templates.clean, ground.origin)
-                await asyncio.to_thread(self.volumes.clean)
-                await asyncio.to_thread(self.file_trees.clean)
-                await self.spares.clean()
-                self._is_clean = True
+        await self._cleaned.do(partial(self._clean, ground))
 
-    @property
-    def _making(self) -> VmFiles:
-        return VmFiles(self._directory / ".making")
+    async def _clean(self, ground: Ground) -> None:
+        await self._making.remove()
+        await asyncio.to_thread(self._templates.clean, ground.origin)
+        await asyncio.to_thread(self.volumes.clean)
+        await asyncio.to_thread(self.file_trees.clean)
+        await self.spares.clean()
 
     @property
     def toolbox(self) -> Path:
@@ -141,30 +182,31 @@ class Launcher:
         if volume_disks(spec.task):
             await phases.measure("volumes", self._make_volumes(spec, kept))
         request = await self._request(spec, ground.accelerator)
-        name, files = request.name, VmFiles(spec.directory)
+        wanted = _Wanted(spec=spec, request=request, ground=ground, kept=kept)
         if plan.file_systems(spec.task):
-            booting = self._booted_with_files(spec, request, ground)
+            booting = self._boot_with_files(wanted)
             detail = "file systems need memory of its own"
             return await phases.measure("cold boot", booting, detail), phases
         key = template_key(request, ground)
-        takes_spare = self._use_templates and kept is None
-        if takes_spare and (sandbox := await self.spares.take(spec, request, key, phases)) is not None:
-            return sandbox, phases
-        template, refusal = await self._template(key, phases, slot)
-        if template is not None:
-            try:
-                return await self._restored(spec, request, ground, template, phases, kept), phases
-            except DriverError as error:
-                if error.kind in ("VolumeInUse", "ScratchDiskFailed"):
-                    raise
-                refusal = f"not restored: {error.message}"[:500]
-                log.warning("a VM could not be restored", task=spec.task.task_id, reason=error.message)
-                self._templates.reject(template, refusal)
-                await remove_vm(name, files, self._jail)
-                # Those that go with the task were below what was just removed.
-                await self._make_volumes(spec, kept)
-        booting = self._booted(spec, request, ground, BOOT_TIMEOUT_S, kept)
-        return await phases.measure("cold boot", booting, refusal), phases
+        if self._launches.enabled and kept is None:
+            sandbox = await self.spares.take(spec, request, key, phases)
+            if sandbox is not None:
+                return sandbox, phases
+        sandbox = await self._launches.launch(
+            key,
+            spec.task.task_id,
+            phases,
+            slot,
+            restore=partial(self._restore, wanted, phases),
+            boot=partial(self._start, wanted, BOOT_TIMEOUT_S),
+            undo=partial(self._undo, wanted),
+        )
+        return sandbox, phases
+
+    async def _undo(self, wanted: _Wanted) -> None:
+        await remove_vm(wanted.request.name, wanted.files, self._jail)
+        # Those that go with the task were below what was just removed.
+        await self._make_volumes(wanted.spec, wanted.kept)
 
     async def _make_volumes(self, spec: SandboxSpec, kept: Path | None) -> None:
         own = VmFiles(spec.directory).vm
@@ -179,104 +221,56 @@ class Launcher:
         except OSError as error:
             raise DriverError("VolumeNotMade", f"a kept volume can't be copied: {error}") from None
 
-    async def _template(
-        self, key: TemplateKey, phases: Phases, slot: LaunchSlot
-    ) -> tuple[Template | None, str]:
-        """The template for a VM, or why there is none."""
-        if not self._use_templates:
-            return None, "templates are switched off"
-        if (template := self._templates.loaded(key)) is not None:
-            return template, ""
-        if refusal := self._templates.refusal(key):
-            return None, refusal
-        try:
-            # Whoever waits for a template keeps nobody from launching who has one.
-            return await phases.measure("template", slot.lend(self._templates.get(key))), ""
-        except TemplateUnavailable as error:
-            return None, error.message
-
     async def _request(self, spec: SandboxSpec, accelerator: str) -> VmRequest:
         if self._tsc_khz is None:
             self._tsc_khz = await host_tsc_khz(self._clock) or 0
         name = vm_name(self._platform_id, spec.task.task_id)
         return task_request(spec, name, accelerator, self.volumes, tsc_khz=self._tsc_khz)
 
-    async def _restored(
-        self,
-        spec: SandboxSpec,
-        request: VmRequest,
-        ground: Ground,
-        template: Template,
-        phases: Phases,
-        kept: Path | None,
-    ) -> Sandbox:
-        memory = Memory(fd=template.memory_fd, shared=False)
-        request = msgspec.structs.replace(request, memory=memory, incoming=True)
+    async def _restore(self, wanted: _Wanted, phases: Phases, template: Template) -> Sandbox:
         state_fd = template.open_state()
         try:
+            memory = Memory(fd=template.memory_fd, shared=False)
+            wanted = wanted.but(memory=memory, incoming=True)
             restoration = Restoration(state_fd=state_fd)
-            sandbox = await self._start(
-                spec, request, ground, RESTORE_TIMEOUT_S, restoration, phases, kept=kept
-            )
-            sandbox.origin = Origin(
-                machine=machine_of(request, ground), template=template.ref, has_link=bool(request.tap)
-            )
+            sandbox = await self._start(wanted, RESTORE_TIMEOUT_S, restoration, phases)
+            sandbox.origin = wanted.origin(template.ref)
             return sandbox
         finally:
             os.close(state_fd)
 
-    async def _booted(
-        self,
-        spec: SandboxSpec,
-        request: VmRequest,
-        ground: Ground,
-        limit_s: float,
-        kept: Path | None = None,
-    ) -> Sandbox:
-        return await self._start(spec, request, ground, limit_s, kept=kept)
-
-    async def _booted_with_files(self, spec: SandboxSpec, request: VmRequest, ground: Ground) -> Sandbox:
+    async def _boot_with_files(self, wanted: _Wanted) -> Sandbox:
         """A VM whose file systems are served by programs beside it, which must see its memory: a template's is private."""
-        files = VmFiles(spec.directory)
+        request = wanted.request
         memory_fd = open_memory_file("hutch-shared", size=request.memory_mib << 20)
         try:
-            wanted = plan.file_systems(spec.task)
-            async with self._servers.serving(wanted, request.name, files, request.memory_mib) as fds:
+            systems = plan.file_systems(wanted.spec.task)
+            serving = self._servers.serving(systems, request.name, wanted.files, request.memory_mib)
+            async with serving as fds:
                 memory = Memory(fd=memory_fd, shared=True)
-                request = msgspec.structs.replace(request, memory=memory, file_system_fds=fds)
-                return await self._booted(spec, request, ground, BOOT_TIMEOUT_S)
+                return await self._start(wanted.but(memory=memory, file_system_fds=fds), BOOT_TIMEOUT_S)
         finally:
             os.close(memory_fd)
 
     async def _start(
         self,
-        spec: SandboxSpec,
-        request: VmRequest,
-        ground: Ground,
+        wanted: _Wanted,
         limit_s: float,
         restoration: Restoration | None = None,
         phases: Phases | None = None,
-        *,
-        kept: Path | None,
     ) -> Sandbox:
         """Start QEMU and wait for the guest's greeting, while the scratch disk is made. With `phases` its two halves are
         measured: the jail, up to QEMU's execution, and the rest."""
-        files = VmFiles(spec.directory)
-        async with scratch_disk(files, plan.scratch_bytes(spec.task), kept):
+        spec, files = wanted.spec, wanted.files
+        async with scratch_disk(files, plan.scratch_bytes(spec.task), wanted.kept):
             begun = self._clock.now()
-            ref = await launch(request, files, ground.image, self._jail)
+            ref = await launch(wanted.request, files, wanted.ground.image, self._jail)
             executed = self._clock.now()
             if phases is not None:
                 phases.add("jail", begun)
-            origin = Origin(machine=machine_of(request, ground), has_link=bool(request.tap))
-            sandbox = Sandbox(spec, files, ref, self._clock, origin=origin)
-            try:
-                await sandbox.attach(
-                    entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=limit_s, restoration=restoration
-                )
-            except BaseException:
-                await sandbox.release()
-                raise
+            sandbox = Sandbox(spec, files, ref, self._clock, origin=wanted.origin())
+            async with let_go_on_failure(sandbox):
+                await sandbox.attach(hello_timeout_s=limit_s, restoration=restoration)
             if phases is not None:
                 phases.add("restore", executed)
         return sandbox
@@ -320,17 +314,10 @@ class Launcher:
                 machine=machine, template=saved.manifest.template, has_link=saved.manifest.has_link
             )
             sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
-            try:
-                answer = await sandbox.attach(
-                    entropy=os.urandom(ENTROPY_BYTES),
-                    hello_timeout_s=RESTORE_TIMEOUT_S,
-                    restoration=restoration,
-                )
+            async with let_go_on_failure(sandbox):
+                answer = await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S, restoration=restoration)
                 told = () if copied else saved.manifest.told
                 await sandbox.take_over(answer.containers, told, copied=copied)
-            except BaseException:
-                await sandbox.release()
-                raise
         return sandbox
 
     async def _base_of(self, saved: Saved, stack: contextlib.ExitStack) -> int | None:
@@ -353,44 +340,33 @@ class Launcher:
 
     async def _make_template(self, key: TemplateKey, memory_fd: int) -> bytes:
         """Boot a VM without a task up to its greeting, save its state, end it. Raises `DriverError`."""
-        ground = await self.ground()
-        name, files = vm_name(self._platform_id, TEMPLATE_NAME), self._making
-        request = template_request(key, name, memory_fd, tsc_khz=self._tsc_khz or 0)
-        spec = no_task(TEMPLATE_NAME, str(files.root))
-        sandbox: Sandbox | None = None
-        try:
-            await remove_vm(name, files, self._jail)
-            files.vm.mkdir(mode=0o700, parents=True)
-            ref = await launch(request, files, ground.image, self._jail)
-            sandbox = Sandbox(spec, files, ref, self._clock)
-            await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=BOOT_TIMEOUT_S)
+        ground, vm = await self.ground(), self._making
+        request = template_request(key, vm.name, memory_fd, tsc_khz=self._tsc_khz or 0)
+
+        async def boot() -> Sandbox:
+            vm.files.vm.mkdir(mode=0o700)
+            ref = await launch(request, vm.files, ground.image, self._jail)
+            sandbox = Sandbox(vm.spec, vm.files, ref, self._clock)
+            async with let_go_on_failure(sandbox):
+                await sandbox.attach(hello_timeout_s=BOOT_TIMEOUT_S)
+            return sandbox
+
+        async with vm.made(boot) as sandbox:
             return await sandbox.save_state()
-        finally:
-            if sandbox is not None:
-                await sandbox.release()
-            await remove_vm(name, files, self._jail)
-            await asyncio.to_thread(shutil.rmtree, files.root, True)
 
     async def _boot_probe_guest(self, accelerator: str, limit_s: float) -> float:
         """Boot an empty guest under an accelerator; seconds until it answered. Raises `DriverError`."""
         image = await asyncio.to_thread(load_guest_image, self._guest_dir)
-        files = VmFiles(self._state_dir / "probe")
-        spec = no_task(f"probe{os.getpid()}", str(files.root))
         ground = Ground(
             image=image, qemu_version="", accelerator=accelerator, verdict=Verdict(works=False), cpu=""
         )
+        files = VmFiles(self._state_dir / "probe")
+        vm = TasklessVm(files, f"probe{os.getpid()}", self._platform_id, self._jail)
+        request = await self._request(vm.spec, accelerator)
         begun = self._clock.monotonic()
-        sandbox: Sandbox | None = None
-        request = await self._request(spec, ground.accelerator)
-        try:
-            files.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sandbox = await self._booted(spec, request, ground, limit_s)
+        wanted = _Wanted(spec=vm.spec, request=request, ground=ground)
+        async with vm.made(partial(self._start, wanted, limit_s)):
             return self._clock.monotonic() - begun
-        finally:
-            if sandbox is not None:
-                await sandbox.release()
-            await remove_vm(request.name, files, self._jail)
-            await asyncio.to_thread(shutil.rmtree, files.root, True)
 
     async def close(self) -> None:
         """End what is being made for later; VMs of tasks are not touched."""

@@ -1,14 +1,16 @@
-"""What the making of a VM needs, whatever its monitor: measured phases, a scratch disk, a task for VMs that have none."""
+"""What the making of a VM needs, whatever its monitor: measured phases, a scratch disk, a task for VMs that have none, and
+what is done when it fails."""
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 from hutch.base.clock import Clock
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
+from hutch.host.drivers.microvm.sandbox import Sandbox
 from hutch.host.drivers.microvm.vm import VmFiles
 from hutch.host.kernel.copyfile import copy_file
 from hutch.host.kernel.ext4 import format_ext4, make_sparse
@@ -41,6 +43,32 @@ class Phases:
         """Something that began then has ended now."""
         phase = SandboxPhase(name=name, started_at=started_at, ended_at=self._clock.now(), detail=detail)
         self.told.append(phase)
+
+
+class Once:
+    """Work that must have been done before the first launch. Those that come meanwhile wait for it; if it failed, the next
+    one tries again."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._is_done = False
+
+    async def do(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it, unless it is done. Raises what it raises."""
+        async with self._lock:
+            if not self._is_done:
+                await work()
+                self._is_done = True
+
+
+@contextlib.asynccontextmanager
+async def let_go_on_failure(sandbox: Sandbox) -> AsyncIterator[None]:
+    """Unless all goes well, the VM is let go of; its process and files are left to whoever asked for it."""
+    try:
+        yield
+    except BaseException:
+        await sandbox.release()
+        raise
 
 
 @contextlib.asynccontextmanager

@@ -145,17 +145,13 @@ class Sandbox:
             raise SandboxGone("VmNotAttached", "the VM's guest was never reached")
         return self._session
 
-    async def attach(
-        self, *, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None = None
-    ) -> HelloAnswer:
+    async def attach(self, *, hello_timeout_s: float, restoration: Restoration | None = None) -> HelloAnswer:
         """Connect to monitor and guest, greet it, and watch the process. With a `restoration` the VM waits for its state,
         which it is given first; else one that stands still goes on. Raises `DriverError`, `SandboxGone`."""
         self._run(self._watch_process())
-        return await self.while_alive(self._attach(entropy, hello_timeout_s, restoration), "come up")
+        return await self.while_alive(self._attach(hello_timeout_s, restoration), "come up")
 
-    async def _attach(
-        self, entropy: bytes, hello_timeout_s: float, restoration: Restoration | None
-    ) -> HelloAnswer:
+    async def _attach(self, hello_timeout_s: float, restoration: Restoration | None) -> HelloAnswer:
         try:
             self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
             status = await self._qmp.execute("query-status")
@@ -188,7 +184,12 @@ class Sandbox:
         except QmpError as error:
             said = await asyncio.to_thread(tail, self.files.qemu_log, 500)
             raise DriverError("VmNotRestored", f"{error.message}: {said.strip()}") from None
-        return await self._session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=hello_timeout_s)
+        return await self._hello(hello_timeout_s)
+
+    async def _hello(self, timeout_s: float) -> HelloAnswer:
+        """Greet the guest: its clock is set, its generator seeded."""
+        entropy = os.urandom(ENTROPY_BYTES)
+        return await self.session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=timeout_s)
 
     def assign(self, spec: SandboxSpec, files: VmFiles) -> None:
         """A VM that was made without a task gets one. Nothing of a task may have been in it."""
@@ -196,10 +197,9 @@ class Sandbox:
         self._logs = SandboxLogs(files.logs, bounds=_log_bounds(spec))
         self.session.use_logs(self._logs)
 
-    async def greet(self, *, entropy: bytes, timeout_s: float) -> HelloAnswer:
-        """Greet the guest (again): its clock is set, its generator seeded. Raises `DriverError`, `SandboxGone`."""
-        hello = self.session.hello(now_ns=self._now_ns, entropy=entropy, timeout_s=timeout_s)
-        return await self.while_alive(hello, "answer")
+    async def greet(self, *, timeout_s: float) -> HelloAnswer:
+        """Greet the guest again. Raises `DriverError`, `SandboxGone`."""
+        return await self.while_alive(self._hello(timeout_s), "answer")
 
     def _now_ns(self) -> int:
         return int(self._clock.now() * 1e9)
@@ -313,7 +313,7 @@ class Sandbox:
                 self._run(self._tell_exit(current, status, found.finished_ns, 0), self._telling)
         self._logs.register_last()
         # What came before it was known whose it is comes again.
-        await self.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=FREEZE_TIMEOUT_S)
+        await self.greet(timeout_s=FREEZE_TIMEOUT_S)
         self._logs.greeted()
 
     def begin_start(self, container: ContainerSpec) -> Started:

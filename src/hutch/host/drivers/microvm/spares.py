@@ -17,7 +17,7 @@ from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.machines import Ground, machine_of
 from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, no_task, scratch_disk
 from hutch.host.drivers.microvm.qemu import WARM_TCG_BUFFER_MIB, Memory
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.sandbox import Empty, Origin, Restoration, Sandbox
 from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -113,7 +113,7 @@ class Spares:
     async def _fill_disks(self, sandbox: Sandbox, request: VmRequest) -> None:
         for index, (path, read_only) in enumerate(request.disks):
             await sandbox.replace_disk(index, path, read_only=read_only)
-        await sandbox.greet(entropy=os.urandom(ENTROPY_BYTES), timeout_s=RESTORE_TIMEOUT_S)
+        await sandbox.greet(timeout_s=RESTORE_TIMEOUT_S)
 
     # -- how one is made, and ended
 
@@ -154,11 +154,8 @@ class Spares:
     async def _attach(self, sandbox: Sandbox, template: Template) -> None:
         state_fd = template.open_state()
         try:
-            await sandbox.attach(
-                entropy=os.urandom(ENTROPY_BYTES),
-                hello_timeout_s=RESTORE_TIMEOUT_S,
-                restoration=Restoration(state_fd=state_fd),
-            )
+            restoration = Restoration(state_fd=state_fd)
+            await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S, restoration=restoration)
         finally:
             os.close(state_fd)
 

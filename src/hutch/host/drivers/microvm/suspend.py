@@ -29,6 +29,7 @@ from hutch.host.drivers.microvm.image import (
 )
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
+from hutch.host.drivers.microvm.making import let_go_on_failure
 from hutch.host.drivers.microvm.qemu import vm_memory_mib
 from hutch.host.drivers.microvm.sandbox import Sandbox
 from hutch.host.drivers.microvm.templates import MEMORY_NAME
@@ -93,12 +94,9 @@ class Suspender:
             files.vm.mkdir(mode=0o700)
             await asyncio.to_thread(copy_file, directory / "scratch.img", files.scratch)
             sandbox = await self._launcher.resume(spec, saved, _nothing_before, copied=True)
-            try:
+            async with let_go_on_failure(sandbox):
                 await sandbox.identify(plan.identify_members(spec))
                 await sandbox.thaw()
-            except BaseException:
-                await sandbox.release()
-                raise
         except ImageUnusable as error:
             raise DriverError("SnapshotUnusable", error.message) from None
         except OSError as error:

@@ -3,7 +3,6 @@ what is theirs alone."""
 
 import asyncio
 import contextlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from hutch.host.drivers.contract import (
 from hutch.host.drivers.facts import unhealthy
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import MonitorJail
-from hutch.host.drivers.microvm.making import Phases
+from hutch.host.drivers.microvm.making import Phases, let_go_on_failure
 from hutch.host.drivers.microvm.running import (
     RunningVms,
     fill_files,
@@ -29,7 +28,7 @@ from hutch.host.drivers.microvm.running import (
     hold_namespaces,
     observed,
 )
-from hutch.host.drivers.microvm.sandbox import ENTROPY_BYTES, Empty, Sandbox
+from hutch.host.drivers.microvm.sandbox import Empty, Sandbox
 from hutch.host.drivers.microvm.slots import LaunchSlot, LaunchSlots, queue_phase
 from hutch.host.drivers.microvm.vm import VmFiles, remove_vm, vm_name
 from hutch.wire.facts import DriverFactMsg
@@ -124,16 +123,13 @@ class VmDriver(RunningVms[S], ABC):
 
     async def _adopt(self, sandbox: S, *, may_be_frozen: bool) -> tuple[ObservedContainer, ...]:
         """Connect to a VM that an earlier agent started; `SandboxGone` says how it ended, if it did."""
-        try:
-            answer = await sandbox.attach(entropy=os.urandom(ENTROPY_BYTES), hello_timeout_s=ADOPT_TIMEOUT_S)
+        async with let_go_on_failure(sandbox):
+            answer = await sandbox.attach(hello_timeout_s=ADOPT_TIMEOUT_S)
             await sandbox.take_over(answer.containers)
             if may_be_frozen:
                 await sandbox.thaw()
             if sandbox.started:
                 await self._hold_to_share(sandbox)
-        except BaseException:
-            await sandbox.release()
-            raise
         self._sandboxes[sandbox.spec.task.task_id] = sandbox
         return observed(sandbox)
 
