@@ -38,69 +38,80 @@ def run(
 ) -> None:
     """Run an image as a task and print the endpoint that answers on this host."""
     with reporting_errors(), connect(data_dir) as client:
-        label = name or re.sub(
-            r"[^a-z0-9-]+", "-", image.rpartition("/")[2].split(":")[0].split("@")[0]
-        ).strip("-")
-        ports = [_container_port(p) for p in publish or ()]
+        label = name or _label(image)
+        network_mode = "awsvpc" if launch_type == "FARGATE" else "bridge"
         container: dict[str, Any] = {
             "name": label,
             "image": image,
             "essential": True,
-            "portMappings": [{"containerPort": p} for p in dict.fromkeys(ports)],
+            "portMappings": [{"containerPort": p} for p in _container_ports(publish)],
             "environment": [_pair(e) for e in environment or ()],
-            "logConfiguration": {
-                "logDriver": "awslogs",
-                "options": {
-                    "awslogs-group": f"/hutch/{label}",
-                    "awslogs-region": client_region(client, cluster),
-                    "awslogs-stream-prefix": "run",
-                    "awslogs-create-group": "true",
-                },
-            },
+            "logConfiguration": _log_configuration(label, client_region(client, cluster)),
         }
         if command:
             container["command"] = command
-        definition = client.call(
-            "ecs",
-            "RegisterTaskDefinition",
-            {
-                "family": label,
-                "networkMode": "awsvpc" if launch_type == "FARGATE" else "bridge",
-                "requiresCompatibilities": [launch_type],
-                "cpu": cpu,
-                "memory": memory,
-                "containerDefinitions": [container],
-            },
-        )["taskDefinition"]
-        tags = [{"key": "hutch:endpoint", "value": label}]
-        if not cpu_burst:
-            tags.append({"key": "hutch:cpuBurst", "value": "off"})
-        if publish:
-            tags.append({"key": "hutch:publish", "value": " ".join(publish)})
-        answer = client.call(
-            "ecs",
-            "RunTask",
-            {
-                "cluster": cluster,
-                "taskDefinition": definition["taskDefinitionArn"],
-                "launchType": launch_type,
-                "startedBy": "hutch run",
-                "tags": tags,
-            },
-        )
+        definition = {
+            "family": label,
+            "networkMode": network_mode,
+            "requiresCompatibilities": [launch_type],
+            "cpu": cpu,
+            "memory": memory,
+            "containerDefinitions": [container],
+        }
+        registered = client.call("ecs", "RegisterTaskDefinition", definition)["taskDefinition"]
+        launch = {
+            "cluster": cluster,
+            "taskDefinition": registered["taskDefinitionArn"],
+            "launchType": launch_type,
+            "startedBy": "hutch run",
+            "tags": _launch_tags(label, publish, cpu_burst),
+        }
+        answer = client.call("ecs", "RunTask", launch)
         for failure in answer.get("failures", ()):
             raise ClientError(f"not placed: {failure.get('reason')}: {failure.get('detail', '')}")
         task_id = answer["tasks"][0]["taskArn"].rpartition("/")[2]
         seen = _wait_running(client, task_id) if wait else client.native("GET", f"/tasks/{task_id}/why")
-    if json_output:
-        print_json({"task_id": task_id, **seen})
-    else:
-        console.print(Text(f"task {task_id} is {seen['last_status']}"))
-        for url in seen["endpoints"]:
-            console.print(Text(url, style="bold"))
+    _tell_started(task_id, seen, json_output)
     if wait and seen["last_status"] == "STOPPED" and any(c["exit_code"] != 0 for c in seen["containers"]):
         errors.print(Text(f"hutch: {seen['stopped_reason']}; `hutch why {task_id[:12]}` says more"))
         raise typer.Exit(1)
+
+
+def _label(image: str) -> str:
+    """A task's name out of its image's: "registry:5000/team/web_1:latest" gives "web-1"."""
+    repository = image.rpartition("/")[2].split(":")[0].split("@")[0]
+    return re.sub(r"[^a-z0-9-]+", "-", repository).strip("-")
+
+
+def _log_configuration(label: str, region: str) -> dict[str, Any]:
+    return {
+        "logDriver": "awslogs",
+        "options": {
+            "awslogs-group": f"/hutch/{label}",
+            "awslogs-region": region,
+            "awslogs-stream-prefix": "run",
+            "awslogs-create-group": "true",
+        },
+    }
+
+
+def _launch_tags(label: str, publish: list[str] | None, cpu_burst: bool) -> list[dict[str, str]]:
+    """What RunTask has no members for."""
+    tags = [{"key": "hutch:endpoint", "value": label}]
+    if not cpu_burst:
+        tags.append({"key": "hutch:cpuBurst", "value": "off"})
+    if publish:
+        tags.append({"key": "hutch:publish", "value": " ".join(publish)})
+    return tags
+
+
+def _tell_started(task_id: str, seen: dict[str, Any], json_output: bool) -> None:
+    if json_output:
+        print_json({"task_id": task_id, **seen})
+        return
+    console.print(Text(f"task {task_id} is {seen['last_status']}"))
+    for url in seen["endpoints"]:
+        console.print(Text(url, style="bold"))
 
 
 def client_region(client: HutchClient, cluster: str) -> str:
@@ -109,6 +120,11 @@ def client_region(client: HutchClient, cluster: str) -> str:
     if not answer["clusters"]:
         raise ClientError(f"there is no cluster {cluster}: aws ecs create-cluster --cluster-name {cluster}")
     return str(answer["clusters"][0]["clusterArn"].split(":")[3])
+
+
+def _container_ports(published: list[str] | None) -> list[int]:
+    """Each port once, in the order given."""
+    return list(dict.fromkeys(_container_port(p) for p in published or ()))
 
 
 def _container_port(text: str) -> int:

@@ -122,12 +122,9 @@ def _container_spec(
     task: Task, container: Container, document: dict[str, Any], region: str, arn: str
 ) -> ContainerSpec:
     definition = next(d for d in document["containerDefinitions"] if d["name"] == container.name)
-    override: dict[str, Any] = next(
-        (o for o in task.overrides.get("containerOverrides", []) if o.get("name") == container.name), {}
-    )
+    override = _override(task, container)
     linux = definition.get("linuxParameters", {})
     capabilities = linux.get("capabilities", {})
-    command = override.get("command", definition.get("command"))
     return ContainerSpec(
         name=container.name,
         container_id=container.container_id,
@@ -137,23 +134,13 @@ def _container_spec(
         memory_mib=container.memory_mib,
         memory_reservation_mib=container.memory_reservation_mib,
         entry_point=_words(definition.get("entryPoint")),
-        command=_words(command),
+        command=_words(override.get("command", definition.get("command"))),
         working_directory=definition.get("workingDirectory"),
         user=definition.get("user"),
         environment=_environment(task, definition, override, region) | log_router_place(document, definition),
-        secret_names=(
-            *(s["name"] for s in definition.get("secrets", [])),
-            *(
-                secret_variables(document["containerDefinitions"])
-                if definition.get("firelensConfiguration")
-                else ()
-            ),
-        ),
+        secret_names=_secret_names(definition, document),
         hostname=definition.get("hostname", ""),
-        mounts=tuple(
-            MountSpec(volume=m["sourceVolume"], path=m["containerPath"], read_only=m.get("readOnly", False))
-            for m in definition.get("mountPoints", [])
-        ),
+        mounts=_mounts(definition),
         depends_on=_dependencies(definition, document),
         health_check=_health_check(definition.get("healthCheck")),
         restart_policy=_restart_policy(definition.get("restartPolicy")),
@@ -168,36 +155,72 @@ def _container_spec(
         interactive=definition.get("interactive", False),
         no_new_privileges=no_new_privileges(definition),
         disable_network=definition.get("disableNetworking", False),
-        devices=tuple(
-            DeviceSpec(
-                host_path=d["hostPath"],
-                container_path=d.get("containerPath") or d["hostPath"],
-                access=device_access(d),
-            )
-            for d in linux.get("devices", [])
-        ),
-        volumes_from=tuple(
-            VolumesFromSpec(container=v["sourceContainer"], read_only=v.get("readOnly", False))
-            for v in definition.get("volumesFrom", [])
-        ),
+        devices=_devices(linux),
+        volumes_from=_volumes_from(definition),
         ulimits={u["name"]: (u["softLimit"], u["hardLimit"]) for u in definition.get("ulimits", [])},
         sysctls={s["namespace"]: s["value"] for s in definition.get("systemControls", [])},
-        tmpfs={
-            t["containerPath"]: (f"size={t['size']}m", *t.get("mountOptions", ()))
-            for t in linux.get("tmpfs", [])
-        },
+        tmpfs=_tmpfs(linux),
         shm_mib=linux.get("sharedMemorySize", DEFAULT_SHM_MIB),
         extra_hosts={h["hostname"]: h["ipAddress"] for h in definition.get("extraHosts", [])},
         dns_servers=tuple(definition.get("dnsServers", ())),
         dns_search=tuple(definition.get("dnsSearchDomains", ())),
-        container_ports=tuple(
-            (p["containerPort"], p.get("protocol", "tcp"))
-            for p in definition.get("portMappings", [])
-            if "containerPort" in p
-        ),
+        container_ports=_ports(definition),
         log=_log(task, definition, document),
         log_router=log_router_spec(task, definition, document, arn),
         labels=_labels(task, definition, arn),
+    )
+
+
+def _override(task: Task, container: Container) -> dict[str, Any]:
+    overrides: list[dict[str, Any]] = task.overrides.get("containerOverrides", [])
+    return next((o for o in overrides if o.get("name") == container.name), {})
+
+
+def _secret_names(definition: dict[str, Any], document: dict[str, Any]) -> tuple[str, ...]:
+    """A log router has also the secrets of the containers whose output it takes."""
+    names = [s["name"] for s in definition.get("secrets", [])]
+    if definition.get("firelensConfiguration"):
+        names += secret_variables(document["containerDefinitions"])
+    return tuple(names)
+
+
+def _mounts(definition: dict[str, Any]) -> tuple[MountSpec, ...]:
+    return tuple(
+        MountSpec(volume=m["sourceVolume"], path=m["containerPath"], read_only=m.get("readOnly", False))
+        for m in definition.get("mountPoints", [])
+    )
+
+
+def _volumes_from(definition: dict[str, Any]) -> tuple[VolumesFromSpec, ...]:
+    return tuple(
+        VolumesFromSpec(container=v["sourceContainer"], read_only=v.get("readOnly", False))
+        for v in definition.get("volumesFrom", [])
+    )
+
+
+def _devices(linux: dict[str, Any]) -> tuple[DeviceSpec, ...]:
+    return tuple(
+        DeviceSpec(
+            host_path=d["hostPath"],
+            container_path=d.get("containerPath") or d["hostPath"],
+            access=device_access(d),
+        )
+        for d in linux.get("devices", [])
+    )
+
+
+def _tmpfs(linux: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        t["containerPath"]: (f"size={t['size']}m", *t.get("mountOptions", ())) for t in linux.get("tmpfs", [])
+    }
+
+
+def _ports(definition: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+    """Without port ranges, which have no port of their own."""
+    return tuple(
+        (p["containerPort"], p.get("protocol", "tcp"))
+        for p in definition.get("portMappings", [])
+        if "containerPort" in p
     )
 
 

@@ -264,74 +264,50 @@ def _dev_mount(container: ContainerSpec, context: OciContext) -> dict[str, Any]:
 
 
 def _mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
-    sysfs_options = ["nosuid", "noexec", "nodev", "rw" if container.privileged else "ro"]
-    mounts: list[dict[str, Any]] = [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-        _dev_mount(container, context),
-        {
-            "destination": "/dev/pts",
-            "type": "devpts",
-            "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        },
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": sysfs_options},
-        *_shm(container, context),
-        {
-            "destination": "/dev/mqueue",
-            "type": "mqueue",
-            "source": "mqueue",
-            "options": ["nosuid", "noexec", "nodev"],
-        },
-        {
-            "destination": "/sys/fs/cgroup",
-            "type": "cgroup",
-            "source": "cgroup",
-            "options": ["nosuid", "noexec", "nodev", "rw" if container.privileged else "ro"],
-        },
-    ]
+    """In the order in which they are made: one may lie in another."""
+    mounts = _system_mounts(container, context)
     for path, options in container.tmpfs.items():
         _check_tmpfs(container.name, path, options)
-        mounts.append(
-            {
-                "destination": path,
-                "type": "tmpfs",
-                "source": "tmpfs",
-                "options": ["nosuid", "nodev", *options],
-            }
-        )
+        options = ("nosuid", "nodev", *options)
+        mounts.append({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": list(options)})
     if container.log_router is not None:
         mounts.append(_bind(context.router_directory, SOCKET_DIRECTORY, "rw"))
     for mount in context.mounts:
-        bind = ["rbind", "rprivate", "ro" if mount.read_only else "rw"]
-        mounts.append(
-            {
-                "destination": mount.path,
-                "type": "bind",
-                "source": context.volumes[mount.volume],
-                "options": bind,
-            }
-        )
+        access = "ro" if mount.read_only else "rw"
+        mounts.append(_bind(context.volumes[mount.volume], mount.path, access, kind="rbind"))
     if context.init_program:
-        init = {"destination": INIT_PATH, "type": "bind", "source": context.init_program}
-        mounts.append({**init, "options": ["bind", "rprivate", "ro"]})
+        mounts.append(_bind(context.init_program, INIT_PATH, "ro"))
     if container.log_router is not None:
         mounts.append(_bind(context.router_config, container.log_router.config_path, "ro"))
         if container.log_router.include_path:
             include = f"{context.router_config}.include"
             mounts.append(_bind(include, container.log_router.include_path, "ro"))
-    for path, source in context.files.items():
-        mounts.append(
-            {"destination": path, "type": "bind", "source": source, "options": ["bind", "rprivate", "rw"]}
-        )
+    mounts += [_bind(source, path, "rw") for path, source in context.files.items()]
     return mounts
 
 
-def _bind(source: str, destination: str, access: str) -> dict[str, Any]:
+def _system_mounts(container: ContainerSpec, context: OciContext) -> list[dict[str, Any]]:
+    """What every Linux program expects to be there."""
+    closed = ("nosuid", "noexec", "nodev")
+    access = "rw" if container.privileged else "ro"
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": [*closed]},
+        _dev_mount(container, context),
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": terminals},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*closed, access]},
+        *_shm(container, context),
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": [*closed]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*closed, access]},
+    ]
+
+
+def _bind(source: str, destination: str, access: str, *, kind: str = "bind") -> dict[str, Any]:
     return {
         "destination": destination,
         "type": "bind",
         "source": source,
-        "options": ["bind", "rprivate", access],
+        "options": [kind, "rprivate", access],
     }
 
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from hutch.model.task import Container, ManagedVolume, NetworkInterface, Task
+from hutch.model.task import Container, Endpoint, ManagedVolume, NetworkInterface, Task
 
 
 def _iso(moment: float) -> str:
@@ -25,7 +25,7 @@ class TaskShapes:
             "taskArn": self.task_arn(task),
             "clusterArn": f"{self.arn_prefix}:cluster/{task.cluster}",
             "taskDefinitionArn": f"{self.arn_prefix}:task-definition/{task.family}:{task.revision}",
-            "attachments": [_eni(task.network)] if task.network and task.network_mode == "awsvpc" else [],
+            "attachments": _attachments(task),
             "attributes": [{"name": "ecs.cpu-architecture", "value": "x86_64"}],
             "connectivity": task.connectivity or None,
             "connectivityAt": task.connectivity_at,
@@ -64,29 +64,6 @@ class TaskShapes:
             size = task.ephemeral_gib or 20
             shape["fargateEphemeralStorage"] = {"sizeInGiB": size}
             shape["ephemeralStorage"] = {"sizeInGiB": size}
-        shape["attachments"] += [_disk(v, task) for v in task.volumes]
-        for endpoint in task.endpoints:
-            shape["attachments"].append(
-                {
-                    "id": f"{task.task_id}-{endpoint.container_port}",
-                    "type": "HutchEndpoint",
-                    "status": "DELETED" if task.is_stopped else "ATTACHED",
-                    "details": [
-                        {"name": "url", "value": f"http://{endpoint.name}.localhost:{endpoint.host_port}/"},
-                        {"name": "hostPort", "value": str(endpoint.host_port)},
-                        {"name": "containerPort", "value": str(endpoint.container_port)},
-                    ],
-                }
-            )
-        if task.is_suspended:
-            shape["attachments"].append(
-                {
-                    "id": f"{task.task_id}-suspension",
-                    "type": "HutchSuspension",
-                    "status": "SUSPENDED",
-                    "details": [{"name": "since", "value": _iso(task.suspended_at or 0.0)}],
-                }
-            )
         return {k: v for k, v in shape.items() if v is not None}
 
     @staticmethod
@@ -132,6 +109,37 @@ class TaskShapes:
                 }
             ]
         return {k: v for k, v in shape.items() if v is not None}
+
+
+def _attachments(task: Task) -> list[dict[str, Any]]:
+    """What the task has besides its containers; endpoints and its suspension are attachments of hutch's own kinds, because
+    every tool shows those."""
+    found = [_eni(task.network)] if task.network and task.network_mode == "awsvpc" else []
+    found += [_disk(v, task) for v in task.volumes]
+    found += [_endpoint(e, task) for e in task.endpoints]
+    if task.is_suspended:
+        found.append(
+            {
+                "id": f"{task.task_id}-suspension",
+                "type": "HutchSuspension",
+                "status": "SUSPENDED",
+                "details": [{"name": "since", "value": _iso(task.suspended_at or 0.0)}],
+            }
+        )
+    return found
+
+
+def _endpoint(endpoint: Endpoint, task: Task) -> dict[str, Any]:
+    return {
+        "id": f"{task.task_id}-{endpoint.container_port}",
+        "type": "HutchEndpoint",
+        "status": "DELETED" if task.is_stopped else "ATTACHED",
+        "details": [
+            {"name": "url", "value": f"http://{endpoint.name}.localhost:{endpoint.host_port}/"},
+            {"name": "hostPort", "value": str(endpoint.host_port)},
+            {"name": "containerPort", "value": str(endpoint.container_port)},
+        ],
+    }
 
 
 def _exec_agent(container: Container) -> dict[str, Any]:

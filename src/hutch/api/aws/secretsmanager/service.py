@@ -15,7 +15,6 @@ MAX_PAGE = 100
 MAX_BATCH = 20
 _NO_KMS = "hutch has no KMS: values are encrypted under the platform's own data key"
 _NO_REPLICAS = "a platform has one region"
-_VALUE = ("ClientRequestToken", "SecretBinary", "SecretString")
 
 
 class SecretHandlers:
@@ -27,66 +26,42 @@ class SecretHandlers:
         self._shapes = SecretShapes(ops.arn)
 
     def operations(self) -> tuple[Operation, ...]:
-        no_type = {"Type": "secrets that partners manage are not served"}
-        kms = {"KmsKeyId": _NO_KMS}
+        return (*self._reading(), *self._writing())
+
+    def _reading(self) -> tuple[Operation, ...]:
+        page = ("MaxResults", "NextToken")
+        listing = ("IncludePlannedDeletion", "Filters", "SortOrder", "SortBy", *page)
+        no_policy = {"PolicyName": "no secret has a resource policy"}
+        return (
+            operation("GetSecretValue", self.get, "SecretId", "VersionId", "VersionStage"),
+            operation("BatchGetSecretValue", self.batch_get, "SecretIdList", "Filters", *page),
+            operation("DescribeSecret", self.describe, "SecretId"),
+            operation("ListSecrets", self.list, *listing),
+            operation("ListSecretVersionIds", self.list_versions, "SecretId", "IncludeDeprecated", *page),
+            operation("GetResourcePolicy", self.get_policy, "SecretId", refused=no_policy),
+        )
+
+    def _writing(self) -> tuple[Operation, ...]:
+        value = ("ClientRequestToken", "SecretBinary", "SecretString")
+        windows = ("RecoveryWindowInDays", "ForceDeleteWithoutRecovery")
+        versions = ("RemoveFromVersionId", "MoveToVersionId")
+        changed = {"KmsKeyId": _NO_KMS, "Type": "secrets that partners manage are not served"}
         new = {
-            **kms,
-            **no_type,
+            **changed,
             "AddReplicaRegions": _NO_REPLICAS,
             "ForceOverwriteReplicaSecret": _NO_REPLICAS,
             "CrossAccountPrimaryARN": _NO_REPLICAS,
         }
-        listing = ("MaxResults", "NextToken")
+        no_rotation = {"RotationToken": "hutch rotates no secrets"}
         return (
-            operation("CreateSecret", self.create, "Name", "Description", "Tags", *_VALUE, refused=new),
-            operation("GetSecretValue", self.get, "SecretId", "VersionId", "VersionStage"),
-            operation(
-                "PutSecretValue",
-                self.put,
-                "SecretId",
-                "VersionStages",
-                *_VALUE,
-                refused={"RotationToken": "hutch rotates no secrets"},
-            ),
-            operation(
-                "UpdateSecret", self.update, "SecretId", "Description", *_VALUE, refused={**kms, **no_type}
-            ),
-            operation("DescribeSecret", self.describe, "SecretId"),
-            operation(
-                "ListSecrets",
-                self.list,
-                "IncludePlannedDeletion",
-                "Filters",
-                "SortOrder",
-                "SortBy",
-                *listing,
-            ),
-            operation(
-                "DeleteSecret",
-                self.delete,
-                "SecretId",
-                "RecoveryWindowInDays",
-                "ForceDeleteWithoutRecovery",
-            ),
+            operation("CreateSecret", self.create, "Name", "Description", "Tags", *value, refused=new),
+            operation("UpdateSecret", self.update, "SecretId", "Description", *value, refused=changed),
+            operation("PutSecretValue", self.put, "SecretId", "VersionStages", *value, refused=no_rotation),
+            operation("UpdateSecretVersionStage", self.move_stage, "SecretId", "VersionStage", *versions),
+            operation("DeleteSecret", self.delete, "SecretId", *windows),
             operation("RestoreSecret", self.restore, "SecretId"),
             operation("TagResource", self.tag, "SecretId", "Tags"),
             operation("UntagResource", self.untag, "SecretId", "TagKeys"),
-            operation("ListSecretVersionIds", self.list_versions, "SecretId", "IncludeDeprecated", *listing),
-            operation("BatchGetSecretValue", self.batch_get, "SecretIdList", "Filters", *listing),
-            operation(
-                "UpdateSecretVersionStage",
-                self.move_stage,
-                "SecretId",
-                "VersionStage",
-                "RemoveFromVersionId",
-                "MoveToVersionId",
-            ),
-            operation(
-                "GetResourcePolicy",
-                self.get_policy,
-                "SecretId",
-                refused={"PolicyName": "no secret has a resource policy"},
-            ),
         )
 
     async def create(self, request: Request) -> dict[str, Any]:
