@@ -159,6 +159,45 @@ def test_attributes(ecs: Any, cluster: str) -> None:
     )
     assert code == "TargetNotFoundException"
 
+    def put_as(name: str, value: str = "v") -> Any:
+        one = {"name": name, "value": value, "targetId": arn}
+        return ecs.put_attributes(cluster=cluster, attributes=[one])
+
+    for name, value in (("a b", "v"), ("a", " v"), ("a", "v" * 129)):
+        assert refusal(lambda n=name, v=value: put_as(n, v))[0] == "InvalidParameterException"  # type: ignore[misc]
+    while True:
+        before = {n for n, _ in listed()}
+        if len(before - {"ecs.os-type"}) > 40:
+            pytest.fail("there is no limit")
+        try:
+            put_as(f"more-{len(before)}")
+        except ClientError as refused:
+            assert refused.response["Error"]["Code"] == "AttributeLimitExceededException"
+            break
+    put_as("bare", "changed")
+
+
+def test_an_instance_tells_its_version_and_its_health(ecs: Any, cluster: str) -> None:
+    arn = the_instance(ecs, cluster)
+
+    def described(**how: Any) -> Any:
+        return ecs.describe_container_instances(cluster=cluster, containerInstances=[arn], **how)[
+            "containerInstances"
+        ][0]
+
+    before = described()
+    assert "healthStatus" not in before
+    ecs.update_container_instances_state(cluster=cluster, containerInstances=[arn], status="DRAINING")
+    after = described(include=["CONTAINER_INSTANCE_HEALTH"])
+    assert after["version"] > before["version"]
+    assert after["healthStatus"]["overallStatus"] == "OK"
+    missing = ecs.start_task(
+        cluster=cluster, taskDefinition=register(ecs, "on-none", "EC2"), containerInstances=["0" * 32]
+    )
+    assert missing["failures"] == [
+        {"arn": f"{PREFIX}:container-instance/{cluster}/{'0' * 32}", "reason": "MISSING"}
+    ]
+
 
 def test_a_deleted_task_definition_goes_when_its_last_task_has_stopped(aws: AwsServer, ecs: Any) -> None:
     used, unused = register(ecs, "deleted"), register(ecs, "deleted")
@@ -167,8 +206,8 @@ def test_a_deleted_task_definition_goes_when_its_last_task_has_stopped(aws: AwsS
         ecs.deregister_task_definition(taskDefinition=arn)
     answer = ecs.delete_task_definitions(taskDefinitions=[used, unused, "deleted:99"])
     assert [d["status"] for d in answer["taskDefinitions"]] == ["DELETE_IN_PROGRESS"] * 2
-    assert answer["failures"] == [
-        {"arn": "deleted:99", "reason": "The specified task definition does not exist."}
+    assert [(f["arn"], f["reason"].partition(". ")[0]) for f in answer["failures"]] == [
+        (f"{PREFIX}:task-definition/deleted:99", "The specified task definition does not exist")
     ]
     assert until_gone(aws, ecs, unused)
     assert (
@@ -348,17 +387,144 @@ def test_tags_of_every_kind_of_resource(ecs: Any, cluster: str) -> None:
     assert shown["tags"] == [{"key": "a", "value": "2"}]
 
 
-def test_account_settings(ecs: Any) -> None:
+def test_account_settings(aws: AwsServer, ecs: Any) -> None:
+    """Root's settings are the account's; a user's are his own, and else the account's."""
+    root = "arn:aws:iam::000000000000:root"
+    user = "arn:aws:iam::000000000000:user/settings"
+
     def listed(**how: Any) -> dict[str, str]:
-        return {s["name"]: s["value"] for s in ecs.list_account_settings(**how)["settings"]}
+        pages = ecs.get_paginator("list_account_settings").paginate(**how)
+        return {s["name"]: s["value"] for p in pages for s in p["settings"]}
 
     assert listed() == {} and listed(effectiveSettings=True)["taskLongArnFormat"] == "enabled"
-    ecs.put_account_setting_default(name="containerInsights", value="enhanced")
-    assert listed(effectiveSettings=True, name="containerInsights") == {"containerInsights": "enhanced"}
-    ecs.put_account_setting(name="containerInsights", value="enabled")
-    assert listed(name="containerInsights", value="enabled") == {"containerInsights": "enabled"}
-    assert ecs.delete_account_setting(name="containerInsights")["setting"]["value"] == "enhanced"
+    put = ecs.put_account_setting_default(name="containerInsights", value="enhanced")["setting"]
+    assert (put["principalArn"], put["type"]) == (root, "user")
+    assert listed(name="containerInsights") == {"containerInsights": "enhanced"}
+    assert listed(principalArn=user) == {}
+    assert listed(principalArn=user, effectiveSettings=True)["containerInsights"] == "enhanced"
+    ecs.put_account_setting(name="containerInsights", value="enabled", principalArn=user)
+    assert listed(name="containerInsights", value="enabled", principalArn=user)
+    gone = ecs.delete_account_setting(name="containerInsights", principalArn=user)["setting"]
+    assert (gone["value"], gone["principalArn"]) == ("enhanced", user)
+    assert ecs.delete_account_setting(name="containerInsights")["setting"]["value"] == "disabled"
     assert listed() == {}
+    first = ecs.list_account_settings(effectiveSettings=True)
+    assert len(first["settings"]) == 10 and len(listed(effectiveSettings=True)) > 10
+    assert len(listed(effectiveSettings=True, PaginationConfig={"PageSize": 3})) > 10
+    managed = ecs.list_account_settings(effectiveSettings=True, name="guardDutyActivate")["settings"]
+    assert [s["type"] for s in managed] == ["aws_managed"]
+    for call in (
+        lambda: ecs.put_account_setting(name="guardDutyActivate", value="on"),
+        lambda: ecs.list_account_settings(maxResults=11),
+    ):
+        assert refusal(call)[0] == "InvalidParameterException"
+
+
+def test_a_cluster_is_counted_in_every_answer(ecs: Any, cluster: str) -> None:
+    answer = ecs.put_cluster_capacity_providers(
+        cluster=cluster, capacityProviders=["FARGATE_SPOT"], defaultCapacityProviderStrategy=[]
+    )
+    assert answer["cluster"]["registeredContainerInstancesCount"] == 1
+    assert ecs.create_cluster(clusterName=cluster)["cluster"]["registeredContainerInstancesCount"] == 1
+    fargate, ec2 = register(ecs, "counted"), register(ecs, "counted-ec2", "EC2")
+    for definition, launch_type, count in ((fargate, "FARGATE", 2), (ec2, "EC2", 1)):
+        ecs.run_task(cluster=cluster, taskDefinition=definition, launchType=launch_type, count=count)
+    seen = ecs.describe_clusters(clusters=[cluster], include=["STATISTICS"])["clusters"][0]
+    counted = {s["name"]: int(s["value"]) for s in seen["statistics"]}
+    assert counted["runningFargateTasksCount"] + counted["pendingFargateTasksCount"] == 2
+    assert counted["runningEC2TasksCount"] + counted["pendingEC2TasksCount"] == 1
+    assert counted["activeFargateServiceCount"] == counted["drainingEC2ServiceCount"] == 0
+
+
+def test_capacity_providers_of_the_account_and_of_a_cluster(ecs: Any, cluster: str) -> None:
+    def named(**how: Any) -> list[str]:
+        pages, token = [], {}
+        while True:
+            pages.append(ecs.describe_capacity_providers(**how, **token))
+            if not (following := pages[-1].get("nextToken")):
+                return [p["name"] for page in pages for p in page["capacityProviders"]]
+            token = {"nextToken": following}
+
+    assert named() == named(maxResults=1) == ["FARGATE", "FARGATE_SPOT"]
+    assert named(cluster=cluster) == []
+    ecs.put_cluster_capacity_providers(
+        cluster=cluster, capacityProviders=["FARGATE_SPOT"], defaultCapacityProviderStrategy=[]
+    )
+    assert named(cluster=cluster) == ["FARGATE_SPOT"]
+    answer = ecs.describe_capacity_providers(capacityProviders=["mine"])
+    assert answer["failures"] == [{"arn": f"{PREFIX}:capacity-provider/mine", "reason": "MISSING"}]
+    two = [{"capacityProvider": "FARGATE_SPOT", "base": 1, "weight": 1}] * 2
+    assert refusal(
+        lambda: ecs.put_cluster_capacity_providers(
+            cluster=cluster, capacityProviders=["FARGATE_SPOT"], defaultCapacityProviderStrategy=two
+        )
+    )[1].startswith("Only one capacity provider")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"clientToken": "x" * 65}, "clientToken"),
+        ({"clientToken": "a b"}, "clientToken"),
+        ({"placementStrategy": [{"type": "binpack", "field": "disk"}]}, "binpack field 'disk' is invalid"),
+        ({"placementStrategy": [{"type": "spread", "field": "disk"}]}, "spread field 'disk' is invalid"),
+        ({"placementStrategy": [{"type": "random"}] * 6}, "at most 5 placement strategies"),
+        ({"placementConstraints": [{"type": "distinctInstance"}] * 11}, "at most 10 placement constraints"),
+        ({"placementConstraints": [{"type": "distinctInstance", "expression": "a == b"}]}, "an expression"),
+        ({"placementConstraints": [{"type": "memberOf", "expression": "attribute:a =="}]}, "expression"),
+        (
+            {"capacityProviderStrategy": [{"capacityProvider": "FARGATE", "base": 1}], "launchType": None},
+            "weight value greater than zero",
+        ),
+    ],
+)
+def test_launches_that_say_what_no_launch_can(ecs: Any, given: dict[str, Any], words: str) -> None:
+    ecs.create_cluster(clusterName="launches", capacityProviders=["FARGATE"])
+    register(ecs, "launches", "EC2")
+    whole = {"cluster": "launches", "taskDefinition": "launches", "launchType": "EC2", **given}
+    code, message = refusal(lambda: ecs.run_task(**{k: v for k, v in whole.items() if v is not None}))
+    assert code == "InvalidParameterException" and words in message
+
+
+def test_a_definition_with_a_constraint_that_nobody_can_read_is_refused(ecs: Any) -> None:
+    wrong = [{"type": "memberOf", "expression": "attribute:a =="}]
+    code, message = refusal(
+        lambda: ecs.register_task_definition(
+            family="unread",
+            placementConstraints=wrong,
+            containerDefinitions=[{"name": "a", "image": "x", "memory": 64}],
+        )
+    )
+    assert code == "ClientException" and "expression" in message
+
+
+def test_a_task_is_placed_by_what_is_known_of_every_instance(ecs: Any, cluster: str) -> None:
+    definition = register(ecs, "built-in", "EC2")
+    known = "attribute:ecs.os-type == linux and attribute:ecs.cpu-architecture == x86_64"
+    for expression, instances in ((known, 1), ("attribute:ecs.os-type == windows", 0)):
+        found = ecs.list_container_instances(cluster=cluster, filter=expression)
+        assert len(found["containerInstanceArns"]) == instances
+        run = ecs.run_task(
+            cluster=cluster,
+            taskDefinition=definition,
+            launchType="EC2",
+            placementConstraints=[{"type": "memberOf", "expression": expression}],
+        )
+        assert (len(run["tasks"]), len(run["failures"])) == (instances, 1 - instances)
+
+
+def test_names_of_tasks_that_can_mean_no_task_here(ecs: Any, cluster: str) -> None:
+    for name, words in (
+        ("abc", "taskId length should be one of [32,36]"),
+        (f"{PREFIX}:cluster/{cluster}", "Unsupported resource type: cluster"),
+        (
+            f"{PREFIX}:task/other/{'0' * 32}",
+            f"Invalid identifier: Identifier is for cluster other. Your cluster is {cluster}",
+        ),
+    ):
+        expected = ("InvalidParameterException", words)
+        assert refusal(lambda n=name: ecs.describe_tasks(cluster=cluster, tasks=[n])) == expected  # type: ignore[misc]
+        assert refusal(lambda n=name: ecs.stop_task(cluster=cluster, task=n)) == expected  # type: ignore[misc]
 
 
 def test_clusters_are_listed_in_pages_and_gone_ones_said_missing(ecs: Any) -> None:

@@ -49,6 +49,7 @@ def test_a_rule_and_its_targets(aws: AwsServer, name: str) -> None:
         ({"EventPattern": "{"}, "InvalidEventPatternException"),
         ({"EventPattern": '{"a": "b"}'}, "InvalidEventPatternException"),
         ({"ScheduleExpression": "rate(5 minute)"}, "ValidationException"),
+        ({"ScheduleExpression": "rate(1 minutes)"}, "ValidationException"),
         ({"ScheduleExpression": "at(2030-01-01T00:00:00)"}, "ValidationException"),
         ({"ScheduleExpression": "cron(* * * * * *)"}, "ValidationException"),
         ({"EventPattern": '{"a": ["b"]}', "EventBusName": "nowhere"}, "ResourceNotFoundException"),

@@ -65,7 +65,10 @@ def test_groups_are_made_listed_and_deleted(logs: Any) -> None:
         logGroupNamePrefix="/g/", PaginationConfig={"PageSize": 1}
     )
     assert [len(p["logGroups"]) for p in pages] == [1, 1]
-    assert len(logs.describe_log_groups(logGroupNamePattern="two")["logGroups"]) == 1
+    assert len(logs.describe_log_groups(logGroupNamePattern="Two")["logGroups"]) == 1
+    assert logs.describe_log_groups(logGroupNamePattern="two")["logGroups"] == []
+    code, _ = refusal(lambda: logs.describe_log_groups(logGroupNamePattern="o", logGroupNamePrefix="/g"))
+    assert code == "InvalidParameterException"
     listed = logs.list_log_groups(logGroupNamePattern="^/g/o|Two")["logGroups"]
     assert [g["logGroupName"] for g in listed] == ["/g/Two", "/g/one"]
     assert logs.list_log_groups(logGroupNamePattern="^g/one")["logGroups"] == []

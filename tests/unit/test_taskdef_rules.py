@@ -171,7 +171,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("eleven", definition(*({} for _ in range(11))), "Too many containers"),
     ("no name", definition({"name": None}), "Container.name should not be null or empty."),
     ("no image", definition({"image": ""}), "Container.image should not be null or empty."),
-    ("name", definition({"name": "a b"}), "Container name 'a b' is invalid"),
+    ("name", definition({"name": "a b"}), "Container.name contains invalid characters."),
     ("image", definition({"image": "a b"}), "Container.image contains invalid characters"),
     ("names twice", definition({}, {"name": "main"}), "must be unique"),
     ("essential", definition({"essential": False}), "Task definition doesn't have any essential container"),

@@ -134,7 +134,7 @@ class ExecSessions:
                 "Interactive is the only mode supported currently.", code="InvalidParameterException"
             )
         with self._store.read() as reader:
-            found = find_task(reader, active_cluster(reader, cluster).name, task)
+            found = find_task(reader, active_cluster(reader, cluster).name, task, member="task")
         if found.is_stopped:
             await self._check_disk(found)
         elif found.desired_status != RUNNING:

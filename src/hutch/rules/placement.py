@@ -10,7 +10,8 @@ import msgspec
 
 from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.task import Task
-from hutch.rules.placement_expression import matches
+from hutch.rules.attributes import subject
+from hutch.rules.placement_expression import parse
 
 
 class Candidate(msgspec.Struct, kw_only=True):
@@ -224,22 +225,12 @@ def _constraint(task: Task, constraint: dict[str, str]) -> _Filter:
             lambda _: f"every instance already runs a task of group {task.group} (distinctInstance)",
         )
     expression = constraint.get("expression", "")
+    wanted = parse(expression)
     return (
-        lambda c: matches(expression, _subject(c, task.cluster)),
+        lambda c: wanted(subject(c.instances[task.cluster], c.host, c.task_count)),
         "MemberOf placement constraint unsatisfied",
         lambda _: f"no container instance matches {expression!r}",
     )
-
-
-def _subject(c: Candidate, cluster: str) -> dict[str, str]:
-    instance = c.instances[cluster]
-    values = {f"attribute:{k}": v for k, v in {**c.host.attributes, **instance.attributes}.items()}
-    values["agentConnected"] = "true" if c.host.connected else "false"
-    values["agentVersion"] = c.host.agent_version
-    values["runningTasksCount"] = str(c.task_count)
-    values["ec2InstanceId"] = c.host.host_id
-    values["registeredAt"] = str(instance.registered_at)
-    return values
 
 
 def _driver_reasons(task: Task, left: Sequence[Candidate]) -> str:
@@ -276,7 +267,8 @@ def _strategy(
     tasks: dict[str, int] = {}
 
     def value(c: Candidate) -> str:
-        return _subject(c, cluster).get(field, "") if cluster in c.instances else ""
+        instance = c.instances.get(cluster)
+        return subject(instance, c.host, c.task_count).get(field, "") if instance else ""
 
     for one in candidates:
         tasks[value(one)] = tasks.get(value(one), 0) + one.task_count

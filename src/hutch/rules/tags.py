@@ -22,7 +22,10 @@ def tags_from_list(items: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         if key.lower().startswith("aws:") or value.lower().startswith("aws:"):
             raise Invalid("Tag keys and values cannot start with 'aws:'; it is reserved.")
         if not _allowed(key) or not _allowed(value):
-            raise Invalid(f"Tag {key[:50]!r} has characters that are not allowed.")
+            raise Invalid(
+                "Some tags contain invalid characters. Valid characters: UTF-8 letters, spaces, numbers and "
+                f"_ . / = + - : @. (Tag {key[:50]!r}.)"
+            )
         if key in tags:
             raise Invalid(f"Duplicate tag key {key!r}.")
         tags[key] = value

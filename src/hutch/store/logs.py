@@ -210,10 +210,10 @@ class LogStore:
     def groups(
         self, prefix: str, *, after: str, limit: int, exact: bool = False, pattern: str = ""
     ) -> list[LogGroup]:
-        """Groups in order of name, by prefix (or exact name, or a substring)."""
+        """Groups in order of name, by prefix (or exact name, or a substring; case counts)."""
         rows = self._read(
             "SELECT name, created_ms, retention_days, class, tags, bytes FROM log_groups WHERE name>? AND "
-            "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(lower(name),lower(?))) "
+            "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(name,?)) "
             "ORDER BY name LIMIT ?",
             (after, exact, prefix, exact, len(prefix), prefix, pattern, pattern, limit),
         )

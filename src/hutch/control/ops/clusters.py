@@ -1,6 +1,7 @@
 """Use cases of clusters, their capacity providers and account settings."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from hutch.model.cluster import AccountSetting, Cluster
 from hutch.model.record import Cause
 from hutch.model.task import RUNNING
 from hutch.rules.arns import short_name
+from hutch.rules.capacity_providers import check_bases
 from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
+_ON_THEIR_WAY = ("PROVISIONING", "PENDING", "ACTIVATING")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 PROVIDERS = ("FARGATE", "FARGATE_SPOT")
 SETTING_NAMES = ("containerInsights",)
@@ -31,10 +34,12 @@ ACCOUNT_SETTING_DEFAULTS = {
     "fargateTaskRetirementWaitPeriod": "7",
     "guardDutyActivate": "off",
     "defaultLogDriverMode": "non-blocking",
+    "fargateEventWindows": "disabled",
 }
+AWS_MANAGED_SETTINGS = ("guardDutyActivate",)
+"""Those that AWS itself sets: everybody may read them, nobody may change them."""
 _ACCOUNT_SETTING_VALUES = {
     "tagResourceAuthorization": ("on", "off"),
-    "guardDutyActivate": ("on", "off"),
     "fargateTaskRetirementWaitPeriod": ("0", "7", "14"),
     "defaultLogDriverMode": ("blocking", "non-blocking"),
     "containerInsights": ("enabled", "disabled", "enhanced"),
@@ -42,12 +47,13 @@ _ACCOUNT_SETTING_VALUES = {
 
 
 class ClusterCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What DescribeClusters counts."""
+    """What DescribeClusters counts: tasks that run and that are on their way, and the instances of the cluster."""
 
     running: int
     pending: int
     instances: int
-    by_type: dict[str, int] = {}
+    by_launch_type: dict[tuple[str, str], int] = {}
+    """By "running" or "pending" and launch type; empty unless it was asked for."""
 
 
 class ClusterOps:
@@ -57,27 +63,33 @@ class ClusterOps:
         self._store = store
         self._clock = clock
 
-    async def create(self, cause: Cause, name: str, given: dict[str, Any], tags: dict[str, str]) -> Cluster:
+    async def create(
+        self, cause: Cause, name: str, given: dict[str, Any], tags: dict[str, str]
+    ) -> tuple[Cluster, ClusterCounts]:
         """A cluster; one of that name that is there already is returned as it is."""
         if not _NAME.fullmatch(name):
             raise Invalid("Cluster name must have 1 to 255 letters, digits, '-' and '_'.")
 
-        def work(tx: Tx) -> Cluster:
+        def work(tx: Tx) -> tuple[Cluster, ClusterCounts]:
             before = tx.get(tables.CLUSTERS, name)
             if before and before.status == "ACTIVE":
-                return before
+                return before, _counts(tx, name)
             fresh = _configured(Cluster(name=name, created_at=self._clock.now(), tags=tags), given)
-            return tx.put(tables.CLUSTERS, replace(fresh, version=before.version if before else 0))
+            fresh = tx.put(tables.CLUSTERS, replace(fresh, version=before.version if before else 0))
+            return fresh, _counts(tx, name)
 
         return await self._store.write(cause, work)
 
-    async def update(self, cause: Cause, reference: str, given: dict[str, Any]) -> Cluster:
+    async def update(
+        self, cause: Cause, reference: str, given: dict[str, Any]
+    ) -> tuple[Cluster, ClusterCounts]:
         """Change settings, configuration, capacity providers or Service Connect defaults."""
 
-        def work(tx: Tx) -> Cluster:
+        def work(tx: Tx) -> tuple[Cluster, ClusterCounts]:
             before = active_cluster(tx, reference)
             after = _configured(before, given)
-            return before if after == before else tx.put(tables.CLUSTERS, after)
+            stored = before if after == before else tx.put(tables.CLUSTERS, after)
+            return stored, _counts(tx, stored.name)
 
         return await self._store.write(cause, work)
 
@@ -97,7 +109,9 @@ class ClusterOps:
 
         return await self._store.write(cause, work)
 
-    def describe(self, references: Sequence[str]) -> tuple[list[tuple[Cluster, ClusterCounts]], list[str]]:
+    def describe(
+        self, references: Sequence[str], *, by_launch_type: bool = False
+    ) -> tuple[list[tuple[Cluster, ClusterCounts]], list[str]]:
         """(found with counts, missing); without names the default cluster."""
         if len(references) > 100:
             raise Invalid("clusters can have at most 100 items.")
@@ -108,8 +122,20 @@ class ClusterOps:
                 if cluster is None:
                     missing.append(reference)
                 else:
-                    found.append((cluster, _counts(reader, cluster.name)))
+                    counts = _counts(reader, cluster.name)
+                    if by_launch_type:
+                        counts = replace(counts, by_launch_type=_by_launch_type(reader, cluster.name))
+                    found.append((cluster, counts))
             return found, missing
+
+    def providers(self, names: Sequence[str], cluster: str) -> tuple[list[str], list[str]]:
+        """(found, missing) capacity providers: those named, or all; of a cluster (if one is given) only its own."""
+        known: Sequence[str] = PROVIDERS
+        if cluster:
+            with self._store.read() as reader:
+                known = sorted(active_cluster(reader, cluster).capacity_providers)
+        wanted = tuple(dict.fromkeys(short_name(n) for n in names)) or known
+        return [n for n in wanted if n in known], [n for n in wanted if n not in known]
 
     def page(self, after: IndexKey | None, limit: int) -> tuple[list[Cluster], bool]:
         """A page of ACTIVE clusters."""
@@ -137,6 +163,7 @@ def _configured(cluster: Cluster, given: dict[str, Any]) -> Cluster:
         cluster = replace(cluster, capacity_providers=tuple(dict.fromkeys(given["capacityProviders"])))
     if "defaultCapacityProviderStrategy" in given:
         strategy = tuple(given["defaultCapacityProviderStrategy"])
+        check_bases(strategy)
         for item in strategy:
             if item["capacityProvider"] not in cluster.capacity_providers:
                 raise Invalid(
@@ -148,12 +175,19 @@ def _configured(cluster: Cluster, given: dict[str, Any]) -> Cluster:
 
 def _counts(reader: Reader, name: str) -> ClusterCounts:
     running = reader.count(tables.TASKS, name, RUNNING, index="by_last")
-    pending = sum(
-        reader.count(tables.TASKS, name, s, index="by_last")
-        for s in ("PROVISIONING", "PENDING", "ACTIVATING")
-    )
+    pending = sum(reader.count(tables.TASKS, name, s, index="by_last") for s in _ON_THEIR_WAY)
     instances = sum(1 for i in reader.scan(tables.CONTAINER_INSTANCES, name) if i.status != "INACTIVE")
     return ClusterCounts(running=running, pending=pending, instances=instances)
+
+
+def _by_launch_type(reader: Reader, name: str) -> dict[tuple[str, str], int]:
+    found: Counter[tuple[str, str]] = Counter()
+    for task in reader.scan(tables.TASKS, name):
+        if task.last_status == RUNNING:
+            found["running", task.launch_type] += 1
+        elif task.last_status in _ON_THEIR_WAY:
+            found["pending", task.launch_type] += 1
+    return dict(found)
 
 
 class AccountSettingOps:
@@ -164,8 +198,7 @@ class AccountSettingOps:
 
     async def put(self, cause: Cause, principal_arn: str, name: str, value: str) -> AccountSetting:
         """Set one for a principal ("" for the account's default)."""
-        if name not in ACCOUNT_SETTING_DEFAULTS:
-            raise Invalid(f"Unknown account setting {name!r}.")
+        _check_setting(name)
         allowed = _ACCOUNT_SETTING_VALUES.get(name, ("enabled", "disabled"))
         if value not in allowed:
             raise Invalid(f"{name} must be one of {', '.join(allowed)}.")
@@ -185,7 +218,8 @@ class AccountSettingOps:
         return await self._store.write(cause, work)
 
     async def delete(self, cause: Cause, principal_arn: str, name: str) -> AccountSetting:
-        """Back to the account's default."""
+        """Back to the account's default; of the account's default back to AWS's."""
+        _check_setting(name)
 
         def work(tx: Tx) -> AccountSetting:
             tx.delete(tables.ACCOUNT_SETTINGS, principal_arn, name)
@@ -208,6 +242,13 @@ class AccountSettingOps:
                 for n in sorted(ACCOUNT_SETTING_DEFAULTS)
                 if not name or n == name
             ]
+
+
+def _check_setting(name: str) -> None:
+    if name not in ACCOUNT_SETTING_DEFAULTS:
+        raise Invalid(f"Unknown account setting {name!r}.")
+    if name in AWS_MANAGED_SETTINGS:
+        raise Invalid(f"The account setting {name} is managed by AWS and can only be read.")
 
 
 def _effective(reader: Reader, principal_arn: str, name: str) -> str:

@@ -1,5 +1,6 @@
 """Use cases of EventBridge: buses, rules, targets, events."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ MAX_BUSES = 100
 MAX_ENTRIES = 10
 MAX_REQUEST_BYTES = 1024 * 1024
 _EVENT_MEMBERS = ("id", "account", "source", "time", "region", "resources", "detail-type")
+_ONE_OF_MANY = re.compile(r"rate\(\s*1\s+\w+s\s*\)")
+"""Such as rate(1 minutes): what a schedule of EventBridge Scheduler may say, and a rule may not."""
 
 
 class PutResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +63,10 @@ class EventOps:
                 raise Invalid("ScheduleExpression is supported only on the default event bus.")
             if isinstance(parse(wanted.schedule), At):
                 raise Invalid("Parameter ScheduleExpression is not valid: a rule has rate(...) or cron(...).")
+            if _ONE_OF_MANY.fullmatch(wanted.schedule):
+                raise Invalid(
+                    "Parameter ScheduleExpression is not valid: the unit of a rate of 1 is singular."
+                )
 
         def work(tx: Tx) -> EventRule:
             self._bus(tx, wanted.bus)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from hutch.base.clock import Clock
-from hutch.base.errors import Invalid, NotFound
+from hutch.base.errors import Invalid, LimitExceeded, NotFound
 from hutch.base.ids import IdSource
 from hutch.control.ops.hosts import ensure_instance
 from hutch.control.ops.placing import store_stopped
@@ -20,6 +20,7 @@ from hutch.model.record import Cause
 from hutch.model.task import RUNNING, STOPPED, Task
 from hutch.rules import lifecycle
 from hutch.rules.arns import short_name
+from hutch.rules.attributes import MAX_CUSTOM_ATTRIBUTES, all_attributes, check_attribute, subject
 from hutch.rules.placement_expression import parse as parse_expression
 from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
@@ -141,13 +142,7 @@ class InstanceOps:
                 if instance.status != status if status else instance.status == INACTIVE:
                     continue
                 view = instance_view(reader, instance)
-                subject = {f"attribute:{k}": v for k, v in all_attributes(instance, view.host).items()}
-                subject |= {
-                    "agentConnected": "true" if view.host.connected else "false",
-                    "agentVersion": view.host.agent_version,
-                    "runningTasksCount": str(view.running),
-                }
-                if wanted is None or wanted(subject):
+                if wanted is None or wanted(subject(instance, view.host, view.running)):
                     page.append(instance)
         return page[:limit], len(page) > limit
 
@@ -195,7 +190,13 @@ class InstanceOps:
                     raise NotFound("The specified target was not found.", code="TargetNotFoundException")
                 kept = {k: v for k, v in instance.attributes.items() if k != attribute["name"]}
                 if "value" in attribute:
+                    check_attribute(attribute["name"], attribute["value"])
                     kept[attribute["name"]] = attribute["value"]
+                if len(kept) > max(MAX_CUSTOM_ATTRIBUTES, len(instance.attributes)):
+                    raise LimitExceeded(
+                        f"A container instance can have at most {MAX_CUSTOM_ATTRIBUTES} custom attributes.",
+                        code="AttributeLimitExceededException",
+                    )
                 changed.append(tx.put(tables.CONTAINER_INSTANCES, replace(instance, attributes=kept)))
             return changed
 
@@ -213,25 +214,13 @@ class InstanceOps:
             for instance in reader.scan(tables.CONTAINER_INSTANCES, active_cluster(reader, cluster).name):
                 if instance.status == INACTIVE:
                     continue
-                host = reader.get(tables.HOSTS, instance.host_id)
+                host = reader.get(tables.HOSTS, instance.host_id) or Host(host_id=instance.host_id, name="")
                 for key, held in sorted(all_attributes(instance, host).items()):
                     if name in ("", key) and value in (None, held):
                         found.append((instance, key, held))
         if after is not None:
             found = [f for f in found if (f[0].instance_id, f[1]) > after]
         return found[:limit], len(found) > limit
-
-
-def all_attributes(instance: ContainerInstance, host: Host | None) -> dict[str, str]:
-    """What placement can ask for: the built-in attributes, the host's own, and the custom ones."""
-    host = host or Host(host_id=instance.host_id, name="")
-    return {
-        "ecs.availability-zone": host.availability_zone,
-        "ecs.cpu-architecture": host.architecture,
-        "ecs.os-type": "linux",
-        **host.attributes,
-        **instance.attributes,
-    }
 
 
 def _tasks_on(reader: Reader, instance: ContainerInstance) -> list[Task]:

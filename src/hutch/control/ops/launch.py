@@ -16,16 +16,18 @@ from hutch.base.ids import IdSource
 from hutch.model.cluster import Cluster
 from hutch.model.task import LAUNCH_TYPES, Container, ManagedVolume, Task
 from hutch.model.taskdef import TaskDefinition
+from hutch.rules.capacity_providers import check_bases, check_weights
 from hutch.rules.cpu_burst import cpu_capped
 from hutch.rules.deadline import max_runtime_s
 from hutch.rules.environment_files import check_environment_files
-from hutch.rules.placement_expression import parse as parse_expression
+from hutch.rules.placement_request import check_constraints, check_strategies
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
 from hutch.rules.taskdef.volumes import has_file_systems, managed_volumes
 
 MAX_COUNT = 10
 MAX_OVERRIDES_CHARACTERS = 8192
+_CLIENT_TOKEN = re.compile(r"[!-~]{0,64}")
 LATEST_PLATFORM_VERSION = "1.4.0"
 PLATFORM_VERSIONS = ("LATEST", "1.4.0", "1.3.0")
 FARGATE_PROVIDERS = ("FARGATE", "FARGATE_SPOT")
@@ -96,13 +98,8 @@ def _by_strategy(strategy: Sequence[Mapping[str, Any]], cluster: Cluster, count:
                 f"The specified capacity provider '{name}' is not associated with cluster '{cluster.name}'. "
                 f"Associate it with PutClusterCapacityProviders first."
             )
-    if sum(1 for item in strategy if item.get("base")) > 1:
-        raise Invalid("Only one capacity provider in a strategy can have a base value.")
-    if not any(item.get("weight", 0) for item in strategy) and not any(item.get("base") for item in strategy):
-        raise Invalid(
-            "There are no capacity providers in the capacity provider strategy with a weight value greater than "
-            "zero. Specify a weight value greater than zero and try again."
-        )
+    check_bases(strategy)
+    check_weights(strategy)
     routes: list[Route] = []
     given = {item["capacityProvider"]: 0 for item in strategy}
     for _ in range(count):
@@ -118,8 +115,7 @@ def _next_provider(strategy: Sequence[Mapping[str, Any]], given: Mapping[str, in
         if given[item["capacityProvider"]] < (item.get("base") or 0):
             return str(item["capacityProvider"])
     weights = [(str(i["capacityProvider"]), i.get("weight") or 0, i.get("base") or 0) for i in strategy]
-    weighted = [w for w in weights if w[1] > 0] or weights
-    return min(weighted, key=lambda w: (given[w[0]] - w[2] + 1) / max(w[1], 1e-9))[0]
+    return min((w for w in weights if w[1] > 0), key=lambda w: (given[w[0]] - w[2] + 1) / w[1])[0]
 
 
 def check_request(request: LaunchRequest, routes: Sequence[Route], definition: TaskDefinition) -> None:
@@ -128,6 +124,8 @@ def check_request(request: LaunchRequest, routes: Sequence[Route], definition: T
         raise Invalid(f"count must be between 1 and {MAX_COUNT}.")
     if definition.status != "ACTIVE":
         raise Invalid("TaskDefinition is inactive", code="ClientException")
+    if not _CLIENT_TOKEN.fullmatch(request.client_token):
+        raise Invalid("clientToken can have at most 64 characters, from '!' to '~'.")
     if len(request.started_by) > 128:
         raise Invalid("startedBy can have at most 128 characters.")
     if len(msgspec.json.encode(request.overrides)) > MAX_OVERRIDES_CHARACTERS:
@@ -168,9 +166,8 @@ def _check_route(request: LaunchRequest, route: Route, definition: TaskDefinitio
         raise Invalid("Placement constraints are not supported with FARGATE launch type.")
     if fargate and request.placement_strategy:
         raise Invalid("Placement strategies are not supported with FARGATE launch type.")
-    for constraint in request.placement_constraints:
-        if constraint.get("type") == "memberOf":
-            parse_expression(constraint.get("expression", ""))
+    check_constraints((*definition.document.get("placementConstraints", ()), *request.placement_constraints))
+    check_strategies(request.placement_strategy)
 
 
 def _check_overrides(overrides: Mapping[str, Any], definition: TaskDefinition) -> None:

@@ -63,6 +63,8 @@ def _find(reader: Reader, arn: str) -> tuple[Table[Any], Any]:
             raise Invalid("The ARN of a task definition must have a revision.")
         key = (family, f"{int(revision):010d}")
     record = reader.get(table, *key)
+    if kind == "cluster" and record is not None and record.status == "INACTIVE":
+        raise Invalid("The specified cluster is inactive. Specify an active cluster and try again.")
     if record is None:
         if kind == "cluster":
             raise NotFound("Cluster not found.", code="ClusterNotFoundException")

@@ -15,6 +15,15 @@ from hutch.store.contract import IndexKey, Reader, Store, Tx
 
 MAX_DELETE = 10
 ACTIVE, INACTIVE, DELETE_IN_PROGRESS = "ACTIVE", "INACTIVE", "DELETE_IN_PROGRESS"
+_STILL_ACTIVE = (
+    "The specified task definition is still in ACTIVE status. Please deregister the target and try again."
+)
+_NOT_THERE = (
+    "The specified task definition does not exist. Specify a valid account, family, revision and try again."
+)
+_NO_REVISION = (
+    "The specified task definition identifier is invalid. Specify a valid name or ARN and try again."
+)
 _REFERENCE = re.compile(
     r"(?:arn:aws[a-z-]*:ecs:[a-z0-9-]*:[0-9]*:task-definition/)?([A-Za-z0-9_-]{1,255})(?::([0-9]{1,10}))?"
 )
@@ -95,15 +104,12 @@ class TaskDefinitionOps:
             deleted, failures = [], []
             for reference in references:
                 found = find_task_definition(tx, reference)
-                if found is None or ":" not in reference.rpartition("/")[2]:
-                    failures.append((reference, "The specified task definition does not exist."))
+                if not _names_revision(reference):
+                    failures.append((reference, _NO_REVISION))
+                elif found is None:
+                    failures.append((reference, _NOT_THERE))
                 elif found.status == ACTIVE:
-                    failures.append(
-                        (
-                            reference,
-                            "The specified task definition is still in ACTIVE status. Deregister it first.",
-                        )
-                    )
+                    failures.append((reference, _STILL_ACTIVE))
                 else:
                     changed = replace(found, status=DELETE_IN_PROGRESS, delete_requested_at=self._clock.now())
                     deleted.append(tx.put(tables.TASK_DEFINITIONS, changed))
@@ -146,6 +152,11 @@ class TaskDefinitionOps:
                         return page, True
                     page.append(family.name)
             return page, False
+
+
+def _names_revision(reference: str) -> bool:
+    match = _REFERENCE.fullmatch(reference)
+    return match is not None and match.group(2) is not None
 
 
 def find_task_definition(reader: Reader, reference: str) -> TaskDefinition | None:

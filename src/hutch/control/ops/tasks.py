@@ -20,7 +20,7 @@ from hutch.model.record import Cause
 from hutch.model.task import STOPPED, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.rules import lifecycle
-from hutch.rules.arns import short_name
+from hutch.rules.arns import short_name, task_id
 from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
@@ -246,7 +246,7 @@ class TaskOps:
             name = active_cluster(reader, cluster).name
             found, missing = [], []
             for given in tasks:
-                record = reader.get(tables.TASKS, name, short_name(given))
+                record = reader.get(tables.TASKS, name, task_id(given, name))
                 if record is None:
                     missing.append(given)
                 else:
@@ -313,9 +313,9 @@ def active_cluster(reader: Reader, reference: str) -> Cluster:
     return cluster
 
 
-def find_task(reader: Reader, cluster: str, reference: str) -> Task:
-    """A task by id or ARN. Raises AWS's words for one that is not there."""
-    task = reader.get(tables.TASKS, cluster, short_name(reference))
+def find_task(reader: Reader, cluster: str, reference: str, *, member: str = "taskId") -> Task:
+    """A task by id or ARN, given as `member`. Raises AWS's words for one that is not there."""
+    task = reader.get(tables.TASKS, cluster, task_id(reference, cluster, member))
     if task is None:
         raise Invalid("The referenced task was not found.", code="InvalidParameterException")
     return task

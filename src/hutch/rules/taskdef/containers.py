@@ -69,7 +69,7 @@ def check_identity(container: dict[str, Any]) -> None:
     if not name:
         raise refuse("Container.name should not be null or empty.")
     if not _NAME.fullmatch(name):
-        raise refuse(f"Container name {name[:100]!r} is invalid: use up to 255 letters, digits, '-' and '_'.")
+        raise refuse("Container.name contains invalid characters.")
     if not image:
         raise refuse("Container.image should not be null or empty.")
     if len(image) > 1024 or re.search(r"\s", image):

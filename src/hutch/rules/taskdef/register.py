@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from hutch.base.errors import Invalid
+from hutch.rules.placement_request import check_constraints
 from hutch.rules.secret_references import SecretReference, parse_value_from
 from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
 from hutch.rules.taskdef.containers import container_checks, container_defaults
@@ -65,6 +67,7 @@ def definition_checks(family: str, document: dict[str, Any]) -> Iterator[Callabl
     document.setdefault("volumes", [])
     document.setdefault("placementConstraints", [])
     yield partial(_network_mode, document)
+    yield partial(_placement, document)
     yield partial(check_volumes, document)
     yield partial(check_task_namespaces, document)
     yield from container_checks(document)
@@ -94,6 +97,13 @@ def _network_mode(document: dict[str, Any]) -> None:
         raise refuse(f"Network mode {mode} is not supported; use one of {', '.join(_MODES)}.")
     if wants_fargate and mode != "awsvpc":
         raise refuse("Fargate only supports network mode ‘awsvpc’.")
+
+
+def _placement(document: dict[str, Any]) -> None:
+    try:
+        check_constraints(document["placementConstraints"])
+    except Invalid as error:
+        raise refuse(error.message) from None
 
 
 def _compatibilities(document: dict[str, Any], hard: list[Problem]) -> tuple[str, ...]:

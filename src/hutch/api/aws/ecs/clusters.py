@@ -2,11 +2,16 @@
 
 from typing import Any
 
-from hutch.api.aws.ecs.common import Arns, page_size, page_start, tag_list, without_none
+from hutch.api.aws.ecs.common import Arns, page_of, page_size, page_start, tag_list, without_none
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
 from hutch.base.errors import Invalid
-from hutch.control.ops.clusters import PROVIDERS, AccountSettingOps, ClusterCounts, ClusterOps
+from hutch.control.ops.clusters import (
+    AWS_MANAGED_SETTINGS,
+    AccountSettingOps,
+    ClusterCounts,
+    ClusterOps,
+)
 from hutch.control.ops.tagging import TagOps
 from hutch.model.cluster import AccountSetting, Cluster
 from hutch.rules.tags import tags_from_list
@@ -53,18 +58,18 @@ class ClusterHandlers:
 
     async def create(self, request: Request) -> dict[str, Any]:
         given = request.input
-        cluster = await self._ops.create(
+        cluster, counts = await self._ops.create(
             request.cause,
             given.get("clusterName", "default"),
             given,
             tags_from_list(given.get("tags", ())),
         )
-        return {"cluster": self._shape(cluster, None, ("TAGS", "SETTINGS", "CONFIGURATIONS"))}
+        return {"cluster": self._shape(cluster, counts, ("TAGS", "SETTINGS", "CONFIGURATIONS"))}
 
     async def describe(self, request: Request) -> dict[str, Any]:
         given = request.input
-        found, missing = self._ops.describe(given.get("clusters", ()))
         include = tuple(given.get("include", ()))
+        found, missing = self._ops.describe(given.get("clusters", ()), by_launch_type="STATISTICS" in include)
         return {
             "clusters": [self._shape(c, counts, include) for c, counts in found],
             "failures": [
@@ -84,54 +89,44 @@ class ClusterHandlers:
 
     async def delete(self, request: Request) -> dict[str, Any]:
         cluster = await self._ops.delete(request.cause, request.input["cluster"])
-        return {"cluster": self._shape(cluster, None, ())}
+        return {"cluster": self._shape(cluster, ClusterCounts(running=0, pending=0, instances=0), ())}
 
     async def update(self, request: Request) -> dict[str, Any]:
-        cluster = await self._ops.update(request.cause, request.input["cluster"], request.input)
-        return {"cluster": self._shape(cluster, None, ("SETTINGS", "CONFIGURATIONS"))}
+        cluster, counts = await self._ops.update(request.cause, request.input["cluster"], request.input)
+        return {"cluster": self._shape(cluster, counts, ("SETTINGS", "CONFIGURATIONS"))}
 
     async def describe_providers(self, request: Request) -> dict[str, Any]:
-        wanted = request.input.get("capacityProviders") or PROVIDERS
-        names = [w.rpartition("/")[2] for w in wanted]
-        return {
+        given = request.input
+        found, missing = self._ops.providers(given.get("capacityProviders", ()), given.get("cluster", ""))
+        page, token = page_of(self._paging, "DescribeCapacityProviders", found, given, 10)
+        answer: dict[str, Any] = {
             "capacityProviders": [
                 {
                     "capacityProviderArn": self._arns.of("capacity-provider", n),
                     "name": n,
                     "status": "ACTIVE",
+                    "type": n,
                     "tags": [],
                 }
-                for n in names
-                if n in PROVIDERS
+                for n in page
             ],
             "failures": [
-                {"arn": self._arns.of("capacity-provider", n), "reason": "MISSING"}
-                for n in names
-                if n not in PROVIDERS
+                {"arn": self._arns.of("capacity-provider", n), "reason": "MISSING"} for n in missing
             ],
         }
+        return answer | token
 
-    def _shape(
-        self, cluster: Cluster, counts: ClusterCounts | None, include: tuple[str, ...]
-    ) -> dict[str, Any]:
-        counts = counts or ClusterCounts(running=0, pending=0, instances=0)
-        statistics = {
-            "runningTasksCount": counts.running,
-            "pendingTasksCount": counts.pending,
-        }
+    def _shape(self, cluster: Cluster, counts: ClusterCounts, include: tuple[str, ...]) -> dict[str, Any]:
         return without_none(
             {
                 "clusterArn": self._arns.of("cluster", cluster.name),
                 "clusterName": cluster.name,
                 "status": cluster.status,
                 "registeredContainerInstancesCount": counts.instances,
-                **statistics,
+                "runningTasksCount": counts.running,
+                "pendingTasksCount": counts.pending,
                 "activeServicesCount": 0,
-                "statistics": (
-                    [{"name": k, "value": str(v)} for k, v in statistics.items()]
-                    if "STATISTICS" in include
-                    else []
-                ),
+                "statistics": _statistics(counts) if "STATISTICS" in include else [],
                 "tags": tag_list(cluster.tags) if "TAGS" in include else [],
                 "settings": (
                     [
@@ -149,12 +144,25 @@ class ClusterHandlers:
         )
 
 
+def _statistics(counts: ClusterCounts) -> list[dict[str, str]]:
+    """What there is of each launch type, in AWS's names."""
+    tasks = {
+        f"{state}{word}TasksCount": counts.by_launch_type.get((state, launch_type), 0)
+        for state in ("running", "pending")
+        for word, launch_type in (("EC2", "EC2"), ("Fargate", "FARGATE"))
+    }
+    services = {f"{s}{w}ServiceCount": 0 for s in ("active", "draining") for w in ("EC2", "Fargate")}
+    return [{"name": k, "value": str(v)} for k, v in (tasks | services).items()]
+
+
 class AccountHandlers:
     """Account settings and tags."""
 
-    def __init__(self, settings: AccountSettingOps, tags: TagOps) -> None:
+    def __init__(self, settings: AccountSettingOps, tags: TagOps, paging: Paging, account_id: str) -> None:
         self._settings = settings
         self._tags = tags
+        self._paging = paging
+        self._root = f"arn:aws:iam::{account_id}:root"
 
     def operations(self) -> tuple[Operation, ...]:
         shown = {
@@ -182,30 +190,43 @@ class AccountHandlers:
 
     async def put_setting(self, request: Request) -> dict[str, Any]:
         given = request.input
-        principal = given.get("principalArn", request.principal.arn)
-        setting = await self._settings.put(request.cause, principal, given["name"], given["value"])
-        return {"setting": _setting(setting)}
+        setting = await self._settings.put(
+            request.cause, self._principal(request), given["name"], given["value"]
+        )
+        return {"setting": self._setting(setting)}
 
     async def put_default(self, request: Request) -> dict[str, Any]:
         given = request.input
         setting = await self._settings.put(request.cause, "", given["name"], given["value"])
-        return {"setting": _setting(setting)}
+        return {"setting": self._setting(setting)}
 
     async def delete_setting(self, request: Request) -> dict[str, Any]:
-        given = request.input
-        principal = given.get("principalArn", request.principal.arn)
-        return {"setting": _setting(await self._settings.delete(request.cause, principal, given["name"]))}
+        setting = await self._settings.delete(request.cause, self._principal(request), request.input["name"])
+        return {"setting": self._setting(setting)}
 
     async def list_settings(self, request: Request) -> dict[str, Any]:
         given = request.input
         if given.get("value") and not given.get("name"):
             raise Invalid("A value can only be given together with a name.")
         found = self._settings.list(
-            given.get("principalArn", request.principal.arn),
-            given.get("name", ""),
-            effective=given.get("effectiveSettings", False),
+            self._principal(request), given.get("name", ""), effective=given.get("effectiveSettings", False)
         )
-        return {"settings": [_setting(s) for s in found if given.get("value") in (None, s.value)]}
+        wanted = {s.name: s for s in found if given.get("value") in (None, s.value)}
+        page, token = page_of(self._paging, "ListAccountSettings", list(wanted), given, 10)
+        return {"settings": [self._setting(wanted[n]) for n in page], **token}
+
+    def _principal(self, request: Request) -> str:
+        """Whose settings are meant; "" for root, whose settings are the account's."""
+        arn: str = request.input.get("principalArn", request.principal.arn)
+        return "" if arn == self._root else arn
+
+    def _setting(self, setting: AccountSetting) -> dict[str, Any]:
+        return {
+            "name": setting.name,
+            "value": setting.value,
+            "principalArn": setting.principal_arn or self._root,
+            "type": "aws_managed" if setting.name in AWS_MANAGED_SETTINGS else "user",
+        }
 
     async def tag(self, request: Request) -> dict[str, Any]:
         given = request.input
@@ -218,10 +239,3 @@ class AccountHandlers:
 
     async def list_tags(self, request: Request) -> dict[str, Any]:
         return {"tags": tag_list(self._tags.list(request.input["resourceArn"]))}
-
-
-def _setting(setting: AccountSetting) -> dict[str, Any]:
-    shape = {"name": setting.name, "value": setting.value, "type": "user"}
-    if setting.principal_arn:
-        shape["principalArn"] = setting.principal_arn
-    return shape

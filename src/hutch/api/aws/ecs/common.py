@@ -33,6 +33,17 @@ def page_size(given: dict[str, Any], largest: int = 100) -> int:
     return limit
 
 
+def page_of(
+    paging: Paging, scope: str, names: list[str], given: dict[str, Any], largest: int
+) -> tuple[list[str], dict[str, str]]:
+    """A page of names in order, by `nextToken` and `maxResults`, and the answer's `nextToken` if there are more."""
+    start = page_start(paging, scope, given)
+    left = sorted(n for n in names if start is None or n > start[0])
+    page = left[: page_size(given, largest)]
+    more = len(left) > len(page)
+    return page, {"nextToken": paging.encode_token(scope, (page[-1],))} if more else {}
+
+
 def page_start(paging: Paging, scope: str, given: dict[str, Any]) -> tuple[str, ...] | None:
     """Where `nextToken` says to go on."""
     token = given.get("nextToken")

@@ -9,9 +9,10 @@ from hutch.api.gateway.operation import Coverage, Operation, Request, operation
 from hutch.api.gateway.paging import Paging
 from hutch.base.clock import iso_time
 from hutch.base.errors import Invalid
-from hutch.control.ops.instances import InstanceOps, InstanceView, Registration, all_attributes
+from hutch.control.ops.instances import InstanceOps, InstanceView, Registration
 from hutch.model.host import ContainerInstance, Host
 from hutch.rules.arns import short_name
+from hutch.rules.attributes import all_attributes
 from hutch.rules.tags import tags_from_list
 
 _REGISTER = Coverage(
@@ -77,9 +78,13 @@ class InstanceHandlers:
         given = request.input
         cluster = given.get("cluster", "")
         found, missing = self._ops.describe(cluster, given["containerInstances"])
-        with_tags = "TAGS" in given.get("include", ())
+        include = given.get("include", ())
+        with_tags = "TAGS" in include
+        shapes = [instance_shape(self._arns, v, with_tags=with_tags) for v in found]
+        if "CONTAINER_INSTANCE_HEALTH" in include:
+            shapes = [s | {"healthStatus": _health(v.host)} for s, v in zip(shapes, found, strict=True)]
         return {
-            "containerInstances": [instance_shape(self._arns, v, with_tags=with_tags) for v in found],
+            "containerInstances": shapes,
             "failures": [{"arn": self._arn(cluster, r), "reason": "MISSING"} for r in missing],
         }
 
@@ -191,6 +196,7 @@ def instance_shape(arns: Arns, view: InstanceView, *, with_tags: bool) -> dict[s
     return {
         "containerInstanceArn": arns.of("container-instance", f"{instance.cluster}/{instance.instance_id}"),
         "ec2InstanceId": host.host_id,
+        "version": instance.version,
         "versionInfo": {"agentVersion": host.agent_version},
         "registeredResources": _resources(host.cpu_units, host.memory_mib),
         "remainingResources": _resources(left_cpu, left_memory),
@@ -204,6 +210,13 @@ def instance_shape(arns: Arns, view: InstanceView, *, with_tags: bool) -> dict[s
         "attachments": [],
         "tags": tag_list(instance.tags) if with_tags else [],
     }
+
+
+def _health(host: Host) -> dict[str, Any]:
+    """Whether what runs containers on a host is well: all of its drivers, as its agent last said."""
+    well = "OK" if all(d.healthy for d in host.drivers) else "IMPAIRED"
+    status = well if host.connected else "INSUFFICIENT_DATA"
+    return {"overallStatus": status, "details": [{"type": "CONTAINER_RUNTIME", "status": status}]}
 
 
 def _away(host: Host) -> dict[str, str]:

@@ -47,7 +47,7 @@ def service(
             *TaskHandlers(tasks, TaskShapes(region, account_id), paging).operations(),
             *ExecHandlers(sessions, arns).operations(),
             *InstanceHandlers(InstanceOps(store, clock, ids), arns, paging).operations(),
-            *AccountHandlers(AccountSettingOps(store), tags).operations(),
+            *AccountHandlers(AccountSettingOps(store), tags, paging, account_id).operations(),
         ),
         faults=(
             (Conflict, "ConflictException"),

@@ -175,7 +175,10 @@ class TaskDefinitionHandlers:
         deleted, failures = await self._ops.delete(request.cause, request.input["taskDefinitions"])
         return {
             "taskDefinitions": [self._shape(d) for d in deleted],
-            "failures": [{"arn": a, "reason": r} for a, r in failures],
+            "failures": [
+                {"arn": a if a.startswith("arn:") else self._arns.of("task-definition", a), "reason": r}
+                for a, r in failures
+            ],
         }
 
     async def list_revisions(self, request: Request) -> dict[str, Any]:

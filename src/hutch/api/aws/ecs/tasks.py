@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from hutch.api.aws.ecs.task_shapes import TaskShapes
 from hutch.api.gateway.operation import Coverage, Operation, Request
 from hutch.api.gateway.paging import Paging
@@ -139,8 +141,16 @@ class TaskHandlers:
         )
         return {
             "tasks": [self._shapes.task(t, with_tags=True) for t in tasks],
-            "failures": [_failure(f) for f in failures],
+            "failures": [_failure(self._of_instance(given, f)) for f in failures],
         }
+
+    def _of_instance(self, given: dict[str, Any], failure: Failure) -> Failure:
+        """A failure that names an instance, by its ARN."""
+        if not failure.arn or failure.arn.startswith("arn:"):
+            return failure
+        cluster = given.get("cluster", "default").rpartition("/")[2]
+        arn = f"{self._shapes.arn_prefix}:container-instance/{cluster}/{failure.arn}"
+        return msgspec.structs.replace(failure, arn=arn)
 
     async def stop_task(self, request: Request) -> dict[str, Any]:
         given = request.input

@@ -162,6 +162,8 @@ class LogHandlers:
 
     async def describe_groups(self, request: Request) -> dict[str, Any]:
         given = request.input
+        if given.get("logGroupNamePrefix") and given.get("logGroupNamePattern"):
+            raise Invalid("logGroupNamePattern and logGroupNamePrefix can't be given together.")
         limit = given.get("limit", 50)
         token = given.get("nextToken")
         after = self._paging.decode_token("DescribeLogGroups", token)[0] if token else ""
