@@ -3,14 +3,13 @@
 import json
 import subprocess
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.looking import fetch
 from tests.support.platform import BIN, Platform
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
@@ -86,19 +85,6 @@ class Cli:
                 process.terminate()
 
 
-def fetch(url: str) -> int:
-    """The status of an answer; waits for the server inside to listen, of which nobody tells us."""
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-        except OSError:
-            threading.Event().wait(0.05)
-    raise AssertionError(f"{url} does not answer")
-
-
 @pytest.mark.parametrize("program", VERSIONS)
 def test_the_whole_flow(real_platform: Platform, program: str, tmp_path: Path, request: Any) -> None:
     aws = Cli(program, real_platform)
@@ -119,21 +105,24 @@ def test_the_whole_flow(real_platform: Platform, program: str, tmp_path: Path, r
     )  # fmt: skip
     assert ran["failures"] == []
     arn = ran["tasks"][0]["taskArn"]
+    # The CLI looks, and looks again 6 s later: here once is enough.
+    real_platform.until("RUNNING", arn)
     aws("ecs", "wait", "tasks-running", "--cluster", name, "--tasks", arn)
     task = aws("ecs", "describe-tasks", "--cluster", name, "--tasks", arn)["tasks"][0]
     details = {d["name"]: d["value"] for d in task["attachments"][0]["details"]}
     assert details["subnetId"] == subnet["SubnetId"]
     url = f"http://{details['privateIPv4Address']}"
-    assert fetch(f"{url}/") == 200
+    assert fetch(f"{url}/")[0] == 200
     if program == "/usr/bin/aws":
         # Version 1 has no `logs tail`.
         with aws.lines("logs", "tail", "/ecs/web", "--follow", "--since", "5m") as lines:
             next(lines)  # what was there before: so the tail has begun
-            assert fetch(f"{url}/written-after-start") == 404
+            assert fetch(f"{url}/written-after-start")[0] == 404
             assert any("/written-after-start" in line for line in lines), "the tail ended without the line"
     else:
-        assert fetch(f"{url}/written-after-start") == 404
+        assert fetch(f"{url}/written-after-start")[0] == 404
     aws("ecs", "stop-task", "--cluster", name, "--task", arn, "--reason", "seen enough")
+    real_platform.until("STOPPED", arn)
     aws("ecs", "wait", "tasks-stopped", "--cluster", name, "--tasks", arn)
     stopped = aws("ecs", "describe-tasks", "--cluster", name, "--tasks", arn)["tasks"][0]
     assert (stopped["stopCode"], stopped["stoppedReason"]) == ("UserInitiated", "seen enough")

@@ -144,7 +144,7 @@ def test_what_is_fine_is_said_to_be_and_runs(fake_platform: Platform, role: str,
         taskDefinition="checked", launchType="FARGATE", tags=[{"key": "hutch:publish", "value": "31999:80"}]
     )
     arn = run["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_running").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
+    fake_platform.until("RUNNING", arn)
     code, seen = checked(fake_platform, "checked", "-p", "31999:80")
     assert (code, kinds(seen)) == (4, ["PortInUse"])
     assert arn.rpartition("/")[2] in seen["problems"][0]["text"]

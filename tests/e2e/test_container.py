@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from tests.e2e.conftest import WEB_IMAGE
+from tests.support.looking import fetch
 from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root", "runc", "haproxy", "skopeo", "nft")
@@ -56,51 +54,33 @@ def register(ecs: Any, family: str, mode: str, **container: Any) -> str:
     return str(answer["taskDefinition"]["taskDefinitionArn"])
 
 
-def launch(ecs: Any, definition: str, launch_type: str = "EC2") -> dict[str, Any]:
-    answer = ecs.run_task(taskDefinition=definition, launchType=launch_type)
+def launch(platform: Platform, definition: str, launch_type: str = "EC2") -> dict[str, Any]:
+    answer = platform.client("ecs").run_task(taskDefinition=definition, launchType=launch_type)
     assert answer["failures"] == []
-    arn = answer["tasks"][0]["taskArn"]
-    return wait_for(ecs, arn, "RUNNING")
+    return wait_for(platform, answer["tasks"][0]["taskArn"], "RUNNING")
 
 
-def wait_for(ecs: Any, arn: str, status: str) -> dict[str, Any]:
-    """The waiter's own delay is whole seconds; nobody tells an AWS client, so it has to ask again."""
-    deadline = time.monotonic() + 60
-    while True:
-        task: dict[str, Any] = ecs.describe_tasks(tasks=[arn])["tasks"][0]
-        if task["lastStatus"] == status:
-            return task
-        assert task["lastStatus"] != "STOPPED", (task.get("stoppedReason"), task["containers"])
-        assert time.monotonic() < deadline, task
-        threading.Event().wait(0.02)
+def wait_for(platform: Platform, arn: str, status: str) -> dict[str, Any]:
+    platform.until(status, arn)
+    task: dict[str, Any] = platform.client("ecs").describe_tasks(tasks=[arn])["tasks"][0]
+    return task
 
 
-def stop(ecs: Any, task: dict[str, Any]) -> dict[str, Any]:
-    ecs.stop_task(task=task["taskArn"])
-    return wait_for(ecs, task["taskArn"], "STOPPED")
-
-
-def fetch(url: str) -> str:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return str(answer.read().decode())
-        except OSError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            threading.Event().wait(0.05)
+def stop(platform: Platform, task: dict[str, Any]) -> dict[str, Any]:
+    platform.client("ecs").stop_task(task=task["taskArn"])
+    return wait_for(platform, task["taskArn"], "STOPPED")
 
 
 def test_bridge_with_a_dynamic_host_port(platform: Platform) -> None:
     ecs = platform.client("ecs")
-    task = launch(ecs, register(ecs, "bridged", "bridge", portMappings=[{"containerPort": 80}]))
+    task = launch(platform, register(ecs, "bridged", "bridge", portMappings=[{"containerPort": 80}]))
     (binding,) = task["containers"][0]["networkBindings"]
     assert binding["containerPort"] == 80 and 30000 <= binding["hostPort"] <= 32000
-    assert "It runs." in fetch(f"http://127.0.0.1:{binding['hostPort']}/")
+    assert "It runs." in fetch(f"http://127.0.0.1:{binding['hostPort']}/")[1]
     assert task["containerInstanceArn"]
     why = platform.hutch("why", task["taskArn"].rpartition("/")[2]).stdout
     assert "sandbox container" in why and "start web" in why
-    stopped = stop(ecs, task)
+    stopped = stop(platform, task)
     assert stopped["containers"][0]["exitCode"] == 0
     events = platform.client("logs").filter_log_events(logGroupName="/ecs/bridged", filterPattern="GET")
     assert events["events"]
@@ -108,10 +88,10 @@ def test_bridge_with_a_dynamic_host_port(platform: Platform) -> None:
 
 def test_awsvpc_has_an_address_of_its_own(platform: Platform) -> None:
     ecs = platform.client("ecs")
-    task = launch(ecs, register(ecs, "vpc", "awsvpc"))
+    task = launch(platform, register(ecs, "vpc", "awsvpc"))
     details = {d["name"]: d["value"] for a in task["attachments"] for d in a["details"]}
-    assert "It runs." in fetch(f"http://{details['privateIPv4Address']}/")
-    stop(ecs, task)
+    assert "It runs." in fetch(f"http://{details['privateIPv4Address']}/")[1]
+    stop(platform, task)
 
 
 def test_without_a_network_and_as_external(platform: Platform) -> None:
@@ -119,8 +99,8 @@ def test_without_a_network_and_as_external(platform: Platform) -> None:
     command = ["sh", "-c", "cat /proc/net/dev; exec sleep 1000"]
     # The first process of a container ignores what it does not handle, so only the kill ends `sleep`.
     definition = register(ecs, "lonely", "none", command=command, stopTimeout=2)
-    task = launch(ecs, definition, "EXTERNAL")
-    stop(ecs, task)
+    task = launch(platform, definition, "EXTERNAL")
+    stop(platform, task)
     logged = platform.client("logs").filter_log_events(logGroupName="/ecs/lonely")["events"]
     links = [e["message"].split(":")[0].strip() for e in logged if ":" in e["message"]]
     assert links == ["lo"]
@@ -136,17 +116,17 @@ def test_udp_in_bridge_mode_is_refused(platform: Platform) -> None:
 def test_killed_processes_lose_nothing(platform: Platform) -> None:
     """kill -9 of the host agent: the containers go on; of conmon: its cause is told, and the task ends."""
     ecs = platform.client("ecs")
-    task = launch(ecs, register(ecs, "killed", "bridge", portMappings=[{"containerPort": 80}]))
+    task = launch(platform, register(ecs, "killed", "bridge", portMappings=[{"containerPort": 80}]))
     port = task["containers"][0]["networkBindings"][0]["hostPort"]
     (agent,) = platform.pids("hutch.apps.host")
     os.kill(agent, signal.SIGKILL)
-    assert "It runs." in fetch(f"http://127.0.0.1:{port}/")
+    assert "It runs." in fetch(f"http://127.0.0.1:{port}/")[1]
     task_id = task["taskArn"].rpartition("/")[2]
     (shim,) = [
         p for p in platform.pids("conmon") if task_id.encode() in Path(f"/proc/{p}/cmdline").read_bytes()
     ]
     os.kill(shim, signal.SIGKILL)
-    stopped = wait_for(ecs, task["taskArn"], "STOPPED")
+    stopped = wait_for(platform, task["taskArn"], "STOPPED")
     assert "conmon" in stopped["stoppedReason"]
     causes = json.loads(platform.hutch("why", task_id, "--json").stdout)["causes"]
     assert causes[0]["kind"].startswith("Shim")

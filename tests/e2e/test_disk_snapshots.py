@@ -51,7 +51,7 @@ def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:
 def ended(platform: Platform, arn: str) -> tuple[dict[str, str], str]:
     """The disk of a task that has ended, and what the task wrote."""
     ecs = platform.client("ecs")
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("STOPPED", arn)
     task = ecs.describe_tasks(tasks=[arn])["tasks"][0]
     (disk,) = (a for a in task["attachments"] if a["type"] == "AmazonElasticBlockStorage")
     output = platform.hutch("logs", arn.rpartition("/")[2], check=False).stdout
@@ -63,7 +63,7 @@ def test_a_volume_from_a_snapshot(platform: Platform) -> None:
     stays = {"sizeInGiB": 1, "filesystemType": "ext4", "terminationPolicy": {"deleteOnTermination": False}}
     first = start(platform, "echo kept > /v/note; sleep 1000", stays)
     ecs = platform.client("ecs")
-    ecs.get_waiter("tasks_running").wait(tasks=[first], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("RUNNING", first)
     (attached,) = (
         a
         for a in ecs.describe_tasks(tasks=[first])["tasks"][0]["attachments"]

@@ -3,11 +3,11 @@ store and agent."""
 
 import json
 import subprocess
-import time
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from tests.support.looking import look_until
 from tests.support.platform import BIN, Platform
 
 pytestmark = pytest.mark.needs("root")
@@ -46,16 +46,18 @@ def run(ecs: Any, definition: str, **more: Any) -> list[str]:
     return [t["taskArn"] for t in answer["tasks"]]
 
 
-def wait(ecs: Any, arns: list[str], status: str) -> list[dict[str, Any]]:
-    name = {"RUNNING": "tasks_running", "STOPPED": "tasks_stopped"}[status]
-    ecs.get_waiter(name).wait(cluster="flow", tasks=arns, WaiterConfig={"Delay": 1, "MaxAttempts": 20})
-    tasks: list[dict[str, Any]] = ecs.describe_tasks(cluster="flow", tasks=arns, include=["TAGS"])["tasks"]
+def wait(platform: Platform, arns: list[str], status: str) -> list[dict[str, Any]]:
+    """The tasks, once all of them have a status."""
+    platform.until(status, *arns)
+    answer = platform.client("ecs").describe_tasks(cluster="flow", tasks=arns, include=["TAGS"])
+    tasks: list[dict[str, Any]] = answer["tasks"]
     return tasks
 
 
-def test_a_task_runs_and_is_stopped(ecs: Any) -> None:
+def test_a_task_runs_and_is_stopped(fake_platform: Platform, ecs: Any) -> None:
     arns = run(ecs, register(ecs, "plain"), tags=[{"key": "a", "value": "b"}], startedBy="me", count=2)
-    task = wait(ecs, arns, "RUNNING")[0]
+    task = wait(fake_platform, arns, "RUNNING")[0]
+    ecs.get_waiter("tasks_running").wait(cluster="flow", tasks=arns)
     assert task["tags"] == [{"key": "a", "value": "b"}] and task["startedBy"] == "me"
     assert task["connectivity"] == "CONNECTED" and task["platformVersion"] == "1.4.0"
     details = {d["name"]: d["value"] for d in task["attachments"][0]["details"]}
@@ -64,7 +66,8 @@ def test_a_task_runs_and_is_stopped(ecs: Any) -> None:
     )
     assert ecs.list_tasks(cluster="flow", startedBy="me")["taskArns"]
     ecs.stop_task(cluster="flow", task=arns[0], reason="enough")
-    stopped = wait(ecs, arns[:1], "STOPPED")[0]
+    stopped = wait(fake_platform, arns[:1], "STOPPED")[0]
+    ecs.get_waiter("tasks_stopped").wait(cluster="flow", tasks=arns[:1])
     assert (stopped["stopCode"], stopped["stoppedReason"]) == ("UserInitiated", "enough")
     assert stopped["createdAt"] <= stopped["startedAt"] <= stopped["stoppingAt"] <= stopped["stoppedAt"]
     assert arns[0] in ecs.list_tasks(cluster="flow", desiredStatus="STOPPED")["taskArns"]
@@ -78,9 +81,9 @@ def test_a_task_runs_and_is_stopped(ecs: Any) -> None:
     ],
 )
 def test_an_exit_ends_the_task(
-    ecs: Any, dials: dict[str, str], code: str, reason: str, exit_code: int
+    fake_platform: Platform, ecs: Any, dials: dict[str, str], code: str, reason: str, exit_code: int
 ) -> None:
-    task = wait(ecs, run(ecs, register(ecs, "exits", environment=dials)), "STOPPED")[0]
+    task = wait(fake_platform, run(ecs, register(ecs, "exits", environment=dials)), "STOPPED")[0]
     assert task["stopCode"] == code
     assert task["stoppedReason"] == "Essential container in task exited"
     assert task["containers"][0]["exitCode"] == exit_code
@@ -138,16 +141,18 @@ def test_a_task_that_does_not_fit_waits_and_says_why(ecs: Any, fake_platform: Pl
     arn = run(ecs, register(ecs, "huge", cpu="1024", memory="16000000"))[0]
     task_id = arn.rpartition("/")[2]
     fake_platform.hutch("ps")
-    deadline = time.monotonic() + 30
-    while True:
-        task = ecs.describe_tasks(cluster="flow", tasks=[arn])["tasks"][0]
-        if task.get("stoppedReason") or time.monotonic() > deadline:
-            break
+
+    def waiting() -> dict[str, Any] | None:
+        (seen,) = ecs.describe_tasks(cluster="flow", tasks=[arn])["tasks"]
+        return dict(seen) if seen.get("stoppedReason") else None
+
+    task = look_until(waiting)
+    assert task is not None
     assert task["lastStatus"] == "PROVISIONING"
     assert "position 1 in the queue" in task["stoppedReason"] and "16000000 MiB" in task["stoppedReason"]
     assert "position 1" in fake_platform.hutch("why", task_id).stdout.replace("\n", " ")
     ecs.stop_task(cluster="flow", task=arn)
-    assert wait(ecs, [arn], "STOPPED")[0]["stopCode"] == "UserInitiated"
+    assert wait(fake_platform, [arn], "STOPPED")[0]["stopCode"] == "UserInitiated"
 
 
 def test_task_definitions_have_revisions(ecs: Any) -> None:
@@ -235,7 +240,7 @@ def test_logs_reach_cloudwatch(ecs: Any, fake_platform: Platform) -> None:
         container={"logConfiguration": {"logDriver": "awslogs", "options": options}},
     )
     arn = run(ecs, definition)[0]
-    wait(ecs, [arn], "STOPPED")
+    wait(fake_platform, [arn], "STOPPED")
     logs = fake_platform.client("logs")
     events = logs.filter_log_events(logGroupName="/flow/logs", filterPattern="hello")["events"]
     assert [e["message"] for e in events] == ["hello from the task"]

@@ -14,23 +14,19 @@ pytestmark = pytest.mark.needs("root")
 
 
 @pytest.fixture(scope="module")
-def ecs(fake_platform: Platform) -> Any:
-    made = fake_platform.client("ecs")
-    made.create_cluster(clusterName="flow")
-    return made
-
-
-@pytest.fixture(scope="module")
 def bucket(fake_platform: Platform) -> str:
+    """For the files; the tasks' cluster is there too."""
+    fake_platform.client("ecs").create_cluster(clusterName="flow")
     name = f"env-{uuid.uuid4().hex[:8]}"
     fake_platform.client("s3").create_bucket(Bucket=name)
     return name
 
 
 def launch(
-    ecs: Any, files: list[str], overrides: dict[str, Any] | None = None, **container: Any
+    platform: Platform, files: list[str], overrides: dict[str, Any] | None = None, **container: Any
 ) -> dict[str, Any]:
     """A task of one container that ends by itself; as it was when it had stopped."""
+    ecs = platform.client("ecs")
     given = {
         "name": "main",
         "image": "x",
@@ -54,9 +50,7 @@ def launch(
     )
     assert answer["failures"] == []
     arns = [t["taskArn"] for t in answer["tasks"]]
-    ecs.get_waiter("tasks_stopped").wait(
-        cluster="flow", tasks=arns, WaiterConfig={"Delay": 1, "MaxAttempts": 20}
-    )
+    platform.until("STOPPED", *arns)
     task: dict[str, Any] = ecs.describe_tasks(cluster="flow", tasks=arns)["tasks"][0]
     return task
 
@@ -69,7 +63,7 @@ def launch(
     ],
 )
 def test_a_file_of_the_aws_cli_reaches_the_container(
-    program: str, fake_platform: Platform, ecs: Any, bucket: str, tmp_path: Path
+    program: str, fake_platform: Platform, bucket: str, tmp_path: Path
 ) -> None:
     environment = fake_platform.aws_environment()
 
@@ -84,7 +78,7 @@ def test_a_file_of_the_aws_cli_reaches_the_container(
     app.write_text(f"# how it ends\nHUTCH_FAKE_RUN_MS=50\nHUTCH_FAKE_EXIT=41\nOTHER={other}\n")
     name = f"s3://{bucket}/conf/app.env"
     aws("cp", str(app), name)
-    task = launch(ecs, [f"{bucket}/conf/app.env"])
+    task = launch(fake_platform, [f"{bucket}/conf/app.env"])
     assert task["containers"][0]["exitCode"] == 41, task
     large = tmp_path / "large.bin"
     large.write_bytes(bytes(7_000_000))
@@ -98,22 +92,22 @@ def test_a_file_of_the_aws_cli_reaches_the_container(
     assert held == []
 
 
-def test_who_counts(fake_platform: Platform, ecs: Any, bucket: str) -> None:
+def test_who_counts(fake_platform: Platform, bucket: str) -> None:
     s3 = fake_platform.client("s3")
     s3.put_object(Bucket=bucket, Key="1.env", Body=b"HUTCH_FAKE_RUN_MS=50\nHUTCH_FAKE_EXIT=1\n")
     s3.put_object(Bucket=bucket, Key="2.env", Body=b"HUTCH_FAKE_RUN_MS=60000\nHUTCH_FAKE_EXIT=2\n")
     files = [f"{bucket}/1.env", f"{bucket}/2.env"]
-    assert launch(ecs, files)["containers"][0]["exitCode"] == 1
+    assert launch(fake_platform, files)["containers"][0]["exitCode"] == 1
     own = [{"name": "HUTCH_FAKE_EXIT", "value": "3"}]
-    assert launch(ecs, files, environment=own)["containers"][0]["exitCode"] == 3
-    assert launch(ecs, files, {"environment": own})["containers"][0]["exitCode"] == 3
+    assert launch(fake_platform, files, environment=own)["containers"][0]["exitCode"] == 3
+    assert launch(fake_platform, files, {"environment": own})["containers"][0]["exitCode"] == 3
     others = [{"type": "s3", "value": f"arn:aws:s3:::{bucket}/1.env"}]
     dials = [{"name": "HUTCH_FAKE_RUN_MS", "value": "50"}]
-    instead = launch(ecs, [f"{bucket}/2.env"], {"environmentFiles": others}, environment=dials)
+    instead = launch(fake_platform, [f"{bucket}/2.env"], {"environmentFiles": others}, environment=dials)
     assert instead["containers"][0]["exitCode"] == 1
 
 
-def test_a_launch_without_its_file_says_why(fake_platform: Platform, ecs: Any, bucket: str) -> None:
+def test_a_launch_without_its_file_says_why(fake_platform: Platform, bucket: str) -> None:
     s3 = fake_platform.client("s3")
     s3.put_object(Bucket=bucket, Key="binary.env", Body=b"A=\xff\xfe")
     s3.put_object(Bucket=bucket, Key="large.env", Body=b"x" * 600_000)
@@ -124,19 +118,19 @@ def test_a_launch_without_its_file_says_why(fake_platform: Platform, ecs: Any, b
         (f"{bucket}/binary.env", "it is not UTF-8", "lines NAME=VALUE"),
         (f"{bucket}/large.env", "it has 600000 bytes", "lines NAME=VALUE"),
     ):
-        task = launch(ecs, [file])
+        task = launch(fake_platform, [file])
         assert task["stopCode"] == "TaskFailedToStart", task
         assert task["stoppedReason"].startswith(prefix) and words in task["stoppedReason"]
         told = fake_platform.hutch("why", task["taskArn"].rpartition("/")[2]).stdout
         assert file in told and fix in told, told
 
 
-def test_what_is_refused_before_anything_runs(ecs: Any, bucket: str) -> None:
+def test_what_is_refused_before_anything_runs(fake_platform: Platform, bucket: str) -> None:
     for files, overrides in (
         ([f"{bucket}/app.txt"], None),
         ([f"{bucket}/a.env"] * 11, None),
         ([f"{bucket}/a.env"], {"environmentFiles": [{"type": "s3", "value": "arn:aws:s3:::b/a.txt"}]}),
     ):
         with pytest.raises(ClientError) as refused:
-            launch(ecs, files, overrides)
+            launch(fake_platform, files, overrides)
         assert refused.value.response["Error"]["Code"] == "ClientException"

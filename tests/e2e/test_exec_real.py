@@ -2,12 +2,13 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.looking import LIMIT_S, next_line
 from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
 from tests.support.terminal import Terminal
@@ -58,7 +59,7 @@ def task(request: pytest.FixtureRequest, platform: Platform) -> str:
     )
     answer = ecs.run_task(taskDefinition=family, launchType=request.param, enableExecuteCommand=True)
     arn: str = answer["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_running").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 90})
+    platform.until("RUNNING", arn)
     return arn
 
 
@@ -124,20 +125,25 @@ def test_the_session_protocol(platform: Platform, task: str) -> None:
 
 
 def test_who_hangs_up_leaves_nothing_running(platform: Platform, task: str) -> None:
-    argv = [str(BIN / "hutch"), "exec", "-i", "-c", "sick", task, "--", "/bin/busybox", "sleep", "54321"]
-    process = subprocess.Popen(argv, env=platform.environment, stdin=subprocess.PIPE)
-    count = "busybox ps | busybox grep -c '[s]leep 54321'"
-    _until(lambda: _sh(platform, task, count, "-c", "sick").stdout == "1\n")
-    process.kill()
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
-    _until(lambda: _sh(platform, task, count, "-c", "sick").stdout == "0\n")
-
-
-def _until(done: object, limit_s: float = 20) -> None:
-    """Nobody tells us when a process has ended in a container: it is looked at again."""
-    assert callable(done)
-    deadline = time.monotonic() + limit_s
-    while not done():
-        assert time.monotonic() < deadline
+    """A process has a pipe of its container open for writing. Who reads it there is told by the kernel when it is gone."""
+    assert _sh(platform, task, "busybox mkfifo /pipe", "-c", "sick").returncode == 0
+    shell = [str(BIN / "hutch"), "exec", "-i", "-c", "sick", task, "--", "/bin/busybox", "sh", "-c"]
+    with (
+        subprocess.Popen([*shell, "cat /pipe; rm /pipe"], env=platform.environment, stdin=PIPE) as reader,
+        subprocess.Popen(
+            [*shell, "exec 3>/pipe; echo begun; exec busybox sleep 54321"],
+            env=platform.environment,
+            stdin=PIPE,
+            stdout=PIPE,
+        ) as sleeper,
+    ):
+        try:
+            assert next_line(sleeper) == b"begun\n"
+            assert reader.poll() is None
+            sleeper.kill()
+            assert reader.wait(LIMIT_S) == 0
+        finally:
+            reader.kill()
+            sleeper.kill()
+    left = _sh(platform, task, "busybox ps | busybox grep -c '[s]leep 54321'", "-c", "sick")
+    assert left.stdout == "0\n"

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tests.support.platform import Platform
 
@@ -49,15 +47,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def impatient(platform: Platform, service: str) -> Any:
     """A client that tries once."""
-    env = platform.aws_environment()
-    return boto3.session.Session().client(
-        service,
-        endpoint_url=env["AWS_ENDPOINT_URL"],
-        region_name=env["AWS_REGION"],
-        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-        config=Config(retries={"total_max_attempts": 1}, inject_host_prefix=False),
-    )
+    return platform.client(service, attempts=1)
 
 
 def fill(place: Path) -> Path:
@@ -280,18 +270,15 @@ def test_a_killed_host_agent_comes_back_and_goes_on(platforms: Callable[..., Pla
         answer = ecs.run_task(cluster="c", taskDefinition=definition, launchType="FARGATE")
         return str(answer["tasks"][0]["taskArn"])
 
-    def wait(waiter: str, arn: str) -> None:
-        ecs.get_waiter(waiter).wait(cluster="c", tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 20})
-
-    wait("tasks_running", run())
+    platform.until("RUNNING", run())
     pids = platform.pids("hutch.apps.host")
     assert len(pids) == 1
     os.kill(pids[0], signal.SIGKILL)
     arn = run()
-    wait("tasks_running", arn)
+    platform.until("RUNNING", arn)
     assert platform.pids("hutch.apps.host") not in ([], pids)
     ecs.stop_task(cluster="c", task=arn)
-    wait("tasks_stopped", arn)
+    platform.until("STOPPED", arn)
 
 
 def test_a_killed_supervisor_is_followed_by_the_next(platforms: Callable[..., Platform]) -> None:
@@ -370,9 +357,7 @@ def test_a_data_directory_may_have_any_name(
     definition = register(ecs)
     ecs.create_cluster(clusterName="c")
     arn = ecs.run_task(cluster="c", taskDefinition=definition, launchType="FARGATE")["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_running").wait(
-        cluster="c", tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 20}
-    )
+    platform.until("RUNNING", arn)
     platform.stop()
     shutil.rmtree(platform.data_dir)
 

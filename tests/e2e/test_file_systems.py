@@ -43,7 +43,7 @@ def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:
 
 def ended(platform: Platform, arn: str) -> tuple[dict[str, Any], str]:
     ecs = platform.client("ecs")
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("STOPPED", arn)
     task: dict[str, Any] = ecs.describe_tasks(tasks=[arn])["tasks"][0]
     return task, platform.hutch("logs", arn.rpartition("/")[2], check=False).stdout
 

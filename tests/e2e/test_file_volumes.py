@@ -76,7 +76,7 @@ def definition(launch_type: str, volumes: list[dict[str, Any]]) -> dict[str, Any
         "family": f"files-{launch_type}",
         "networkMode": "awsvpc" if launch_type == "FARGATE" else "bridge",
         "requiresCompatibilities": [launch_type],
-        "cpu": "256",
+        "cpu": "1024",  # all of the file system is looked at
         "memory": "512",
         "containerDefinitions": [looks, stays],
         "volumes": volumes,
@@ -107,7 +107,7 @@ def test_a_container_reads_its_files_and_nobody_else_has_the_secret(
     run = ecs.run_task(taskDefinition=f"files-{launch_type}", launchType=launch_type)
     arn = run["tasks"][0]["taskArn"]
     task_id = arn.rpartition("/")[2]
-    ecs.get_waiter("tasks_running").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("RUNNING", arn)
     output = platform.hutch("logs", task_id, "--container", "looks").stdout
     assert "port=80\n" in output and "deep\n" in output and "mode 400 0" in output
     assert (
@@ -118,5 +118,5 @@ def test_a_container_reads_its_files_and_nobody_else_has_the_secret(
     told = [json.dumps(ecs.describe_tasks(tasks=[arn]), default=str), platform.hutch("why", task_id).stdout]
     assert value not in "".join(told) + platform.log()
     ecs.stop_task(task=arn)
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("STOPPED", arn)
     assert on_disk(platform.data_dir, value) == []

@@ -4,12 +4,13 @@ The router is a stand-in (`tests.support.log_router`): fluent-bit is in none of 
 """
 
 import json
-import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.support.log_router import APP, PROGRAM
+from tests.support.looking import look_until
 from tests.support.platform import Platform
 from tests.support.python_archive import NAME, make_python_archive
 
@@ -31,7 +32,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 
 def register(platform: Platform) -> None:
-    secret = platform.client("secretsmanager").create_secret(Name=f"key-{time.time_ns()}", SecretString=KEY)
+    secret = platform.client("secretsmanager").create_secret(Name=f"key-{uuid.uuid4().hex}", SecretString=KEY)
     objects = platform.client("s3")
     objects.create_bucket(Bucket="routers")
     objects.put_object(Bucket="routers", Key="extra.conf", Body=b"[OUTPUT]\n    Name null\n    Match own*\n")
@@ -44,7 +45,7 @@ def register(platform: Platform) -> None:
         family="routed",
         networkMode="awsvpc",
         requiresCompatibilities=["FARGATE", "EC2"],
-        cpu="512",
+        cpu="1024",
         memory="512",
         containerDefinitions=[
             {"name": "app", "image": NAME, "command": ["-u", "-c", APP], "logConfiguration": log},
@@ -69,6 +70,11 @@ def said(platform: Platform, task_id: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
+def has_begun(lines: list[dict[str, Any]]) -> bool:
+    """Whether the router has got all that is written before the stop."""
+    return len(records(lines, "unix")) >= 3 and bool(records(lines, "tcp"))
+
+
 def records(lines: list[dict[str, Any]], via: str) -> list[dict[str, str]]:
     return [line["record"] for line in lines if line.get("via") == via]
 
@@ -79,13 +85,9 @@ def test_a_log_router_gets_what_the_others_write(platform: Platform, launch_type
     register(platform)
     (task,) = ecs.run_task(taskDefinition="routed", launchType=launch_type)["tasks"]
     task_id = task["taskArn"].rpartition("/")[2]
-    ecs.get_waiter("tasks_running").wait(tasks=[task_id], WaiterConfig={"Delay": 1, "MaxAttempts": 120})
-    until = time.monotonic() + 60
-    while not (
-        len(records(said(platform, task_id), "unix")) >= 3 and records(said(platform, task_id), "tcp")
-    ):
-        assert time.monotonic() < until, said(platform, task_id)
-        time.sleep(0.2)
+    platform.until("RUNNING", task_id)
+    # What the router has got is in what its host keeps of its output, and that can only be asked for.
+    look_until(lambda: has_begun(said(platform, task_id)))
     why = json.loads(platform.hutch("why", task_id, "--json").stdout)
     assert why["log_drivers"]["app"]["driver"] == "awsfirelens"
     assert (why["log_drivers"]["app"]["problem"], why["log_drivers"]["app"]["dropped_bytes"]) == ("", 0)

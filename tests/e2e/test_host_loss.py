@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.event_stream import EventStream
+from tests.support.looking import look_until
 from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root")
@@ -56,12 +56,8 @@ class SecondHost:
         return self._directory(task_arn).exists()
 
     def until_gone(self, task_arn: str) -> None:
-        """Wait until nothing of a task is on the host but its logs."""
-        directory = self._directory(task_arn)
-        give_up_at = time.monotonic() + 30
-        while directory.exists():
-            assert time.monotonic() < give_up_at, f"{list(directory.iterdir())} still there"
-            time.sleep(0.02)
+        """Wait until nothing of a task is on the host but its logs. The task has stopped before, for all that are told."""
+        look_until(lambda: not self.has(task_arn))
 
 
 @pytest.fixture

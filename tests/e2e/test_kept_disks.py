@@ -4,13 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from tests.support.archives import make_archive
+from tests.support.looking import LIMIT_S, look_until, next_line, wait_for_end
 from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
 from tests.support.terminal import Terminal
@@ -71,7 +71,7 @@ def _stopped(
     )
     answer = ecs.run_task(taskDefinition=family, launchType=launch_type, enableExecuteCommand=True)
     arn: str = answer["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 90})
+    platform.until("STOPPED", arn)
     return arn
 
 
@@ -120,7 +120,8 @@ def test_it_stays_as_it_is_and_nobody_stays_behind(platform: Platform, task: str
     finally:
         terminal.close()
     assert _sh(platform, task, "ls /tmp").stdout == "left\n"
-    _until(lambda: platform.pids("-look") == [])
+    for left in platform.pids("-look"):
+        wait_for_end(left)
 
 
 def test_execute_command(platform: Platform, task: str) -> None:
@@ -134,19 +135,20 @@ def test_a_host_agent_that_is_killed_leaves_nobody_behind(platform: Platform, ta
     argv = [str(BIN / "hutch"), "exec", "-i", task, "--", "cat"]
     process = subprocess.Popen(argv, env=platform.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
         process.stdin.write(b"ready\n")
         process.stdin.flush()
-        assert process.stdout.readline() == b"ready\n"
+        assert next_line(process) == b"ready\n"
         (left,) = platform.pids("-look")
         (agent,) = platform.pids("hutch.apps.host")
         os.kill(agent, signal.SIGKILL)
-        assert process.wait(timeout=60) != 0
+        assert process.wait(LIMIT_S) != 0
     finally:
         process.kill()
         process.communicate()
-    _until(lambda: left not in platform.pids("-look"))
-    _until(lambda: _sh(platform, task, "cat /tmp/left").stdout == "evidence\n")
+    wait_for_end(left)
+    # Nobody tells when the next agent has found the disk.
+    look_until(lambda: _sh(platform, task, "cat /tmp/left").stdout == "evidence\n")
 
 
 def test_the_oldest_makes_room(platform: Platform, task: str) -> None:
@@ -164,11 +166,3 @@ def test_the_oldest_makes_room(platform: Platform, task: str) -> None:
     with pytest.raises(ClientError, match=r"not running.*removed on request") as caught:
         platform.client("ecs").execute_command(task=second, interactive=True, command="true")
     assert caught.value.response["Error"]["Code"] == "InvalidParameterException"
-
-
-def _until(done: object, limit_s: float = 30) -> None:
-    """Nobody tells us when a process of the host has ended: it is looked at again."""
-    assert callable(done)
-    deadline = time.monotonic() + limit_s
-    while not done():
-        assert time.monotonic() < deadline

@@ -74,17 +74,16 @@ def test_it_is_pulled_and_run_and_nothing_secret_is_on_the_disk(platform: Platfo
         ]
         for c in (bad, good)
     )
-    once = {"Delay": 1, "MaxAttempts": 60}
-    ecs.get_waiter("tasks_stopped").wait(tasks=[refused["taskArn"]], WaiterConfig=once)
+    platform.until("STOPPED", refused["taskArn"])
     task = ecs.describe_tasks(tasks=[refused["taskArn"]])["tasks"][0]
     assert task["stopCode"] == "TaskFailedToStart"
     assert task["stoppedReason"].startswith("CannotPullContainerError: ")
     assert "access denied" in task["stoppedReason"]
-    ecs.get_waiter("tasks_running").wait(tasks=[running["taskArn"]], WaiterConfig=once)
+    platform.until("RUNNING", running["taskArn"])
     for word in (value, PASSWORD):
         assert files_with(platform, word) == []
     ecs.stop_task(task=running["taskArn"])
-    ecs.get_waiter("tasks_stopped").wait(tasks=[running["taskArn"]], WaiterConfig=once)
+    platform.until("STOPPED", running["taskArn"])
     task = ecs.describe_tasks(tasks=[running["taskArn"]])["tasks"][0]
     assert task["stopCode"] == "UserInitiated" and task["containers"][0]["exitCode"] in (137, 143), task
 

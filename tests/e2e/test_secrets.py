@@ -19,8 +19,9 @@ def clients(fake_platform: Platform) -> dict[str, Any]:
     return made
 
 
-def launch(ecs: Any, role: str = "", **container: Any) -> dict[str, Any]:
+def launch(platform: Platform, role: str = "", **container: Any) -> dict[str, Any]:
     """A task of one container that ends by itself; as it was when it had stopped."""
+    ecs = platform.client("ecs")
     dials = {"HUTCH_FAKE_RUN_MS": "50"}
     given = {
         "name": "main",
@@ -40,9 +41,7 @@ def launch(ecs: Any, role: str = "", **container: Any) -> dict[str, Any]:
     answer = ecs.run_task(cluster="flow", taskDefinition=definition, launchType="FARGATE")
     assert answer["failures"] == []
     arns = [t["taskArn"] for t in answer["tasks"]]
-    ecs.get_waiter("tasks_stopped").wait(
-        cluster="flow", tasks=arns, WaiterConfig={"Delay": 1, "MaxAttempts": 20}
-    )
+    platform.until("STOPPED", *arns)
     task: dict[str, Any] = ecs.describe_tasks(cluster="flow", tasks=arns)["tasks"][0]
     return task
 
@@ -52,7 +51,7 @@ def exit_from(reference: str) -> dict[str, Any]:
 
 
 def test_values_reach_the_container_and_no_file(clients: dict[str, Any], fake_platform: Platform) -> None:
-    secrets, ssm, ecs = clients["secretsmanager"], clients["ssm"], clients["ecs"]
+    secrets, ssm = clients["secretsmanager"], clients["ssm"]
     name, other = f"app/{uuid.uuid4().hex[:6]}", f"in-the-clear-{uuid.uuid4().hex}"
     arn = secrets.create_secret(Name=name, SecretString=json.dumps({"code": 41, "other": other}))["ARN"]
     old = secrets.put_secret_value(SecretId=name, SecretString='{"code": "42"}')
@@ -66,16 +65,16 @@ def test_values_reach_the_container_and_no_file(clients: dict[str, Any], fake_pl
         parameter: 43,
     }
     for reference, code in wanted.items():
-        task = launch(ecs, **exit_from(reference))
+        task = launch(fake_platform, **exit_from(reference))
         assert task["containers"][0]["exitCode"] == code, (reference, task)
     keeps = {"secrets": [{"name": "OTHER", "valueFrom": f"{arn}:other:AWSPREVIOUS:"}]}
-    assert launch(ecs, **keeps)["containers"][0]["exitCode"] == 0
+    assert launch(fake_platform, **keeps)["containers"][0]["exitCode"] == 0
     files = [p for p in fake_platform.data_dir.rglob("*") if p.is_file()]
     assert len(files) > 5 and [p for p in files if other.encode() in p.read_bytes()] == []
 
 
-def test_a_launch_without_its_secret_says_why(clients: dict[str, Any]) -> None:
-    secrets, ecs = clients["secretsmanager"], clients["ecs"]
+def test_a_launch_without_its_secret_says_why(clients: dict[str, Any], fake_platform: Platform) -> None:
+    secrets = clients["secretsmanager"]
     prefix = "ResourceInitializationError: unable to pull secrets or registry auth: "
     name = f"app/{uuid.uuid4().hex[:6]}"
     arn = secrets.create_secret(Name=name, SecretString="not json")["ARN"]
@@ -88,22 +87,22 @@ def test_a_launch_without_its_secret_says_why(clients: dict[str, Any]) -> None:
         (f"{arn}::nothing:", "can't find the specified secret value for staging label: nothing"),
         (f"{arn}:key::", "is not a JSON object"),
     ):
-        task = launch(ecs, **exit_from(reference))
+        task = launch(fake_platform, **exit_from(reference))
         assert task["stopCode"] == "TaskFailedToStart", task
         assert task["stoppedReason"].startswith(prefix) and words in task["stoppedReason"]
         assert "not json" not in str(task)
     for credentials in (arn, "nowhere"):
-        task = launch(ecs, repositoryCredentials={"credentialsParameter": credentials})
+        task = launch(fake_platform, repositoryCredentials={"credentialsParameter": credentials})
         assert task["stopCode"] == "TaskFailedToStart" and task["stoppedReason"].startswith(prefix)
     secrets.delete_secret(SecretId=name)
-    task = launch(ecs, **exit_from(arn))
+    task = launch(fake_platform, **exit_from(arn))
     assert "marked for deletion" in task["stoppedReason"]
 
 
 def test_an_execution_role_must_allow_what_is_fetched_as_it(
     clients: dict[str, Any], fake_platform: Platform
 ) -> None:
-    ecs, iam = clients["ecs"], fake_platform.client("iam")
+    iam = fake_platform.client("iam")
     name = f"app/{uuid.uuid4().hex[:6]}"
     arn = clients["secretsmanager"].create_secret(Name=name, SecretString="7")["ARN"]
     trust = {
@@ -115,7 +114,7 @@ def test_an_execution_role_must_allow_what_is_fetched_as_it(
     role = iam.create_role(RoleName="exec", AssumeRolePolicyDocument=document)["Role"]["Arn"]
     managed = "arn:aws:iam::aws:policy/service-role/AmazonECSTaskExecutionRolePolicy"
     iam.attach_role_policy(RoleName="exec", PolicyArn=managed)
-    task = launch(ecs, role, **exit_from(arn))
+    task = launch(fake_platform, role, **exit_from(arn))
     assert task["stopCode"] == "TaskFailedToStart"
     assert (
         "AccessDeniedException: User: arn:aws:sts::000000000000:assumed-role/exec/" in task["stoppedReason"]
@@ -125,11 +124,11 @@ def test_an_execution_role_must_allow_what_is_fetched_as_it(
     allow = {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": arn}
     policy = json.dumps({"Version": "2012-10-17", "Statement": allow})
     iam.put_role_policy(RoleName="exec", PolicyName="secret", PolicyDocument=policy)
-    task = launch(ecs, role, **exit_from(arn))
+    task = launch(fake_platform, role, **exit_from(arn))
     assert task["containers"][0]["exitCode"] == 7, task
 
 
-def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:
+def test_what_is_refused_when_registered(clients: dict[str, Any], fake_platform: Platform) -> None:
     for container, words in (
         ({"secrets": [{"name": "HUTCH_FAKE_RUN_MS", "valueFrom": "/a"}]}, "must be unique and not shared"),
         (exit_from("arn:aws:s3:::bucket"), "neither the ARN of a secret"),
@@ -137,7 +136,7 @@ def test_what_is_refused_when_registered(clients: dict[str, Any]) -> None:
         ({"environmentFiles": [{"value": "arn:aws:s3:::b/x.txt", "type": "s3"}]}, "must end with .env"),
     ):
         with pytest.raises(ClientError, match=words):
-            launch(clients["ecs"], **container)
+            launch(fake_platform, **container)
 
 
 def test_leftovers_of_uploads_go_when_the_control_plane_starts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,10 @@ import pytest
 from botocore.exceptions import ClientError
 from tests.support.archives import make_archive
 from tests.support.busybox_image import make_busybox_directory
-from tests.support.platform import Platform, free_port
+from tests.support.claims import free_port
+from tests.support.looking import LIMIT_S
+from tests.support.platform import BIN, Platform
 from tests.support.registry import Image, LocalRegistry
-
-from hutch.cli.connection import PlatformAccess
-from hutch.client.client import HutchClient
 
 IMAGE, FOREIGN_IMAGE = "localhost/tools:latest", "localhost/foreign:latest"
 ESSENTIAL = "Essential container in task exited"
@@ -35,8 +35,7 @@ class Bench:
         self.platform = platform
         self.launch_type = launch_type
         self.ecs = platform.client("ecs")
-        access = PlatformAccess(str(platform.data_dir))
-        self.native: HutchClient = access.client()
+        self.native = platform.native()
 
     def launch(self, name: str, containers: list[dict[str, Any]], **more: Any) -> str:
         """A task's id."""
@@ -56,11 +55,7 @@ class Bench:
 
     def until(self, task_id: str, status: str) -> dict[str, Any]:
         """The task's causes, as soon as it has a status."""
-        while True:
-            seen = self.native.native("GET", f"/tasks/{task_id}/wait", query={"until": status})
-            if seen["last_status"] == status:
-                return seen
-            assert seen["last_status"] != "STOPPED", seen
+        return self.platform.until(status, task_id)
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -375,12 +370,25 @@ def vms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 
 @pytest.fixture(scope="module")
+def unreachable(vms: Bench) -> Iterator[subprocess.Popen[str]]:
+    """`hutch run` of an image in a registry that nobody serves. It is tried again for a while before that is final: so it
+    is under way while other tests run."""
+    argv = [str(BIN / "hutch"), "run", "127.0.0.1:9/nothing:here", "--name", "gone"]
+    with subprocess.Popen(
+        argv, env=vms.platform.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        yield run
+        run.kill()
+
+
+@pytest.fixture(scope="module")
 def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with real_platform(tmp_path_factory.mktemp("shared"), "container", "EC2") as bench:
         yield bench
 
 
 @pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+@pytest.mark.usefixtures("unreachable")
 @pytest.mark.parametrize("way", IN_VM)
 def test_ways_to_fail_in_a_microvm(vms: Bench, way: str) -> None:
     containers, expected = IN_VM[way]
@@ -433,6 +441,18 @@ def test_what_a_registry_refuses(vms: Bench, tmp_path: Path) -> None:
             seen = vms.until(vms.launch("refused", [main(image=image)]), "STOPPED")
             assert seen["causes"][0]["fix"], seen
             started_not(kind, words, seen["causes"][0]["fix"], prefix=PULL).check(seen)
+
+
+@pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+def test_a_registry_that_is_not_there_is_a_final_cause_within_seconds(
+    vms: Bench, unreachable: subprocess.Popen[str]
+) -> None:
+    _, told = unreachable.communicate(timeout=LIMIT_S)
+    assert unreachable.returncode == 1
+    assert "CannotPullContainerError" in told and "hutch why" in told
+    (task_id,) = vms.ecs.list_tasks(family="gone", desiredStatus="STOPPED")["taskArns"]
+    seen = vms.until(task_id, "STOPPED")
+    assert seen["stopped_at"] - seen["created_at"] < 60
 
 
 @pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")

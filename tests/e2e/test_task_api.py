@@ -66,7 +66,7 @@ def run(platform: Platform, role: str) -> tuple[str, dict[str, Any]]:
         family="sdk",
         networkMode="awsvpc",
         requiresCompatibilities=["FARGATE"],
-        cpu="256",
+        cpu="1024",  # an SDK is slow to load
         memory="512",
         taskRoleArn=role,
         containerDefinitions=[
@@ -81,7 +81,7 @@ def run(platform: Platform, role: str) -> tuple[str, dict[str, Any]]:
     )
     tags = [{"key": "who", "value": "me"}]
     arn = ecs.run_task(taskDefinition="sdk", launchType="FARGATE", tags=tags)["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    platform.until("STOPPED", arn)
     stream = f"t/main/{arn.rpartition('/')[2]}"
     events = logs.filter_log_events(logGroupName="/api", logStreamNames=[stream])["events"]
     written = "\n".join(e["message"] for e in events)
@@ -125,7 +125,7 @@ def check_metadata(described: dict[str, Any], seen: dict[str, Any]) -> None:
     (network,) = container["Networks"]
     assert task["TaskARN"] == described["taskArn"] and task["Cluster"] == described["clusterArn"]
     assert task["AvailabilityZone"] == described["availabilityZone"] and task["TaskTags"] == {"who": "me"}
-    assert task["Limits"] == {"CPU": 0.25, "Memory": 512} and task["LaunchType"] == "FARGATE"
+    assert task["Limits"] == {"CPU": 1, "Memory": 512} and task["LaunchType"] == "FARGATE"
     assert task["EphemeralStorageMetrics"]["Reserved"] == 20480
     assert 0 < task["EphemeralStorageMetrics"]["Utilized"] < 2048
     assert task["Containers"][0]["KnownStatus"] == task["DesiredStatus"] == "RUNNING"
@@ -188,7 +188,7 @@ def run_shell(platform: Platform, network_mode: str) -> str:
         ],
     )
     arn = ecs.run_task(taskDefinition=f"sh-{network_mode}", launchType="EC2")["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    platform.until("STOPPED", arn)
     stream = f"t/main/{arn.rpartition('/')[2]}"
     events = logs.filter_log_events(logGroupName="/api", logStreamNames=[stream])["events"]
     return "\n".join(e["message"] for e in events)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from botocore.exceptions import WaiterError
 from tests.support.builder_archive import NAME, make_builder_archive
 from tests.support.platform import Platform
 
@@ -60,7 +59,7 @@ def run(
     )
     answer = ecs.run_task(**{"taskDefinition": "parts", "launchType": "FARGATE", **task})
     arn = answer["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    platform.until("STOPPED", arn)
     described: dict[str, Any] = ecs.describe_tasks(tasks=[arn])["tasks"][0]
     return described, platform.hutch("logs", arn.rpartition("/")[2], check=False).stdout
 
@@ -151,16 +150,9 @@ def test_containers_start_in_order_and_stop_in_reverse(platform: Platform, launc
         container["mountPoints"] = [{"sourceVolume": name, "containerPath": "/v"}]
     ecs.register_task_definition(family=name, volumes=volumes, containerDefinitions=containers, **common)
     (task,) = ecs.run_task(taskDefinition=name, launchType=launch_type)["tasks"]
-    try:
-        ecs.get_waiter("tasks_running").wait(
-            tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60}
-        )
-    except WaiterError:
-        pytest.fail(platform.hutch("why", task["taskArn"].rpartition("/")[2], check=False).stdout)
+    platform.until("RUNNING", task["taskArn"])
     ecs.stop_task(task=task["taskArn"])
-    ecs.get_waiter("tasks_stopped").wait(
-        tasks=[task["taskArn"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60}
-    )
+    platform.until("STOPPED", task["taskArn"])
     reader = {"name": "main", "image": NAME, "memory": 64, "command": ["cat", "/v/order"],
               "mountPoints": containers[0]["mountPoints"]}  # fmt: skip
     definition = {**common, "volumes": volumes, "containerDefinitions": [reader]}

@@ -50,7 +50,7 @@ def run(platform: Platform, family: str, **more: Any) -> tuple[str, str]:
         **more,
     )
     arn = ecs.run_task(taskDefinition=family, launchType="FARGATE")["tasks"][0]["taskArn"]
-    ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig={"Delay": 1, "MaxAttempts": 90})
+    platform.until("STOPPED", arn)
     task_id = arn.rpartition("/")[2]
     events = logs.filter_log_events(logGroupName="/role", logStreamNames=[f"t/main/{task_id}"])["events"]
     return task_id, "\n".join(e["message"] for e in events)

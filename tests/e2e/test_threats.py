@@ -3,18 +3,17 @@
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.looking import LIMIT_S, look_until
 from tests.support.platform import BIN, Platform
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
 
-TIMEOUT_S = 60
 INTRUSION = """
 mkdir -p /tmp/www/cgi-bin
 printf '#!/bin/sh\\necho; sh -c "id; exit 0"\\n' > /tmp/www/cgi-bin/page
@@ -69,7 +68,7 @@ def findings(platform: Platform, task: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     with subprocess.Popen(argv, env=platform.environment, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
-        limit = threading.Timer(TIMEOUT_S, following.kill)
+        limit = threading.Timer(LIMIT_S, following.kill)
         limit.start()
         for line in following.stdout:
             event = json.loads(line)
@@ -84,12 +83,12 @@ def findings(platform: Platform, task: str) -> dict[str, dict[str, Any]]:
 
 def alarms(logs: Any, count: int) -> set[str]:
     """What was delivered to the log group: it comes a moment after the event, and nobody tells when."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        told = logs.filter_log_events(logGroupName="/alarms")["events"]
-        if len(told) >= count or time.monotonic() > deadline:
-            return {json.loads(e["message"])["detail"]["rule"] for e in told}
-        threading.Event().wait(0.1)
+
+    def told() -> list[Any] | None:
+        events = list(logs.filter_log_events(logGroupName="/alarms")["events"])
+        return events if len(events) >= count else None
+
+    return {json.loads(e["message"])["detail"]["rule"] for e in look_until(told) or ()}
 
 
 def test_an_intrusion_becomes_events(platform: Platform) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.conftest import REPO
+from tests.support.looking import look_until_async
 
 from hutch.host.guestlink.logs import SandboxLogs
 from hutch.host.guestlink.session import GuestRefused, GuestSession
@@ -47,8 +48,7 @@ class Agent:
         self.logs = SandboxLogs(directory / "logs")
 
     async def connect(self, first_id: int = 1) -> StateAnswer:
-        while not self.socket.exists():
-            await asyncio.sleep(0.005)
+        await look_until_async(self.socket.exists)
         self.session = await GuestSession.connect(
             self.socket, logs=self.logs, on_exit=self.exits.put, first_id=first_id
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.driver_harness import ContainerHarness
+from tests.support.looking import look_until_async
 
 from hutch.base.units import MIB
 from hutch.host.criformat import parse_line
@@ -70,9 +71,8 @@ class Room(ContainerHarness):
 
     async def says(self, name: str, text: str) -> None:
         """Wait until a container has written something."""
-        async with asyncio.timeout(LIMIT_S):
-            while not (self._directory / "logs" / f"{name}.log").exists() or text not in self.output(name):
-                await asyncio.sleep(0.01)
+        log = self._directory / "logs" / f"{name}.log"
+        await look_until_async(lambda: log.exists() and text in self.output(name))
 
     @property
     def image_root(self) -> Path:
@@ -307,9 +307,7 @@ async def test_destroy_ends_a_start_that_is_under_way(room: Room) -> None:
     runs = room.runs("a")
     await room.make(runs)
     starting = asyncio.create_task(room.driver.start_container(room.handle, runs))
-    async with asyncio.timeout(LIMIT_S):
-        while not room.shims() and not starting.done():
-            await asyncio.sleep(0.001)
+    await look_until_async(lambda: room.shims() or starting.done())
     await room.driver.destroy(room.handle)
     result = (await asyncio.gather(starting, return_exceptions=True))[0]
     assert not isinstance(result, Exception) or isinstance(result, DriverError)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.claims import free_port
 
 from hutch.host.drivers.contract import HostFault
 from hutch.host.kernel.inotify import FileWatcher
@@ -68,12 +69,6 @@ class Bench:
 
     def serving(self) -> int:
         return int((self.directory / "haproxy.pid").read_text())
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind((LOOPBACK, 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture

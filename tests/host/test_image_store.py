@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import free_port
+from tests.support.claims import free_port
+from tests.support.looking import look_until_async
 from tests.support.registry import (
     HELLO,
     PASSWORD,
@@ -538,9 +539,8 @@ async def test_killed_in_the_middle(registry: LocalRegistry, tmp_path: Path, roo
 
 async def _no_process_names(text: str) -> None:
     """Programs of a process that was killed end with it: the kernel sees to that, within moments."""
-    async with asyncio.timeout(30):
-        while any(re.search(rf"{re.escape(text)}[/\0]", c) for c in _command_lines()):
-            await asyncio.sleep(0.01)
+    named = re.compile(rf"{re.escape(text)}[/\0]")
+    await look_until_async(lambda: not any(named.search(c) for c in _command_lines()))
 
 
 def _command_lines() -> Iterator[str]:

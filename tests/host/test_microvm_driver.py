@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support.looking import look_until_async
 from tests.support.microvm_bench import Bench, container, exit_of, next_event
 
 from hutch.base.clock import SystemClock
@@ -208,9 +209,7 @@ async def test_a_create_that_is_cut_off_leaves_nothing(bench: Bench) -> None:
     one = container("one", "true")
     creating = asyncio.create_task(bench.driver.create(bench.spec(one)))
     name = f"hutch-{bench.platform_id}-{bench.task_id}"
-    async with asyncio.timeout(60):
-        while not find_processes(name):
-            await asyncio.sleep(0.01)
+    await look_until_async(lambda: find_processes(name))
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating

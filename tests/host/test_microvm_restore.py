@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import REPO
 from tests.support.busybox_image import make_busybox_image
+from tests.support.looking import look_until_async
 from tests.support.microvm_bench import Bench, container, exit_of
 
 from hutch.host.drivers.contract import Handle, RootImage
@@ -184,7 +185,7 @@ async def test_without_templates_a_task_boots_and_says_so(tmp_path: Path) -> Non
 async def test_a_cancelled_making_leaves_nothing_and_does_not_hinder_the_next(alone: Bench) -> None:
     name = f"hutch-{alone.platform_id}-template"
     creating = asyncio.create_task(alone.driver.create(alone.spec(container("one", "true"))))
-    await until(lambda: bool(find_processes(name)))
+    await look_until_async(lambda: bool(find_processes(name)))
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating
@@ -194,13 +195,6 @@ async def test_a_cancelled_making_leaves_nothing_and_does_not_hinder_the_next(al
     alone.driver = alone.make_driver()
     handle, _ = await run_one(alone, "echo")
     assert phases(handle) == ["template", "jail", "restore", "set up"]
-
-
-async def until(check: object, timeout_s: float = 60) -> None:
-    """The event is another process's, which tells nobody."""
-    async with asyncio.timeout(timeout_s):
-        while not check():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
 
 
 KILLED_AGENT = """
@@ -233,7 +227,7 @@ async def test_an_agent_that_is_killed_while_it_makes_a_template_leaves_no_half_
         [sys.executable, "-c", KILLED_AGENT, str(tmp_path), alone.platform_id], cwd=REPO, env={**os.environ}
     )
     try:
-        await until(qemu_runs)
+        await look_until_async(qemu_runs)
     finally:
         agent.send_signal(signal.SIGKILL)
         agent.wait()

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 from tests.conftest import REPO
+from tests.support.looking import look_until_async
 from tests.support.microvm_bench import Bench, container, joined_log, next_event
 
 from hutch.host.drivers.contract import DriverError, Handle, SandboxExited, SandboxGone, SandboxSpec
@@ -52,10 +53,12 @@ async def running(bench: Bench, script: str = COUNTER) -> tuple[Handle, SandboxS
 
 async def lines_after(path: Path, count: int) -> list[str]:
     """The log's lines as soon as there are so many."""
-    async with asyncio.timeout(30):
-        while not path.exists() or len(lines := joined_log(path).splitlines()) < count:
-            await asyncio.sleep(0.02)
-    return lines
+
+    def look() -> list[str] | None:
+        lines = joined_log(path).splitlines() if path.exists() else []
+        return lines if len(lines) >= count else None
+
+    return await look_until_async(look) or []
 
 
 async def test_output_goes_on_where_it_was_and_the_clock_is_right(bench: Bench) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import REPO
-from tests.host.test_microvm_restore import phases, run_one, until
+from tests.host.test_microvm_restore import phases, run_one
+from tests.support.looking import look_until_async
 from tests.support.microvm_bench import Bench, container, exit_of, joined_log
 
 from hutch.host.drivers.contract import Attachment
@@ -42,7 +43,7 @@ def links(bench: Bench) -> list[str]:
 async def spare_pid(bench: Bench) -> int:
     """The pid of the pool's VM, once it is complete."""
     pool = bench.driver._launcher.spares.pool
-    await until(lambda: len(pool) == 1)
+    await look_until_async(lambda: len(pool) == 1)
     return pool._spares[0].sandbox.ref.pid
 
 
@@ -84,12 +85,12 @@ async def test_a_task_on_a_spare_is_suspended_and_resumed_like_any_other(bench: 
     await bench.driver.start_container(handle, one)
     log = bench.directory / "logs" / "one.log"
     for lines in (3, 6):
-        await until(lambda n=lines: log.exists() and len(joined_log(log).splitlines()) > n)  # type: ignore[misc]
+        await look_until_async(lambda n=lines: log.exists() and len(joined_log(log).splitlines()) > n)  # type: ignore[misc]
         await bench.driver.suspend(handle)
         assert process_ref(pid) is None
         handle = await bench.driver.resume(handle, spec)
         pid = handle.state["pid"]
-    await until(lambda: len(joined_log(log).splitlines()) > 9)
+    await look_until_async(lambda: len(joined_log(log).splitlines()) > 9)
     numbers = [int(line) for line in bench.log_text("one").splitlines()]
     assert numbers == list(range(1, len(numbers) + 1)), "its disk went with it"
     await bench.driver.destroy(handle)
@@ -118,14 +119,15 @@ KILLED_AGENT = """
 import asyncio, sys
 from pathlib import Path
 from tests.host.test_microvm_warm import LIMITS
-from tests.host.test_microvm_restore import run_one, until
+from tests.host.test_microvm_restore import run_one
+from tests.support.looking import look_until_async
 from tests.support.microvm_bench import Bench
 async def main():
     bench = Bench(Path(sys.argv[1]), state=Path(sys.argv[2]), warm=LIMITS)
     bench.platform_id = sys.argv[3]
     bench.driver = bench.make_driver()
     await run_one(bench, "echo")
-    await until(lambda: len(bench.driver._launcher.spares.pool) == 1)
+    await look_until_async(lambda: len(bench.driver._launcher.spares.pool) == 1)
     print("ready", flush=True)
     await asyncio.sleep(1000)
 asyncio.run(main())

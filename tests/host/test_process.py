@@ -1,9 +1,10 @@
 """Other processes, as the host sees them."""
 
-import asyncio
 import os
 import subprocess
 import sys
+
+from tests.support.looking import look_until_async
 
 from hutch.host.kernel.process import is_alive, kill_and_wait, process_ref
 
@@ -19,9 +20,8 @@ async def test_a_process_is_alive_as_long_as_a_thread_of_it_is_because_it_holds_
         [sys.executable, "-c", ENDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == b"there\n"
-        async with asyncio.timeout(10):
-            while b"(zombie)" not in _status(child.pid):
-                await asyncio.sleep(0.001)  # the kernel does not tell of a thread's end
+        # The kernel does not tell of a thread's end.
+        await look_until_async(lambda: b"(zombie)" in _status(child.pid))
         ref = process_ref(child.pid)
         assert ref is not None and is_alive(ref)
         await kill_and_wait(ref)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.host.test_haproxy import Backend, free_port
+from tests.host.test_haproxy import Backend
 from tests.host.test_network import Net, python_in
+from tests.support.claims import free_port
 
 from hutch.host.drivers.contract import HostFault
 from hutch.host.kernel.process import find_processes

@@ -2,23 +2,25 @@
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from tests.support.claims import Claim, free_port
+from tests.support.looking import LIMIT_S, look_until
+
+from hutch.client.client import HutchClient
+from hutch.client.errors import Unreachable
 
 BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+_SESSION = boto3.session.Session()
+"""One for all: it has read the services' models, which takes longer than most calls. Clients are made one at a time."""
+_SESSION_LOCK = threading.Lock()
 
 
 class Platform:
@@ -26,14 +28,17 @@ class Platform:
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.data_dir = directory / "data"
+        self._aws_environment: dict[str, str] = {}
+        self._network = Claim("network", range(100, 199))
+        self._ingress = Claim("ingress", range(300, 320))
         self.environment = {
             "PATH": f"{BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "HOME": str(directory),
             "HUTCH_DATA_DIR": str(self.data_dir),
             "HUTCH_RUN_DIR": str(directory / "run"),
             "HUTCH_LISTEN": f"127.0.0.1:{free_port()}",
-            "HUTCH_VPC_CIDR": f"10.{random.randrange(100, 199)}.0.0/16",
-            "HUTCH_INGRESS_PORTS": "30000-32000",
+            "HUTCH_VPC_CIDR": f"10.{self._network.number}.0.0/16",
+            "HUTCH_INGRESS_PORTS": f"{self._ingress.number}00-{self._ingress.number}99",
             **{f"HUTCH_{k.upper()}": v for k, v in settings.items()},
         }
 
@@ -63,19 +68,52 @@ class Platform:
         return path.read_text()[-6000:] if path.exists() else ""
 
     def aws_environment(self) -> dict[str, str]:
-        values: dict[str, str] = json.loads(self.hutch("env", "--json").stdout)
-        return {**self.environment, **values}
+        """The platform's environment and what `hutch env` prints, which is asked once: it stays as it is."""
+        if not self._aws_environment:
+            self._aws_environment = json.loads(self.hutch("env", "--json").stdout)
+        return {**self.environment, **self._aws_environment}
 
-    def client(self, service: str) -> Any:
+    def native(self) -> HutchClient:
+        """A client of hutch's own routes. Close it."""
         env = self.aws_environment()
-        return boto3.session.Session().client(
-            service,
-            endpoint_url=env["AWS_ENDPOINT_URL"],
-            region_name=env["AWS_REGION"],
-            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-            config=Config(retries={"total_max_attempts": 12, "mode": "standard"}, inject_host_prefix=False),
+        return HutchClient(
+            env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], env["AWS_REGION"]
         )
+
+    def until(self, status: str, *tasks: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
+        """Wait until tasks (ARNs, ids) have a status, RUNNING or STOPPED; what `hutch why` knows of the last one. The platform
+        tells as soon as it is so, where a waiter of the SDK looks again after whole seconds. One that is being started
+        again meanwhile is waited for. Fails if a task has stopped that was to run."""
+        with self.native() as client:
+
+            def look(task: str) -> dict[str, Any] | None:
+                try:
+                    seen = client.native("GET", f"/tasks/{task}/wait", {"until": f"{status},STOPPED"})
+                except Unreachable:
+                    return None
+                if seen["last_status"] == status:
+                    return seen
+                assert seen["last_status"] != "STOPPED", seen
+                return None
+
+            found = [look_until(partial(look, task.rpartition("/")[2]), limit_s) for task in tasks]
+        assert found[-1] is not None
+        return found[-1]
+
+    def client(self, service: str, *, attempts: int = 12) -> Any:
+        """A client of the SDK for a service, which tries often enough to live through a restart."""
+        env = self.aws_environment()
+        with _SESSION_LOCK:
+            return _SESSION.client(
+                service,
+                endpoint_url=env["AWS_ENDPOINT_URL"],
+                region_name=env["AWS_REGION"],
+                aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+                config=Config(
+                    retries={"total_max_attempts": attempts, "mode": "standard"}, inject_host_prefix=False
+                ),
+            )
 
     @property
     def platform_id(self) -> str:

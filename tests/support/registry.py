@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.platform import free_port
+from tests.support.claims import free_port
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
