@@ -96,7 +96,12 @@ async def test_it_is_closed_where_it_is_not_to_be_served(tmp_path: Path) -> None
 
 async def test_a_taken_port_spoils_nothing_else(tmp_path: Path) -> None:
     async with served(tmp_path, 240) as here:
-        with socket.create_server(("0.0.0.0", PORT)):
+        # On the link of these tasks only: another platform of this machine has the same port on its own.
+        with socket.socket() as other:
+            link = netplan.bridge_name(here.net.platform_id)
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
+            other.bind(("0.0.0.0", PORT))
+            other.listen()
             with pytest.raises(HostFault, match="tasks can't reach the API"):
                 await here.ingress.serve_api()
             published = free_port()
