@@ -12,8 +12,9 @@ from hutch.base.units import MIB
 from hutch.host.agent.kept import MAX_LOOKS, KeptDisks, KeptLimits
 from hutch.host.agent.taskfile import TaskFile
 from hutch.host.drivers.contract import Attachment, ExecStream, HostFault, RootImage, SandboxSpec
-from hutch.host.drivers.fake import STATE_FILE, FakeDriver
+from hutch.host.drivers.fake import FakeDriver
 from hutch.host.drivers.fake_host import FakeImages
+from hutch.host.drivers.fake_sandbox import STATE_FILE
 from hutch.model.exec import ExecSpec
 from hutch.wire.facts import KeptDiskFact
 from hutch.wire.fleet import Reply

@@ -16,7 +16,8 @@ from tests.support.firecracker_bench import FirecrackerBench
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.container.driver import ContainerDriver
 from hutch.host.drivers.contract import Attachment, Driver, RootImage, SandboxSpec
-from hutch.host.drivers.fake import STATE_FILE, FakeDriver
+from hutch.host.drivers.fake import FakeDriver
+from hutch.host.drivers.fake_sandbox import STATE_FILE
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 from hutch.host.kernel.process import find_processes
 from hutch.wire.taskspec import ContainerSpec, TaskSpec
