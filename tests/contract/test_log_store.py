@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hutch.base.errors import AlreadyExists, NotFound, StorageFull, Unavailable
-from hutch.store import logs as module
-from hutch.store.logs import LogGroup, LogStore, StoredEvent
+from hutch.store import log_file, log_subscription, logs
+from hutch.store.log_records import LogGroup, StoredEvent
+from hutch.store.logs import MAX_SCAN_BYTES, LogStore
 
 DAY_MS = 86_400_000
 
@@ -114,7 +115,7 @@ async def test_a_search_in_pieces_finds_what_a_sort_would(
 async def test_a_search_is_bounded_in_bytes(store: LogStore) -> None:
     await put(store, "s", *((n, "x" * 100_000) for n in range(100)))
     scan = store.search("/g", names=(), prefix="", start_ms=0, end_ms=2**53, after=None)
-    assert 1 <= len(scan.events) <= module.MAX_SCAN_BYTES // 100_000 and scan.next is not None
+    assert 1 <= len(scan.events) <= MAX_SCAN_BYTES // 100_000 and scan.next is not None
     assert len(search_all(store, 1000)) == 100
 
 
@@ -153,7 +154,7 @@ async def test_groups_and_streams_exist_once(store: LogStore) -> None:
 async def test_a_deleted_group_takes_its_events_along_and_can_be_made_again(
     store: LogStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DELETED_AT_ONCE", 10)
+    monkeypatch.setattr(logs, "DELETED_AT_ONCE", 10)
     await put(store, "s", *((n, "x") for n in range(35)))
     await put(store, "t", (1, "kept?"))
     await store.delete_stream("/g", "t")
@@ -164,7 +165,7 @@ async def test_a_deleted_group_takes_its_events_along_and_can_be_made_again(
     await store.create_group(group("/g"))
     await put(store, "s", (1, "new"))
     assert read(store, "s") == ["new"] and [s.name for s in store.streams("/g", limit=9)] == ["s"]
-    assert store._read("SELECT count(*) FROM events") == [(1,)]
+    assert store._file.read("SELECT count(*) FROM events") == [(1,)]
 
 
 async def test_a_deletion_that_was_cut_off_is_finished_later(store: LogStore, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ async def test_a_deletion_that_was_cut_off_is_finished_later(store: LogStore, tm
     with pytest.raises(NotFound):
         again.group("/g")
     assert await again.drop_expired(0) == 20
-    assert again._read("SELECT count(*) FROM streams") == [(0,)]
+    assert again._file.read("SELECT count(*) FROM streams") == [(0,)]
     await again.close()
     await store.open()
 
@@ -186,7 +187,7 @@ async def test_a_deletion_that_was_cut_off_is_finished_later(store: LogStore, tm
 async def test_retention_drops_what_is_too_old_and_no_more(
     store: LogStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DELETED_AT_ONCE", 7)
+    monkeypatch.setattr(logs, "DELETED_AT_ONCE", 7)
     await store.create_group(group("/forever"))
     await put(store, "s", *((n * DAY_MS, str(n)) for n in range(40)))
     await put(store, "s", (0, "stays"), to="/forever")
@@ -232,8 +233,8 @@ async def test_one_guilty_write_fails_alone(store: LogStore) -> None:
 
 
 async def test_a_full_disk_is_said_and_passes(store: LogStore) -> None:
-    assert store._writer is not None
-    db = store._writer._db
+    assert store._file._writer is not None
+    db = store._file._writer._db
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count={pages + 3}").fetchall()
     results = await asyncio.gather(
@@ -253,8 +254,8 @@ async def test_reads_and_the_event_loop_do_not_wait_for_a_commit(store: LogStore
         inside.set()
         assert go_on.wait(10)
 
-    assert store._writer is not None
-    writing = asyncio.create_task(store._writer.write(slow))
+    assert store._file._writer is not None
+    writing = asyncio.create_task(store._file._writer.write(slow))
     assert await asyncio.to_thread(inside.wait, 10)
     try:
         assert read(store, "s") == ["a"] and store.group("/g").name == "/g"
@@ -280,7 +281,7 @@ async def test_a_write_that_meets_close_is_answered(tmp_path: Path) -> None:
 async def test_subscribers_get_what_is_new_and_never_hold_up_writers(
     store: LogStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SUBSCRIBER_EVENTS", 3)
+    monkeypatch.setattr(log_subscription, "MAX_SUBSCRIBER_EVENTS", 3)
     await put(store, "s", (1, "before"))
     subscription = store.subscribe(frozenset({"/g"}))
     await store.create_group(group("/other"))
@@ -299,7 +300,7 @@ async def test_a_newer_a_damaged_and_an_older_file(tmp_path: Path) -> None:
         await LogStore(path).open()
     path.unlink()
     db = sqlite3.connect(path)
-    db.executescript(f"{module._SCHEMA} PRAGMA user_version=1;")
+    db.executescript(f"{log_file._SCHEMA} PRAGMA user_version=1;")
     db.execute("INSERT INTO log_groups VALUES ('/g', 1, NULL, 'STANDARD', '{}', 0)")
     db.execute("INSERT INTO streams VALUES (1, '/g', 's', 1, 7, 7, 7)")
     db.execute("INSERT INTO events VALUES (1, 7, 41, 7, 'old')")
@@ -319,7 +320,8 @@ async def test_a_newer_a_damaged_and_an_older_file(tmp_path: Path) -> None:
 
 _WRITER = """
 import asyncio, sys
-from hutch.store.logs import LogGroup, LogStore
+from hutch.store.log_records import LogGroup
+from hutch.store.logs import LogStore
 
 async def main():
     store = LogStore(sys.argv[1])

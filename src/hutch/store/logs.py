@@ -3,137 +3,42 @@
 `write_events` returns after the events are durable; side-by-side writers share a commit. See docs/adr/0003.
 """
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
-from hutch.base.errors import AlreadyExists, HutchError, NotFound, StorageFull, Unavailable
+from hutch.base.errors import AlreadyExists, NotFound
+from hutch.store.log_file import LogFile
+from hutch.store.log_records import LogGroup, LogStream, Scan, StoredEvent
 from hutch.store.log_scan import Position, Row, merged_rows, stream_rows
-from hutch.store.log_writer import LogWriter
+from hutch.store.log_subscription import Subscription
 
-MAX_SUBSCRIBER_EVENTS = 5000
 MAX_SCAN_EVENTS = 10_000
 MAX_SCAN_BYTES = 4 * 1024 * 1024
 DELETED_AT_ONCE = 5_000
 EVENT_OVERHEAD_BYTES = 26
-SCHEMA_VERSION = 2
-T = TypeVar("T")
-_SCHEMA = """
-CREATE TABLE log_groups (name TEXT PRIMARY KEY, created_ms INTEGER NOT NULL, retention_days INTEGER,
-                         class TEXT NOT NULL, tags TEXT NOT NULL, bytes INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE streams (id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, name TEXT NOT NULL,
-                      created_ms INTEGER NOT NULL, first_ms INTEGER, last_ms INTEGER, ingested_ms INTEGER,
-                      UNIQUE (grp, name));
-CREATE TABLE events (stream INTEGER NOT NULL, ts INTEGER NOT NULL, seq INTEGER NOT NULL, ingested_ms INTEGER NOT NULL,
-                     message TEXT NOT NULL, PRIMARY KEY (stream, ts, seq)) WITHOUT ROWID;
-"""
-_FROM_1_TO_2 = "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
 _GARBAGE = ""
 """The group of streams that were deleted and whose events are still to be removed."""
-
-
-class LogGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """A group; times in milliseconds since the epoch."""
-
-    name: str
-    created_ms: int
-    retention_days: int | None
-    log_class: str
-    tags: dict[str, str]
-    stored_bytes: int
-
-
-class LogStream(msgspec.Struct, frozen=True, kw_only=True):
-    """A stream of a group."""
-
-    stream_id: int
-    group: str
-    name: str
-    created_ms: int
-    first_ms: int | None
-    last_ms: int | None
-    ingested_ms: int | None
-
-
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event; (timestamp_ms, seq) orders the events of a stream."""
-
-    stream: str
-    timestamp_ms: int
-    seq: int
-    ingested_ms: int
-    message: str
-    group: str = ""
-
-
-class Scan(msgspec.Struct, frozen=True, kw_only=True):
-    """A piece of a search: what was read, and where the next piece begins (None at the end)."""
-
-    events: list[StoredEvent]
-    next: Position | None
 
 
 class LogStore:
     """Opened and closed by a composition root. Reads never wait for writes, and are bounded."""
 
     def __init__(self, path: Path | str) -> None:
-        self._path = path
-        self._db: sqlite3.Connection | None = None
-        self._writer: LogWriter | None = None
+        self._file = LogFile(path)
         self._next_seq = 1
         self._subscribers: set[Subscription] = set()
 
     async def open(self) -> None:
-        try:
-            db = self._connect()
-            self._migrate(db)
-            counter = db.execute("SELECT value FROM counters WHERE name='seq'").fetchone()
-            self._db = self._connect()
-        except sqlite3.Error as error:
-            raise self._storage_error(error) from None
-        self._next_seq = counter[0] + 1
-        self._writer = LogWriter(db, self._storage_error)
+        """Raises `Unavailable` if the file is damaged or of a newer release, `StorageFull` if it can't be written."""
+        self._next_seq = await self._file.open() + 1
 
     async def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            await writer.close()
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "busy_timeout=10000"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        Path(self._path).chmod(0o600)
-        return db
-
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            raise Unavailable(f"{self._path} was written by a newer hutch (format {found}); run that version")
-        if found == SCHEMA_VERSION:
-            return
-        newest = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0] if found else 0
-        db.executescript(
-            f"BEGIN; {'' if found else _SCHEMA} {_FROM_1_TO_2} INSERT INTO counters VALUES ('seq', {newest:d}); "
-            f"PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-        )
-
-    def _storage_error(self, error: sqlite3.Error) -> HutchError:
-        text = str(error)
-        if "malformed" in text or "not a database" in text:
-            return Unavailable(
-                f"{self._path} is damaged ({text}): move it away to begin with empty logs, or restore a copy"
-            )
-        return StorageFull(f"can't write {self._path}: {text}; free space on that file system")
+        """Once what waits to be written is durable."""
+        await self._file.close()
 
     # -- groups and streams
 
@@ -152,7 +57,7 @@ class LogStore:
                 ),
             )
 
-        await self._write(work)
+        await self._file.write(work)
 
     async def delete_group(self, name: str) -> None:
         """Gone at once; its events are removed a piece at a time (by `drop_expired`, if this is cut off)."""
@@ -162,7 +67,7 @@ class LogStore:
             db.execute("UPDATE streams SET grp=?, name=id WHERE grp=?", (_GARBAGE, name))
             db.execute("DELETE FROM log_groups WHERE name=?", (name,))
 
-        await self._write(work)
+        await self._file.write(work)
         await self._drop_garbage()
 
     async def set_retention(self, name: str, days: int | None) -> None:
@@ -170,7 +75,7 @@ class LogStore:
             _require_group(db, name)
             db.execute("UPDATE log_groups SET retention_days=? WHERE name=?", (days, name))
 
-        await self._write(work)
+        await self._file.write(work)
 
     async def set_tags(self, name: str, tags: dict[str, str]) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -179,7 +84,7 @@ class LogStore:
                 "UPDATE log_groups SET tags=? WHERE name=?", (msgspec.json.encode(tags).decode(), name)
             )
 
-        await self._write(work)
+        await self._file.write(work)
 
     async def create_stream(self, group: str, name: str, now_ms: int) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -188,7 +93,7 @@ class LogStore:
                 raise AlreadyExists("The specified log stream already exists")
             db.execute("INSERT INTO streams (grp, name, created_ms) VALUES (?,?,?)", (group, name, now_ms))
 
-        await self._write(work)
+        await self._file.write(work)
 
     async def delete_stream(self, group: str, name: str) -> None:
         """Gone at once; its events are removed a piece at a time (by `drop_expired`, if this is cut off)."""
@@ -197,7 +102,7 @@ class LogStore:
             stream = _require_stream(db, group, name)
             db.execute("UPDATE streams SET grp=?, name=id WHERE id=?", (_GARBAGE, stream))
 
-        await self._write(work)
+        await self._file.write(work)
         await self._drop_garbage(group)
 
     def group(self, name: str) -> LogGroup:
@@ -211,7 +116,7 @@ class LogStore:
         self, prefix: str, *, after: str, limit: int, exact: bool = False, pattern: str = ""
     ) -> list[LogGroup]:
         """Groups in order of name, by prefix (or exact name, or a substring; case counts)."""
-        rows = self._read(
+        rows = self._file.read(
             "SELECT name, created_ms, retention_days, class, tags, bytes FROM log_groups WHERE name>? AND "
             "((? AND name=?) OR (NOT ? AND substr(name,1,?)=?)) AND (?='' OR instr(name,?)) "
             "ORDER BY name LIMIT ?",
@@ -231,7 +136,9 @@ class LogStore:
 
     def stream(self, group: str, name: str) -> LogStream:
         """Raises `NotFound`."""
-        found = self._read(f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name=?", (group, name))
+        found = self._file.read(
+            f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name=?", (group, name)
+        )
         if not found or group == _GARBAGE:
             self.group(group)
             raise NotFound("The specified log stream does not exist.")
@@ -251,7 +158,7 @@ class LogStore:
         compare, order = ("<", "DESC") if descending else (">", "ASC")
         place = "coalesce(last_ms,0)" if by_last_event else "0"
         beyond = f"AND ({place},name){compare}(?,?) " if after is not None else ""
-        rows = self._read(
+        rows = self._file.read(
             f"SELECT {_STREAM_COLUMNS} FROM streams WHERE grp=? AND name>=? AND substr(name,1,?)=? {beyond}"
             f"ORDER BY {f'{place} {order}, ' if by_last_event else ''}name {order} LIMIT ?",
             (group, prefix, len(prefix), prefix, *(after or ()), limit),
@@ -302,7 +209,7 @@ class LogStore:
                 db.execute("UPDATE counters SET value=? WHERE name='seq'", (self._next_seq - 1,))
             return stored
 
-        for event in await self._write(work):
+        for event in await self._file.write(work):
             for subscription in self._subscribers:
                 subscription.offer(event)
 
@@ -319,7 +226,7 @@ class LogStore:
     ) -> list[StoredEvent]:
         """Events of a stream with start <= timestamp < end, by (timestamp, seq), after (reverse: before) a position:
         at most `limit` of them and (but for the first) `max_bytes`."""
-        with self._snapshot() as db:
+        with self._file.snapshot() as db:
             rows = stream_rows(db, stream.stream_id, start_ms, end_ms, after, reverse=reverse)
             taken, _ = _take(rows, limit, max_bytes)
         return [_event(stream.group, stream.name, row) for row in taken]
@@ -344,7 +251,7 @@ class LogStore:
             "ORDER BY first_ms"
         )
         which = tuple(names) if names else (prefix, len(prefix), prefix)
-        with self._snapshot() as db:
+        with self._file.snapshot() as db:
             named: dict[int, str] = {}
 
             def streams() -> Iterator[tuple[int, int]]:
@@ -360,7 +267,7 @@ class LogStore:
     async def drop_expired(self, now_ms: int) -> int:
         """Delete events that outlived their group's retention, and what deleted groups left; how many."""
         dropped = await self._drop_garbage()
-        found = self._read(
+        found = self._file.read(
             "SELECT s.id, s.grp, g.retention_days FROM streams s JOIN log_groups g ON g.name=s.grp WHERE "
             "g.retention_days IS NOT NULL AND s.first_ms < ? - g.retention_days*86400000",
             (now_ms,),
@@ -372,9 +279,9 @@ class LogStore:
     async def _drop_garbage(self, group: str = _GARBAGE) -> int:
         """Remove deleted streams; `group`: from whose size to take them."""
         dropped = 0
-        for (stream,) in self._read("SELECT id FROM streams WHERE grp=?", (_GARBAGE,)):
+        for (stream,) in self._file.read("SELECT id FROM streams WHERE grp=?", (_GARBAGE,)):
             dropped += await self._drop_events(stream, group, 2**62)
-            await self._write(partial(_forget_stream, stream=stream))
+            await self._file.write(partial(_forget_stream, stream=stream))
         return dropped
 
     async def _drop_events(self, stream: int, group: str, before_ms: int) -> int:
@@ -394,7 +301,7 @@ class LogStore:
 
         total = 0
         while True:
-            dropped = await self._write(work)
+            dropped = await self._file.write(work)
             total += dropped
             if dropped < DELETED_AT_ONCE:
                 return total
@@ -404,30 +311,6 @@ class LogStore:
         subscription = Subscription(groups, self._subscribers)
         self._subscribers.add(subscription)
         return subscription
-
-    def _read(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
-        with self._snapshot() as db:
-            return db.execute(sql, parameters).fetchall()
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[sqlite3.Connection]:
-        if self._db is None:
-            raise Unavailable("the log store is closed")
-        db = self._db
-        try:
-            db.execute("BEGIN")
-            try:
-                yield db
-            finally:
-                db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._storage_error(error) from None
-
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._writer is None:
-            raise Unavailable("the log store is closed")
-        result: T = await self._writer.write(work)
-        return result
 
 
 _STREAM_COLUMNS = "id, name, created_ms, first_ms, last_ms, ingested_ms"
@@ -480,31 +363,3 @@ def _require_stream(db: sqlite3.Connection, group: str, name: str) -> int:
     if row is None:
         raise NotFound("The specified log stream does not exist.")
     return int(row[0])
-
-
-class Subscription:
-    """New events for one reader; the oldest are dropped (and counted) if it is too slow."""
-
-    def __init__(self, groups: frozenset[str], registry: set["Subscription"]) -> None:
-        self._groups = groups
-        self._registry = registry
-        self._events: asyncio.Queue[StoredEvent] = asyncio.Queue(MAX_SUBSCRIBER_EVENTS)
-        self.dropped = 0
-
-    def offer(self, event: StoredEvent) -> None:
-        if event.group not in self._groups:
-            return
-        if self._events.full():
-            self._events.get_nowait()
-            self.dropped += 1
-        self._events.put_nowait(event)
-
-    def take(self, most: int) -> list[StoredEvent]:
-        """What is there now, at most so many."""
-        taken: list[StoredEvent] = []
-        while len(taken) < most and not self._events.empty():
-            taken.append(self._events.get_nowait())
-        return taken
-
-    def close(self) -> None:
-        self._registry.discard(self)

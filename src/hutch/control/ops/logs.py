@@ -10,7 +10,9 @@ from hutch.base.clock import Clock
 from hutch.base.errors import AlreadyExists, Invalid, NotFound
 from hutch.rules.logfilter import parse_filter
 from hutch.rules.tags import merged
-from hutch.store.logs import EVENT_OVERHEAD_BYTES, LogGroup, LogStore, LogStream, StoredEvent, Subscription
+from hutch.store.log_records import LogGroup, LogStream, StoredEvent
+from hutch.store.log_subscription import Subscription
+from hutch.store.logs import EVENT_OVERHEAD_BYTES, LogStore
 from hutch.wire.facts import LogEvent
 
 MAX_BATCH_BYTES = 1_048_576

@@ -13,7 +13,7 @@ from hutch.base.ids import IdSource
 from hutch.control.ops.logs import LogOps
 from hutch.rules.logfilter import parse_filter
 from hutch.rules.tags import tags_from_list
-from hutch.store.logs import LogGroup, LogStream, StoredEvent
+from hutch.store.log_records import LogGroup, LogStream, StoredEvent
 
 LIVE_TAIL_LONGEST_S = 3 * 3600.0
 LIVE_TAIL_PERIOD_S = 1.0
