@@ -184,7 +184,6 @@ class FakeFirecracker:
         self._is_restored = False
         self._guest: Guest | None = None
         self._running: asyncio.Task[None] | None = None
-        self._relays: set[asyncio.Task[None]] = set()
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def answer(self, method: str, path: str, text: bytes) -> tuple[int, dict[str, Any]]:

@@ -6,8 +6,6 @@ Root may everything and costs nothing: callers ask `Caller.is_root` first.
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-import msgspec
-
 from hutch.base.clock import Clock
 from hutch.base.errors import AccessDenied, Invalid
 from hutch.base.log import get_logger
@@ -166,10 +164,3 @@ def _parse(document: str) -> Policy:
 
 def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class NoContext(msgspec.Struct, frozen=True):
-    """A request that brings no condition keys."""
-
-    def __call__(self) -> Mapping[str, Sequence[str]]:
-        return {}

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 Position = tuple[int, int]
 Row = tuple[int, int, int, int, str]
 """Timestamp in ms, seq, stream id, ingestion time in ms, message."""
-START: Position = (-1, -1)
-END: Position = (2**62, 2**62)
 _ROWS_AT_ONCE = 100
 
 

@@ -156,7 +156,6 @@ class MemoryStore:
         self._feed: list[Change] = []
         self._feed_length = feed_length
         self._signal = FeedSignal()
-        self._reading = False
 
     async def open(self) -> None:
         return None

@@ -8,15 +8,6 @@ from hutch.host.kernel.run import run
 MKFS_TIMEOUT_S = 60.0
 
 
-async def make_ext4(path: Path, size_bytes: int) -> None:
-    """Make a new, sparse file of `size_bytes` with an empty ext4 in it (20 GiB: about 10 ms, 4 MiB on disk).
-
-    No journal: the disk lives no longer than its VM. Raises `OSError`, `CommandFailed`.
-    """
-    make_sparse(path, size_bytes)
-    await format_ext4(path)
-
-
 def make_sparse(path: Path, size_bytes: int) -> None:
     """Make a new file (mode 0600) that is one hole. Raises `OSError`."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -27,7 +18,8 @@ def make_sparse(path: Path, size_bytes: int) -> None:
 
 
 async def format_ext4(path: Path) -> None:
-    """Put an empty ext4 into a file that `make_sparse` made; it may be open elsewhere. Raises `CommandFailed`."""
+    """Put an empty ext4 into a file that `make_sparse` made; it may be open elsewhere. No journal: the
+    disk lives no longer than its VM. Raises `CommandFailed`."""
     # A new file reads as zeros, so the inode tables need not be written, neither now nor by the guest.
     extended = "lazy_itable_init=0,assume_storage_prezeroed=1,nodiscard"
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", extended, str(path)]

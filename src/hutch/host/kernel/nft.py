@@ -33,17 +33,3 @@ async def set_elements(family: str, table: str, name: str) -> list[tuple[str, ..
     answer: dict[str, Any] = msgspec.json.decode(text)
     elements = [e for item in answer["nftables"] for e in item.get("set", {}).get("elem", ())]
     return [tuple(str(part) for part in e["concat"]) for e in elements]
-
-
-async def forward_drops() -> list[str]:
-    """Tables (`family name`) of others whose forward chain drops what it does not know: a rule of ours that accepts
-    can't overrule them. Raises `CommandFailed`."""
-    answer: dict[str, Any] = msgspec.json.decode(
-        await run([_NFT, "-j", "list", "chains"], timeout_s=_TIMEOUT_S)
-    )
-    chains = [item["chain"] for item in answer["nftables"] if "chain" in item]
-    return [
-        f"{c['family']} {c['table']}"
-        for c in chains
-        if c.get("hook") == "forward" and c.get("policy") == "drop" and c["family"] in ("ip", "inet")
-    ]

@@ -27,8 +27,6 @@ INPUT = "input_stream_data"
 OUTPUT = "output_stream_data"
 ACKNOWLEDGE = "acknowledge"
 CHANNEL_CLOSED = "channel_closed"
-START_PUBLICATION = "start_publication"
-PAUSE_PUBLICATION = "pause_publication"
 
 PAYLOAD_OUTPUT = 1
 PAYLOAD_SIZE = 3

@@ -19,12 +19,6 @@ _PORT_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
 _CONDITIONS = ("START", "COMPLETE", "SUCCESS", "HEALTHY")
 
 
-def check_containers(document: dict[str, Any]) -> None:
-    """Raises `Invalid` for the first thing that is wrong."""
-    for check in container_checks(document):
-        check()
-
-
 def container_checks(document: dict[str, Any]) -> Iterator[Callable[[], None]]:
     """All checks, in AWS's order; each raises `Invalid` for the first thing that it finds. Those behind a container's first
     one, `check_identity`, count on it."""

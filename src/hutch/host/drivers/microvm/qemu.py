@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hutch.wire.guest import PORT_NAME
+
 PROGRAM = "qemu-system-x86_64"
 CONSOLE_BYTES = 65536
 """Size of the ring in QEMU's memory that keeps the end of what the guest wrote to its console (a power of
@@ -202,7 +204,7 @@ def _channels(spec: VmSpec) -> list[str]:
         "-mon", "chardev=qmp,mode=control",
         "-chardev", f"socket,id=agent,fd={spec.agent_fd},server=on,wait=off",
         "-device", "virtio-serial-device",
-        "-device", "virtserialport,chardev=agent,name=hutch.agent",
+        "-device", f"virtserialport,chardev=agent,name={PORT_NAME}",
         "-object", "rng-random,id=rng,filename=/dev/urandom",
         "-device", "virtio-rng-device,rng=rng",
     ]  # fmt: skip
