@@ -396,11 +396,14 @@ def load_settings(
     return Settings(**values)
 
 
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def _parse(setting: Setting, value: Any, source: str) -> Any:
     try:
         parsed: Any = msgspec.convert(value, setting.type, strict=False)
     except msgspec.ValidationError:
-        raise Invalid(f"{source}: {value!r} is not a {setting.type.__name__}") from None
+        raise Invalid(f"{source}: {value!r} is not {_WORDS[setting.type]}") from None
     if setting.check and (problem := setting.check(parsed)):
         raise Invalid(f"{source}: {value!r} {problem}")
     return parsed

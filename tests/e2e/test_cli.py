@@ -4,8 +4,10 @@ import configparser
 import hashlib
 import io
 import json
+import os
 import subprocess
 import tarfile
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,32 @@ def test_what_is_refused_is_one_line_and_exit_code_1(fake_platform: Platform) ->
     assert code == 1 and "/nowhere.tar is not a file" in words
     code, words = failure(fake_platform, "image", "rm", "no/such:image")
     assert code == 1 and "no/such:image" in words
+    code, words = failure(fake_platform, "run", "x", "--memory", "lots")
+    assert code == 1 and "'lots'; it is a number of MiB from 64" in words
+
+
+def test_a_task_goes_by_its_id_the_beginning_of_it_or_its_arn(fake_platform: Platform) -> None:
+    task_id = document(fake_platform, "run", "x", "--name", "named")["task_id"]
+    (arn,) = (t["taskArn"] for t in document(fake_platform, "ps") if t["taskArn"].endswith(task_id))
+    for name in (task_id, task_id[:12], arn):
+        assert document(fake_platform, "why", name)["task_id"] == task_id
+    code, words = failure(fake_platform, "why", task_id[:3])
+    assert code == 1 and "is too short" in words
+    code, words = failure(fake_platform, "logs", "-f", "--container", "other", task_id)
+    assert code == 1 and "has no container other; it has named" in words
+    document(fake_platform, "stop", task_id)
+
+
+def test_no_id_is_broken_on_a_narrow_terminal(fake_platform: Platform) -> None:
+    task_id = document(fake_platform, "run", "x", "--name", "narrow")["task_id"]
+    reader, terminal = os.openpty()
+    with os.fdopen(reader, "rb", buffering=0) as screen:
+        termios.tcsetwinsize(terminal, (24, 40))
+        subprocess.run([f"{BIN}/hutch", "ps"], stdout=terminal, env=fake_platform.environment, check=True)
+        os.close(terminal)
+        shown = screen.read(65536).decode()
+    assert task_id[:12] in shown and "narrow:1" in shown
+    document(fake_platform, "stop", task_id)
 
 
 def test_wrong_usage_is_exit_code_2(fake_platform: Platform) -> None:
@@ -87,6 +115,9 @@ def test_wrong_usage_is_exit_code_2(fake_platform: Platform) -> None:
         ("run", "x", "-p", "eighty"),
         ("run", "x", "-e", "novalue"),
         ("up", "--no-such-flag"),
+        ("up", "--warm-pool", "some"),
+        ("stop", ""),
+        ("stop", "a/b"),
         ("logs", "x", "--tail", "many"),
     ):
         code, words = failure(fake_platform, *arguments)

@@ -1,6 +1,7 @@
 """How commands find the platform: its data directory says where it listens and with which key to sign."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,22 @@ DataDir = Annotated[
     str | None,
     typer.Option("--data-dir", help="The platform's data directory (HUTCH_DATA_DIR).", metavar="DIR"),
 ]
+_TASK = re.compile(r"(?:arn:aws[^/]*:task/(?:[^/]+/)?)?([0-9a-zA-Z_-]+)")
+
+
+def task_id(text: str) -> str:
+    """A task's id, or its beginning, from that or from its ARN."""
+    match = _TASK.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(
+            f"{text!r} is no task's id, its beginning, or its ARN; `hutch ps --all` lists tasks"
+        )
+    return match[1]
+
+
+TaskId = Annotated[
+    str, typer.Argument(help="Task id, its beginning, or its ARN.", parser=task_id, metavar="TASK")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -24,25 +41,25 @@ class PlatformAccess:
         settings = load_settings({"data_dir": data_dir})
         self.data_dir = Path(settings.data_dir).resolve()
         credentials = self._read("credentials.json")
-        platform = self._read("platform.json", missing={})
+        platform = self._read("platform.json")
         self.access_key_id: str = credentials["access_key_id"]
         self.secret_access_key: str = credentials["secret_access_key"]
-        self.endpoint: str = platform.get("endpoint", f"http://{settings.listen}")
-        self.region: str = platform.get("region", settings.region)
+        self.endpoint: str = platform["endpoint"]
+        self.region: str = platform["region"]
 
-    def _read(self, name: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _read(self, name: str) -> dict[str, Any]:
         try:
             document: dict[str, Any] = json.loads((self.data_dir / name).read_bytes())
             return document
         except FileNotFoundError:
-            if missing is not None:
-                return missing
             raise Unreachable(
-                f"no platform has been started in {self.data_dir}: start one with `hutch up --detach`, or name "
-                f"another place with --data-dir"
+                f"no platform runs in {self.data_dir}: start one with `hutch up --detach`, or name another place "
+                f"with --data-dir"
             ) from None
         except PermissionError:
             raise ClientError(f"{self.data_dir / name} can only be read by root") from None
+        except ValueError:
+            raise ClientError(f"{self.data_dir / name} is damaged: it is no JSON document") from None
 
     def client(self) -> HutchClient:
         """A client of the platform."""

@@ -1,12 +1,10 @@
 """Commands about the disks of stopped tasks: ls, rm."""
 
-from typing import Annotated
-
 import typer
 from rich.text import Text
 
 from hutch.base.units import format_bytes
-from hutch.cli.connection import AsJson, DataDir, connect
+from hutch.cli.connection import AsJson, DataDir, TaskId, connect
 from hutch.cli.output import clock_time, console, print_json, print_table, reporting_errors
 
 app = typer.Typer(help="Disks of stopped tasks, for `hutch exec` into them.", no_args_is_help=True)
@@ -37,7 +35,7 @@ def list_disks(data_dir: DataDir = None, json_output: AsJson = False) -> None:
 
 @app.command("rm")
 def remove_disk(
-    task: Annotated[str, typer.Argument(help="Id of a stopped task, or its beginning.")],
+    task: TaskId,
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:

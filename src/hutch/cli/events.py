@@ -7,7 +7,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from hutch.cli.connection import AsJson, DataDir, connect
+from hutch.cli.connection import AsJson, DataDir, connect, task_id
 from hutch.cli.output import clock_time, console, print_json, print_table, reporting_errors
 
 app = typer.Typer(help="Schedules, and the rules that have one.", no_args_is_help=True)
@@ -15,7 +15,12 @@ app = typer.Typer(help="Schedules, and the rules that have one.", no_args_is_hel
 
 def events(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
-    task: Annotated[str, typer.Option(help="Only those of a task: its id, or its beginning.")] = "",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Only those of a task: its id, its beginning, or its ARN.", parser=task_id, metavar="TASK"
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many of the newest.")] = 100,
     data_dir: DataDir = None,
     json_output: AsJson = False,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from hutch.cli.connection import DataDir, PlatformAccess
+from hutch.cli.connection import DataDir, PlatformAccess, TaskId
 from hutch.cli.output import errors, reporting_errors
 from hutch.client.exec import ExecConnection, ExecFailed, open_exec
 
@@ -20,7 +20,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, sign
 
 
 def exec_command(
-    task: Annotated[str, typer.Argument(help="Task id, its beginning, or its ARN.")],
+    task: TaskId,
     command: Annotated[list[str], typer.Argument(help="The command and its arguments, after `--`.")],
     container: Annotated[
         str, typer.Option("-c", "--container", help="Container; the only one if not given.")
@@ -50,7 +50,7 @@ def exec_command(
         }
         access = PlatformAccess(data_dir)
         with access.client() as client:
-            made = client.native("POST", f"/tasks/{task.rpartition('/')[2]}/exec", body=body)
+            made = client.native("POST", f"/tasks/{task}/exec", body=body)
         process = open_exec(access.endpoint, made["path"], made["token"])
         try:
             exit_code = _run(process, interactive=interactive, terminal=terminal)

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -32,13 +33,19 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table; text from outside is shown as it is, never read as markup."""
+    """A table; text from outside is shown as it is, never read as markup. Only the last column is folded where the
+    terminal is too narrow: an id or address in pieces can't be copied. A line that is still too long is the terminal's to
+    break."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    unbroken = Console(highlight=False, width=_UNBROKEN)
+    needed = Measurement.get(unbroken, unbroken.options, table).minimum
+    wide_enough = console if needed <= console.width else Console(highlight=False, width=needed)
+    wide_enough.print(table)
 
 
 def ago(moment: float | None, now: float) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hutch.base.errors import Invalid
 from hutch.cli.connection import AsJson, DataDir, PlatformAccess
 from hutch.cli.firecracker_checks import firecracker_checks
 from hutch.cli.jail_checks import jail_checks
@@ -18,13 +19,16 @@ from hutch.settings import SETTINGS, load_settings
 
 
 def up(context: typer.Context) -> None:
-    """Start the platform. Takes every setting as a flag (see docs/reference/settings.md)."""
+    """Start the platform. Takes every setting as a flag: `hutch up --help` lists them."""
     if {"--help", "-h"} & set(context.args):
         _up_help()
         return
     with reporting_errors():
         detach, given = _parse_flags(context.args)
-        settings = load_settings(given)
+        try:
+            settings = load_settings(given)
+        except Invalid as error:
+            raise typer.BadParameter(error.message) from None
         for setting in SETTINGS:
             os.environ[setting.variable] = str(getattr(settings, setting.name))
     # The platform is another program: this process becomes it, so that Ctrl-C and supervisors see the real thing.
@@ -33,7 +37,8 @@ def up(context: typer.Context) -> None:
 
 def _up_help() -> None:
     console.print(
-        "Usage: hutch up [--detach] [SETTINGS]\n\nStart the platform and return when it is ready (--detach).\n"
+        "Usage: hutch up [--detach] [SETTINGS]\n\nStart the platform, and run it until Ctrl-C, which stops its tasks, too. "
+        "With --detach (-d) return when it is\nready; `hutch down` stops it.\n"
     )
     print_table(("FLAG", "DEFAULT", "MEANING"), [(s.flag, str(s.default) or '""', s.help) for s in SETTINGS])
 

@@ -5,13 +5,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from hutch.cli.connection import AsJson, DataDir, connect
+from hutch.cli.connection import AsJson, DataDir, TaskId, connect
 from hutch.cli.output import console, print_json, reporting_errors
 
-Task = Annotated[str, typer.Argument(help="Task id, or its beginning.")]
 
-
-def suspend(task: Task, data_dir: DataDir = None, json_output: AsJson = False) -> None:
+def suspend(task: TaskId, data_dir: DataDir = None, json_output: AsJson = False) -> None:
     """Take a running task out of memory, with all its processes as they are."""
     with reporting_errors(), connect(data_dir) as client:
         seen = client.native("POST", f"/tasks/{task}/suspend")
@@ -21,7 +19,7 @@ def suspend(task: Task, data_dir: DataDir = None, json_output: AsJson = False) -
         console.print(Text(f"task {seen['task_id']} is SUSPENDED; `hutch resume {seen['task_id'][:12]}`"))
 
 
-def resume(task: Task, data_dir: DataDir = None, json_output: AsJson = False) -> None:
+def resume(task: TaskId, data_dir: DataDir = None, json_output: AsJson = False) -> None:
     """Let a suspended task go on where it was, at the same address."""
     with reporting_errors(), connect(data_dir) as client:
         seen = client.native("POST", f"/tasks/{task}/resume")
@@ -32,7 +30,7 @@ def resume(task: Task, data_dir: DataDir = None, json_output: AsJson = False) ->
 
 
 def fork(
-    task: Task,
+    task: TaskId,
     count: Annotated[int, typer.Option("-n", "--count", help="How many copies.")] = 1,
     data_dir: DataDir = None,
     json_output: AsJson = False,

@@ -2,14 +2,16 @@
 
 import contextlib
 import re
+import sys
 import time
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.text import Text
 
 from hutch.base.units import format_bytes
-from hutch.cli.connection import AsJson, DataDir, connect
+from hutch.cli.connection import AsJson, DataDir, TaskId, connect
 from hutch.cli.output import ago, clock_time, console, errors, print_json, print_table, reporting_errors
 from hutch.client.client import HutchClient
 from hutch.client.errors import AwsError, ClientError
@@ -142,12 +144,18 @@ def _pair(text: str) -> dict[str, str]:
 
 
 def _wait_running(client: HutchClient, task_id: str) -> dict[str, Any]:
-    with errors.status("starting") as status:
-        while True:
-            seen = client.native("GET", f"/tasks/{task_id}/wait", {"until": "RUNNING,STOPPED"})
-            if seen["last_status"] in ("RUNNING", "STOPPED"):
-                return seen
-            status.update(Text(f"{seen['last_status']} {seen['waiting_reason']}"))
+    try:
+        with errors.status("starting") as status:
+            while True:
+                seen = client.native("GET", f"/tasks/{task_id}/wait", {"until": "RUNNING,STOPPED"})
+                if seen["last_status"] in ("RUNNING", "STOPPED"):
+                    return seen
+                status.update(Text(f"{seen['last_status']} {seen['waiting_reason']}"))
+    except KeyboardInterrupt:
+        errors.print(
+            Text(f"hutch: task {task_id} is not waited for, and goes on: `hutch stop {task_id[:12]}` ends it")
+        )
+        raise
 
 
 def ps(
@@ -212,62 +220,76 @@ def _detail(task: dict[str, Any], kind: str, name: str) -> str:
 
 
 def logs(
-    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    task: TaskId,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
     tail: Annotated[int, typer.Option(help="How many of the newest lines.")] = 100,
     container: Annotated[str | None, typer.Option(help="Container; the first one if not given.")] = None,
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:
-    """Show a task's output."""
+    """Show a task's output. With --json a document of all lines; with -f, too, one for each line."""
     with reporting_errors(), connect(data_dir) as client:
-        query = {"tail": str(tail)} | ({"container": container} if container else {})
-        if not follow:
-            lines = client.native("GET", f"/tasks/{task}/logs", query)["lines"]
-            if json_output:
-                print_json(lines)
-            else:
-                for line in lines:
-                    console.out(line["text"], highlight=False)
+        if follow:
+            with contextlib.suppress(KeyboardInterrupt):
+                _follow(client, task, container, tail, json_output)
             return
-        _follow(client, task, container, tail)
+        query = {"tail": str(tail)} | ({"container": container} if container else {})
+        lines = client.native("GET", f"/tasks/{task}/logs", query)["lines"]
+    if json_output:
+        print_json(lines)
+    else:
+        for line in lines:
+            console.out(line["text"], highlight=False)
 
 
-def _follow(client: HutchClient, task: str, container: str | None, tail: int) -> None:
+def _follow(client: HutchClient, task: str, container: str | None, tail: int, json_output: bool) -> None:
     """The last events of the task's CloudWatch Logs stream, then live tail."""
     seen = client.native("GET", f"/tasks/{task}/why")
-    definition = client.call("ecs", "DescribeTaskDefinition", {"taskDefinition": seen["definition"]})
-    found = definition["taskDefinition"]["containerDefinitions"]
-    chosen = next((c for c in found if container in (None, c["name"])), None)
-    options = (chosen or {}).get("logConfiguration", {}).get("options", {})
-    if chosen is None or "awslogs-group" not in options:
-        raise ClientError(
-            "only containers with the awslogs driver can be followed; without -f all can be shown"
-        )
-    prefix = options.get("awslogs-stream-prefix", "")
-    stream = "/".join(p for p in (prefix, chosen["name"], seen["task_id"]) if p)
-    group = options["awslogs-group"]
+    group, stream = _log_stream(client, seen, container)
+
+    def show(event: dict[str, Any]) -> None:
+        if json_output:
+            line = {"timestamp": event["timestamp"], "text": event["message"]}
+            sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        else:
+            console.out(event["message"], highlight=False)
+        sys.stdout.flush()
+
     try:
         page = client.call(
             "logs", "GetLogEvents", {"logGroupName": group, "logStreamName": stream, "limit": tail}
         )
         for event in page["events"]:
-            console.out(event["message"], highlight=False)
+            show(event)
     except AwsError as error:
         if error.code != "ResourceNotFoundException":
             raise
     wanted = {"logGroupIdentifiers": [group], "logStreamNames": [stream]}
-    try:
-        for name, event in client.stream("logs", "StartLiveTail", wanted):
-            if name == "sessionUpdate":
-                for result in event["sessionResults"]:
-                    console.out(result["message"], highlight=False)
-    except KeyboardInterrupt:
-        return
+    for name, event in client.stream("logs", "StartLiveTail", wanted):
+        if name == "sessionUpdate":
+            for result in event["sessionResults"]:
+                show(result)
+
+
+def _log_stream(client: HutchClient, seen: dict[str, Any], container: str | None) -> tuple[str, str]:
+    """Log group and stream of a container of a task, the first one if None. Raises `ClientError`."""
+    definition = client.call("ecs", "DescribeTaskDefinition", {"taskDefinition": seen["definition"]})
+    found = definition["taskDefinition"]["containerDefinitions"]
+    chosen = next((c for c in found if container in (None, c["name"])), None)
+    if chosen is None:
+        names = ", ".join(c["name"] for c in found)
+        raise ClientError(f"task {seen['task_id']} has no container {container}; it has {names}")
+    options = chosen.get("logConfiguration", {}).get("options", {})
+    if "awslogs-group" not in options:
+        raise ClientError(
+            f"container {chosen['name']} does not log by awslogs, which following needs; leave -f out to see its output"
+        )
+    prefix = options.get("awslogs-stream-prefix", "")
+    return options["awslogs-group"], "/".join(p for p in (prefix, chosen["name"], seen["task_id"]) if p)
 
 
 def stop(
-    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    task: TaskId,
     reason: Annotated[str, typer.Option(help="Kept with the task.")] = "",
     wait: Annotated[bool, typer.Option(help="Wait until it is stopped.")] = True,
     data_dir: DataDir = None,
@@ -287,7 +309,7 @@ def stop(
 
 
 def why(
-    task: Annotated[str, typer.Argument(help="Task id, or its beginning.")],
+    task: TaskId,
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:

@@ -28,7 +28,11 @@ def parse_cpu_units(text: str) -> int:
     """CPU units from "1024", "1 vCPU" or ".25 vcpu". Raises `Invalid`."""
     number = _number(text, _CPU, 1024)
     if number is None or not 0 < number <= MAX_TASK_CPU_UNITS:
-        raise Invalid(f"Invalid 'cpu' setting for task: {text[:50]!r}.", code="ClientException")
+        raise Invalid(
+            f"Invalid 'cpu' setting for task: {text[:50]!r}; it is a number of CPU units (1024 are a vCPU) from 1 to "
+            f"{MAX_TASK_CPU_UNITS}, or one such as 2 vCPU.",
+            code="ClientException",
+        )
     return number
 
 
@@ -37,7 +41,8 @@ def parse_memory_mib(text: str) -> int:
     number = _number(text, _MEMORY, 1024)
     if number is None or not MIN_TASK_MEMORY_MIB <= number <= MAX_TASK_MEMORY_MIB:
         raise Invalid(
-            f"Invalid 'memory' setting for task: {text[:50]!r}; hutch needs at least {MIN_TASK_MEMORY_MIB} MiB.",
+            f"Invalid 'memory' setting for task: {text[:50]!r}; it is a number of MiB from {MIN_TASK_MEMORY_MIB} to "
+            f"{MAX_TASK_MEMORY_MIB}, or one such as 2GB.",
             code="ClientException",
         )
     return number

@@ -27,6 +27,8 @@ from hutch.store.contract import IndexKey, Reader, Store, Tx
 MAX_DESCRIBE = 100
 MAX_HOSTS_PLACED_AT_ONCE = 16
 MAX_REASON_CHARACTERS = 1024
+MIN_ID_PREFIX = 4
+"""Fewer characters of an id name no task: the beginning of an id is for people, who see twelve of them."""
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -296,12 +298,17 @@ class TaskOps:
         wanted = short_name(task)
         with self._store.read() as reader:
             found = reader.scan(tables.TASKS, wanted, index="by_id")
-            if not found and 4 <= len(wanted) < 32:
+            if not found and MIN_ID_PREFIX <= len(wanted) < 32:
                 found = [t for t in reader.scan(tables.TASKS) if t.task_id.startswith(wanted)]
             found = [as_shown(reader, t) for t in found]
-        if len(found) != 1:
-            how = "no task" if not found else f"{len(found)} tasks"
-            raise NotFound(f"{how} with an id that starts with {wanted!r}; `hutch ps --all` lists them")
+        if len(found) > 1:
+            raise NotFound(f"{len(found)} tasks have an id that starts with {wanted!r}; give more of it")
+        if not found and len(wanted) < MIN_ID_PREFIX:
+            raise NotFound(
+                f"{wanted!r} is too short for a task's id; give {MIN_ID_PREFIX} characters of it, or more"
+            )
+        if not found:
+            raise NotFound(f"no task has an id that starts with {wanted!r}; `hutch ps --all` lists them")
         return found[0]
 
 

@@ -77,7 +77,7 @@ def recognise(path: Path) -> tuple[str, str]:
 def _not_an_image(path: Path, why: str) -> ImageFault:
     return ImageFault(
         "ImageInvalid",
-        f"{path.name} is not an image archive: {why}",
+        f"this is not an image archive: {why}",
         fix="use an OCI archive or layout, or what `docker save` wrote",
     )
 
