@@ -114,4 +114,5 @@ def test_snapshots_that_are_not_there(ec2: Any) -> None:
     assert refusal(lambda: ec2.delete_snapshot(SnapshotId="snap-0"))[0] == "InvalidSnapshot.NotFound"
     assert refusal(lambda: ec2.describe_snapshots(SnapshotIds=["snap-0"]))[0] == "InvalidSnapshot.NotFound"
     assert refusal(lambda: ec2.describe_snapshots(Filters=by("color", "red")))[0] == "InvalidParameterValue"
+    assert refusal(lambda: ec2.describe_snapshots(MaxResults=-1))[0] == "InvalidParameterValue"
     assert refusal(lambda: ec2.create_snapshot(VolumeId="vol-0", DryRun=True))[0] == "UnsupportedOperation"

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import socket
 from urllib.parse import quote
 
 import botocore.exceptions
@@ -209,6 +210,34 @@ def test_a_large_body_without_a_length(server: ApiServer) -> None:
     response = connection.getresponse()
     assert response.status == 413
     connection.close()
+
+
+UPGRADE = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 5_000_000, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 1_000_000, 431),
+        (b"GET /" + b"x" * 5_000_000, 431),
+        (b"POST / HTTP/1.1\r\n" + UPGRADE + KEY + b"Content-Length: 3\r\n\r\nabc", 400),
+        (b"GET / HTTP/1.1\r\n" + UPGRADE + KEY + b"A: " + b"x" * 10_000 + b"\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n" + UPGRADE + b"\r\n", 400),
+    ],
+)
+def test_a_head_that_never_ends_or_is_no_websocket_s_is_answered(
+    server: ApiServer, head: bytes, status: int
+) -> None:
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(head)
+        # What was not read any more may reset the connection before the answer is.
+        with contextlib.suppress(ConnectionResetError):
+            answer = connection.recv(65536)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode()) or (status == 431 and not answer)
 
 
 @pytest.mark.parametrize(

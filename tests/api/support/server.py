@@ -77,6 +77,7 @@ class ApiServer:
             access_log=False,
             lifespan="off",
             http=GatheringHttpProtocol,
+            ws="websockets-sansio",
             loop="none",
         )
         self._server = uvicorn.Server(config)

@@ -13,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_GATHERED_BYTES = 64 * 1024
 """More is written at once, so that the transport's own bounds are felt by whoever writes."""
+MAX_HEAD_BYTES = 128 * 1024
+"""Of a request's line and headers, beyond what came with its first bytes."""
 
 
 class GatheringTransport(asyncio.Transport):
@@ -112,7 +114,42 @@ class GatheringHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
+        self._in_head = self._began = False
+        self._head_bytes = 0
         super().connection_made(GatheringTransport(transport, self.loop))
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, which would take in a head without an end."""
+        goes_on, self._began = self._in_head, False
+        super().data_received(data)
+        if goes_on and self._in_head and not self._began:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(
+                    b"431 Request Header Fields Too Large", f"More than {MAX_HEAD_BYTES} bytes of headers."
+                )
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._in_head = self._began = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The last byte of its head."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """As uvicorn's, which leaves whom its library does not understand without an answer."""
+        super().handle_websocket_upgrade()
+        if not getattr(self.transport.get_protocol(), "handshake_initiated", True):
+            self._refuse(b"400 Bad Request", "Invalid WebSocket handshake.")
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        head = f"content-type: text/plain; charset=utf-8\r\ncontent-length: {len(message)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + (head + message).encode("ascii"))
+        self.transport.close()
 
     def eof_received(self) -> None:
         """The client sends no more, and the transport is about to close: what is written goes before that."""

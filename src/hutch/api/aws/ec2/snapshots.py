@@ -11,7 +11,7 @@ from hutch.model.disk import COMPLETED, DiskSnapshot
 from hutch.model.record import Cause
 from hutch.rules.tags import tags_from_list
 
-MAX_PAGE = 1000
+MIN_PAGE, MAX_PAGE = 5, 1000
 MAX_DESCRIPTION = 255
 _NO_DRY_RUN = {"DryRun": "hutch has no dry runs"}
 
@@ -80,7 +80,9 @@ class SnapshotHandlers:
         if token := given.get("NextToken"):
             after = self._paging.decode_token(request.operation, token)[0]
             found = [s for s in found if s["SnapshotId"] > after]
-        limit = given.get("MaxResults", MAX_PAGE)
+        limit = min(given.get("MaxResults", MAX_PAGE), MAX_PAGE)
+        if limit < MIN_PAGE:
+            raise Invalid(f"MaxResults must be at least {MIN_PAGE}.", code="InvalidParameterValue")
         answer: dict[str, Any] = {"Snapshots": found[:limit]}
         if limit < len(found):
             last = str(found[limit - 1]["SnapshotId"])
