@@ -513,6 +513,34 @@ def test_a_task_is_placed_by_what_is_known_of_every_instance(ecs: Any, cluster: 
         assert (len(run["tasks"]), len(run["failures"])) == (instances, 1 - instances)
 
 
+def test_a_task_keeps_to_or_away_from_a_group_of_tasks(ecs: Any, cluster: str) -> None:
+    definition = register(ecs, "grouped", "EC2")
+
+    def placed(expression: str, **how: Any) -> int:
+        wanted = [{"type": "memberOf", "expression": expression}]
+        run = ecs.run_task(
+            cluster=cluster, taskDefinition=definition, launchType="EC2", placementConstraints=wanted, **how
+        )
+        return len(run["tasks"])
+
+    assert placed("task:group == databases") == 0
+    assert placed("not(task:group == databases)", group="databases") == 1
+    assert placed("not(task:group == databases)") == 0
+    assert placed("task:group == databases") == 1
+    found = ecs.list_container_instances(cluster=cluster, filter="task:group == databases")
+    assert len(found["containerInstanceArns"]) == 1
+
+
+def test_a_client_token_is_used_once_in_all_clusters(ecs: Any, cluster: str) -> None:
+    ecs.create_cluster(clusterName="other-token")
+    definition = register(ecs, "tokens")
+    how = {"taskDefinition": definition, "launchType": "FARGATE", "clientToken": f"once-{cluster}"}
+    first = ecs.run_task(cluster=cluster, **how)["tasks"][0]["taskArn"]
+    assert ecs.run_task(cluster=cluster, **how)["tasks"][0]["taskArn"] == first
+    code, message = refusal(lambda: ecs.run_task(cluster="other-token", **how))
+    assert code == "ConflictException" and "already in use with a different RunTask request" in message
+
+
 def test_names_of_tasks_that_can_mean_no_task_here(ecs: Any, cluster: str) -> None:
     for name, words in (
         ("abc", "taskId length should be one of [32,36]"),

@@ -189,6 +189,7 @@ SUBJECT = {
     "runningTasksCount": "10",
     "agentConnected": "true",
     "agentVersion": "1.2.3",
+    "task:group": frozenset({"family:web", "databases"}),
 }
 
 
@@ -220,6 +221,14 @@ SUBJECT = {
         ("agentConnected == false or attribute:zone == us-east-1a and runningTasksCount == 10", True),
         ("(agentConnected == false or attribute:zone == us-east-1a) and runningTasksCount == 11", False),
         ("agentConnected == false || !(attribute:zone == b)", True),
+        ("task:group == family:web", True),
+        ("task:group == family:batch", False),
+        ("not(task:group == databases)", False),
+        ("task:group != databases", False),
+        ("task:group != family:batch", True),
+        ("task:group in [family:batch, databases]", True),
+        ("task:group !in [family:batch, databases]", False),
+        ("task:group =~ data.*", True),
     ],
 )
 def test_the_cluster_query_language(expression: str, wanted: bool) -> None:

@@ -128,7 +128,7 @@ _BREAKS: dict[str, tuple[Any, str]] = {
     ),
     "ipc": (lambda d: d.update(ipcMode="host"), "do not support ipcMode"),
     "constraint": (
-        lambda d: d.update(placementConstraints=[{"type": "memberOf", "expression": "x==y"}]),
+        lambda d: d.update(placementConstraints=[{"type": "memberOf", "expression": "attribute:x==y"}]),
         "do not support constraints",
     ),
 }

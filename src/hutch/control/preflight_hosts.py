@@ -14,7 +14,7 @@ from hutch.control.preflight_roles import Login
 from hutch.control.taskspec import ARCHITECTURES
 from hutch.model.task import Task
 from hutch.rules import preflight as rules
-from hutch.rules.placement import Candidate
+from hutch.rules.placement import Candidate, looks_at_groups
 from hutch.rules.preflight_capacity import (
     HostRoom,
     PortFacts,
@@ -66,8 +66,7 @@ class HostFacts:
         """Where `count` such tasks could be placed now. Without a task (it can't be made) nothing can be said."""
         if task is None:
             return Capacity()
-        groups = any(c.get("type") == "distinctInstance" for c in task.placement_constraints)
-        candidates = snapshot(reader, self._limits, with_groups=groups)
+        candidates = snapshot(reader, self._limits, with_groups=looks_at_groups(task))
         architecture = _architecture(document)
         clusters = [c.name for c in reader.scan(tables.CLUSTERS) if c.status == "ACTIVE"]
         findings = capacity_problems(task, count, candidates, architecture, clusters)

@@ -1,10 +1,11 @@
 """Attributes of container instances: their names and values, and what is known of every instance without being told."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from hutch.base.errors import Invalid
 from hutch.model.host import ContainerInstance, Host
+from hutch.rules.placement_expression import TASK_GROUP, Subject
 
 MAX_CUSTOM_ATTRIBUTES = 10
 _NAME = re.compile(r"[A-Za-z0-9_/\\.-]{1,128}")
@@ -35,12 +36,13 @@ def all_attributes(instance: ContainerInstance, host: Host) -> dict[str, str]:
     }
 
 
-def subject(instance: ContainerInstance, host: Host, running: int) -> Mapping[str, str]:
-    """An instance as the cluster query language sees it; `running`: its running tasks."""
+def subject(instance: ContainerInstance, host: Host, running: int, groups: Iterable[str]) -> Subject:
+    """An instance as the cluster query language sees it; `running`: its running tasks, `groups`: the groups of its tasks."""
     return {f"attribute:{k}": v for k, v in all_attributes(instance, host).items()} | {
         "agentConnected": "true" if host.connected else "false",
         "agentVersion": host.agent_version,
         "runningTasksCount": str(running),
         "ec2InstanceId": host.host_id,
         "registeredAt": str(instance.registered_at),
+        TASK_GROUP: frozenset(groups),
     }

@@ -10,8 +10,8 @@ import msgspec
 
 from hutch.model.host import ContainerInstance, Host, Reservation
 from hutch.model.task import Task
-from hutch.rules.attributes import subject
-from hutch.rules.placement_expression import parse
+from hutch.rules.attributes import all_attributes, subject
+from hutch.rules.placement_expression import TASK_GROUP, Subject, parse
 
 
 class Candidate(msgspec.Struct, kw_only=True):
@@ -27,7 +27,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     instances: dict[str, ContainerInstance]
     """Its memberships, by cluster."""
     groups: set[tuple[str, str]]
-    """(cluster, task group) of the tasks it runs, for distinctInstance."""
+    """(cluster, task group) of the tasks it runs, if a constraint `looks_at_groups`."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,10 +227,23 @@ def _constraint(task: Task, constraint: dict[str, str]) -> _Filter:
     expression = constraint.get("expression", "")
     wanted = parse(expression)
     return (
-        lambda c: wanted(subject(c.instances[task.cluster], c.host, c.task_count)),
+        lambda c: wanted(_subject(c, task.cluster)),
         "MemberOf placement constraint unsatisfied",
         lambda _: f"no container instance matches {expression!r}",
     )
+
+
+def looks_at_groups(task: Task) -> bool:
+    """Whether where the task may go depends on the groups of the tasks that are there."""
+    return any(
+        c.get("type") == "distinctInstance" or TASK_GROUP in c.get("expression", "")
+        for c in task.placement_constraints
+    )
+
+
+def _subject(c: Candidate, cluster: str) -> Subject:
+    groups = (group for in_cluster, group in c.groups if in_cluster == cluster)
+    return subject(c.instances[cluster], c.host, c.task_count, groups)
 
 
 def _driver_reasons(task: Task, left: Sequence[Candidate]) -> str:
@@ -268,7 +281,7 @@ def _strategy(
 
     def value(c: Candidate) -> str:
         instance = c.instances.get(cluster)
-        return subject(instance, c.host, c.task_count).get(field, "") if instance else ""
+        return all_attributes(instance, c.host).get(field.partition(":")[2], "") if instance else ""
 
     for one in candidates:
         tasks[value(one)] = tasks.get(value(one), 0) + one.task_count

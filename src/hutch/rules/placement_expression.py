@@ -8,7 +8,7 @@ Grammar: the ECS developer guide's "cluster query language"; at most 2,000 chara
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from hutch.base.errors import Invalid
 from hutch.rules.regex import Wildcard
@@ -35,7 +35,19 @@ _WORDS = {
     "or": "||",
     "not": "!",
 }
-Subject = Mapping[str, str]
+TASK_GROUP = "task:group"
+_SUBJECTS = (
+    "agentConnected",
+    "agentVersion",
+    "ec2InstanceId",
+    "registeredAt",
+    "runningTasksCount",
+    TASK_GROUP,
+)
+Value = str | frozenset[str]
+Subject = Mapping[str, Value]
+"""What is known of an instance. `task:group` has many values, the groups of the tasks on it: a comparison holds if it
+holds for one of them, a negated one if it holds for none."""
 Predicate = Callable[[Subject], bool]
 
 
@@ -112,21 +124,27 @@ class _Parser:
 
     def _comparison(self) -> Predicate:
         subject = self.take()
+        if subject not in _SUBJECTS and not subject.startswith("attribute:"):
+            raise Invalid(
+                f"Invalid expression: {subject[:100]!r} is none of attribute:<name>, {', '.join(_SUBJECTS)}."
+            )
         operator = self.take()
-        if operator == "exists":
-            return lambda s: subject in s
-        if operator == "!exists":
-            return lambda s: subject not in s
+        if operator in ("exists", "!exists"):
+            return lambda s: bool(_values(s, subject)) == (operator == "exists")
         if operator in ("in", "!in"):
-            values = self._list()
-            return lambda s: (s.get(subject) in values) == (operator == "in")
+            listed = self._list()
+            return lambda s: any(v in listed for v in _values(s, subject)) == (operator == "in")
         value = self.take()
         if operator in ("=~", "!~"):
             pattern = _wildcard(value)
-            return lambda s: pattern.matches(s.get(subject, "")) == (operator == "=~")
+            return lambda s: (
+                any(pattern.matches(v) for v in _values(s, subject) or ("",)) == (operator == "=~")
+            )
         if operator not in _COMPARE:
             raise Invalid(f"Invalid expression: {operator!r} is not an operator.")
-        return lambda s: subject in s and _COMPARE[operator](_number_or_text(s[subject], value))
+        if operator == "!=" and subject == TASK_GROUP:
+            return lambda s: value not in _values(s, subject)
+        return lambda s: any(_COMPARE[operator](_number_or_text(v, value)) for v in _values(s, subject))
 
     def _list(self) -> set[str]:
         self.take("[")
@@ -136,6 +154,13 @@ class _Parser:
             values.add(self.take())
         self.take("]")
         return values
+
+
+def _values(known: Subject, subject: str) -> Collection[str]:
+    value = known.get(subject)
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
 
 
 def _wildcard(value: str) -> Wildcard:

@@ -12,7 +12,7 @@ from hutch.control.events.shapes import EVENT
 from hutch.control.events.webhook import WebhookClient, refusal_of
 from hutch.control.ops.launch import LaunchRequest
 from hutch.control.ops.logs import LogOps
-from hutch.control.ops.tasks import TaskOps
+from hutch.control.ops.tasks import RUN_TASK_SCOPE, TaskOps
 from hutch.model.event import Delivery, LogEntry
 from hutch.model.record import Cause
 from hutch.model.task import Task
@@ -113,7 +113,7 @@ class Senders:
         actor = delivery.target.role_arn or "events.amazonaws.com"
         cause = Cause(id=delivery.delivery_id, actor=actor, action=f"events:{delivery.owner}")
         policy = concurrency_policy(tags)
-        if policy != "Allow" and not self._was_run(cluster, delivery.delivery_id):
+        if policy != "Allow" and not self._was_run(delivery.delivery_id):
             running = self._running(cluster, started_by)
             if running and policy == "Forbid":
                 return SKIPPED, f"task {running[0].task_id} of an earlier run still runs"
@@ -145,9 +145,9 @@ class Senders:
             raise Unavailable(failures[0].detail or failures[0].reason)
         return DELIVERED, " ".join(t.task_id for t in tasks)
 
-    def _was_run(self, cluster: str, token: str) -> bool:
+    def _was_run(self, token: str) -> bool:
         with self._store.read() as reader:
-            return reader.get(tables.IDEMPOTENCY_TOKENS, f"RunTask/{cluster}", token) is not None
+            return reader.get(tables.IDEMPOTENCY_TOKENS, RUN_TASK_SCOPE, token) is not None
 
     def _running(self, cluster: str, started_by: str) -> list[Task]:
         with self._store.read() as reader:

@@ -38,6 +38,8 @@ class InstanceView(msgspec.Struct, frozen=True, kw_only=True):
     reservation: Reservation
     running: int
     pending: int
+    groups: frozenset[str]
+    """The groups of the tasks on it."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +144,7 @@ class InstanceOps:
                 if instance.status != status if status else instance.status == INACTIVE:
                     continue
                 view = instance_view(reader, instance)
-                if wanted is None or wanted(subject(instance, view.host, view.running)):
+                if wanted is None or wanted(subject(instance, view.host, view.running, view.groups)):
                     page.append(instance)
         return page[:limit], len(page) > limit
 
@@ -241,4 +243,5 @@ def instance_view(reader: Reader, instance: ContainerInstance) -> InstanceView:
         or Reservation(host_id=instance.host_id),
         running=sum(1 for t in tasks if t.last_status == RUNNING),
         pending=sum(1 for t in tasks if t.desired_status != STOPPED and t.last_status != RUNNING),
+        groups=frozenset(t.group for t in tasks),
     )

@@ -30,7 +30,7 @@ class PlacementLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def snapshot(reader: Reader, limits: PlacementLimits, *, with_groups: bool) -> list[placement.Candidate]:
-    """All hosts with what is left of them. `with_groups` reads their tasks too (only distinctInstance needs it)."""
+    """All hosts with what is left of them. `with_groups` reads their tasks too (see `looks_at_groups`)."""
     candidates = []
     for host in reader.scan(tables.HOSTS):
         groups: set[tuple[str, str]] = set()
@@ -51,7 +51,7 @@ def snapshot(reader: Reader, limits: PlacementLimits, *, with_groups: bool) -> l
 
 def plan_for(reader: Reader, queue: Sequence[Task], limits: PlacementLimits) -> placement.Plan:
     """A plan for a queue of tasks, from what the reader sees."""
-    with_groups = any(c.get("type") == "distinctInstance" for t in queue for c in t.placement_constraints)
+    with_groups = any(placement.looks_at_groups(t) for t in queue)
     return placement.make_plan(queue, snapshot(reader, limits, with_groups=with_groups))
 
 

@@ -25,6 +25,8 @@ from hutch.store import tables
 from hutch.store.contract import IndexKey, Reader, Store, Tx
 
 MAX_DESCRIBE = 100
+RUN_TASK_SCOPE = "RunTask"
+"""Of its idempotency tokens: one for the account, so that the cluster is a part of the request like any other."""
 MAX_HOSTS_PLACED_AT_ONCE = 16
 MAX_REASON_CHARACTERS = 1024
 MIN_ID_PREFIX = 4
@@ -85,9 +87,8 @@ class TaskOps:
 
         def work(tx: Tx) -> tuple[list[Task], list[Failure]]:
             cluster_record = active_cluster(tx, cluster)
-            scope = f"RunTask/{cluster_record.name}"
             if request.client_token and (
-                before := tx.get(tables.IDEMPOTENCY_TOKENS, scope, request.client_token)
+                before := tx.get(tables.IDEMPOTENCY_TOKENS, RUN_TASK_SCOPE, request.client_token)
             ):
                 return self._replay(tx, before, digest), []
             definition = resolve_task_definition(tx, reference)
@@ -97,7 +98,7 @@ class TaskOps:
                 tx.put(
                     tables.IDEMPOTENCY_TOKENS,
                     IdempotencyToken(
-                        scope=scope,
+                        scope=RUN_TASK_SCOPE,
                         token=request.client_token,
                         request_digest=digest,
                         resource_ids=tuple(f"{t.cluster}/{t.task_id}" for t in tasks),
@@ -111,7 +112,8 @@ class TaskOps:
     def _replay(self, tx: Tx, before: IdempotencyToken, digest: str) -> list[Task]:
         if before.request_digest != digest:
             raise Conflict(
-                "The client token was used before with a different request.",
+                "The RunTask request could not be processed due to conflicts. The provided clientToken is already in "
+                "use with a different RunTask request.",
                 resource_ids=before.resource_ids,
                 code="ConflictException",
             )
