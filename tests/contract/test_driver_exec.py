@@ -33,9 +33,7 @@ class Room:
         return stream
 
 
-@pytest.fixture(
-    params=[pytest.param(m, id=n, marks=k) for n, m, k in HARNESSES if n not in ("microvm-booted", "gvisor")]
-)
+@pytest.fixture(params=[pytest.param(m, id=n, marks=k) for n, m, k in HARNESSES if n != "microvm-booted"])
 async def room(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Room]:
     harness: DriverHarness = request.param(tmp_path)
     driver = harness.new_driver()

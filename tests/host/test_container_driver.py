@@ -1,6 +1,7 @@
 """The container driver against the real kernel: what the walls are, what is measured, and every process killed."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
@@ -35,8 +36,9 @@ LIMIT_S = 60
 class Room(ContainerHarness):
     """A harness that also starts containers from shell scripts."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, runtime: str = "auto") -> None:
         super().__init__(tmp_path)
+        self.runtime = runtime
         self.driver = self.new_driver()
         self.spec: SandboxSpec
         self.handle: Handle
@@ -86,13 +88,29 @@ class Room(ContainerHarness):
         ]
 
 
+@contextlib.asynccontextmanager
+async def room_under(runtime: str, tmp_path: Path) -> AsyncIterator[Room]:
+    """A room, of which nothing may be left."""
+    made = Room(tmp_path, runtime)
+    try:
+        yield made
+    finally:
+        await made.driver.destroy_leftovers(str(made._directory), made.task_id)
+        await made.driver.close()
+    assert made.remains() == []
+
+
 @pytest.fixture
 async def room(tmp_path: Path) -> AsyncIterator[Room]:
-    made = Room(tmp_path)
-    yield made
-    await made.driver.destroy_leftovers(str(made._directory), made.task_id)
-    await made.driver.close()
-    assert made.remains() == []
+    async with room_under("auto", tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=["auto", pytest.param("runsc", marks=pytest.mark.needs("runsc"))])
+async def any_room(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Room]:
+    """The same with gVisor's kernel between."""
+    async with room_under(request.param, tmp_path) as made:
+        yield made
 
 
 # -- the walls
@@ -104,21 +122,21 @@ async def test_a_container_sees_only_its_own(room: Room) -> None:
     assert "conmon" not in text and "eth0" not in text and "lo" in text
 
 
-async def test_the_image_is_never_written(room: Room) -> None:
-    before = sorted(str(p) for p in room.image_root.rglob("*"))
-    event, _ = await room.runs_to_its_end("echo x > /etc/passwd && touch /bin/new && rm /bin/yes")
+async def test_the_image_is_never_written(any_room: Room) -> None:
+    before = sorted(str(p) for p in any_room.image_root.rglob("*"))
+    event, _ = await any_room.runs_to_its_end("echo x > /etc/passwd && touch /bin/new && rm /bin/yes")
     assert event.status.exit_code == 0
-    assert sorted(str(p) for p in room.image_root.rglob("*")) == before
-    assert (room.image_root / "etc/passwd").read_text().startswith("root:")
+    assert sorted(str(p) for p in any_room.image_root.rglob("*")) == before
+    assert (any_room.image_root / "etc/passwd").read_text().startswith("root:")
 
 
-async def test_what_is_written_stays_when_the_container_is_started_again(room: Room) -> None:
-    again = room.script("a", "test -f /mark && exit 7; touch /mark")
-    await room.make(again)
+async def test_what_is_written_stays_when_the_container_is_started_again(any_room: Room) -> None:
+    again = any_room.script("a", "test -f /mark && exit 7; touch /mark")
+    await any_room.make(again)
     codes = []
     for _ in range(2):
-        await room.driver.start_container(room.handle, again)
-        event = await room.next()
+        await any_room.driver.start_container(any_room.handle, again)
+        event = await any_room.next()
         assert isinstance(event, ContainerExited)
         codes.append(event.status.exit_code)
     assert codes == [0, 7]
@@ -142,22 +160,22 @@ async def test_system_calls_are_filtered(room: Room) -> None:
     assert "Seccomp:\t2" in text and "unshare(0x20000): Operation not permitted" in text
 
 
-async def test_volumes_are_shared_and_host_directories_reached(room: Room, tmp_path: Path) -> None:
+async def test_volumes_are_shared_and_host_directories_reached(any_room: Room, tmp_path: Path) -> None:
     host = tmp_path / "given"
     mounts = (MountSpec(volume="shared", path="/s"), MountSpec(volume="host", path="/h", read_only=True))
-    writer = room.script("w", "echo hello > /s/file; cat /h/there; touch /h/no", mounts=mounts)
-    reader = room.script("r", "cat /s/file", mounts=mounts)
+    writer = any_room.script("w", "echo hello > /s/file; cat /h/there; touch /h/no", mounts=mounts)
+    reader = any_room.script("r", "cat /s/file", mounts=mounts)
     host.mkdir()
     (host / "there").write_text("from the host\n")
     volumes = (VolumeSpec(name="shared"), VolumeSpec(name="host", source_path=str(host)))
-    await room.make(writer, reader, volumes=volumes)
-    await room.driver.start_container(room.handle, writer)
-    await room.next()
-    await room.driver.start_container(room.handle, reader)
-    await room.next()
-    assert "from the host" in room.output("w") and "Read-only" in room.output("w")
-    assert room.output("r") == "hello\n"
-    await room.driver.destroy(room.handle)
+    await any_room.make(writer, reader, volumes=volumes)
+    await any_room.driver.start_container(any_room.handle, writer)
+    await any_room.next()
+    await any_room.driver.start_container(any_room.handle, reader)
+    await any_room.next()
+    assert "from the host" in any_room.output("w") and "Read-only" in any_room.output("w")
+    assert any_room.output("r") == "hello\n"
+    await any_room.driver.destroy(any_room.handle)
     assert (host / "there").exists(), "a directory of the host is never removed"
 
 
@@ -201,16 +219,18 @@ async def test_a_sum_of_reservations_is_no_limit(room: Room) -> None:
 # -- health checks
 
 
-async def test_a_health_check_that_hangs_is_ended_with_all_it_started(room: Room) -> None:
-    runs = room.runs("a")
-    await room.make(runs)
-    await room.driver.start_container(room.handle, runs)
+async def test_a_health_check_that_hangs_is_ended_with_all_it_started(any_room: Room) -> None:
+    runs = any_room.runs("a")
+    await any_room.make(runs)
+    await any_room.driver.start_container(any_room.handle, runs)
     command = ("/bin/sh", "-c", "echo begun; sleep 777 & sleep 778")
-    result = await room.driver.probe(room.handle, "a", command, 0.5)
+    result = await any_room.driver.probe(any_room.handle, "a", command, 0.5)
     assert result.timed_out and "begun" in result.output
     left = [Path(f"/proc/{ref.pid}/cmdline").read_bytes() for ref in find_processes("778")]
     left += [Path(f"/proc/{ref.pid}/cmdline").read_bytes() for ref in find_processes("777")]
     assert left == []
+    seen = await any_room.driver.probe(any_room.handle, "a", ("/bin/sh", "-c", "ps | grep 'slee[p] 77'"), 10)
+    assert (seen.exit_code, seen.output) == (1, "")
 
 
 async def test_a_health_check_cannot_fill_our_memory(room: Room) -> None:
@@ -224,17 +244,17 @@ async def test_a_health_check_cannot_fill_our_memory(room: Room) -> None:
 # -- everything may be killed
 
 
-async def test_a_killed_conmon_is_told_and_leaves_nothing_running(room: Room) -> None:
-    first, second = room.runs("a"), room.runs("b")
-    await room.make(first, second)
+async def test_a_killed_conmon_is_told_and_leaves_nothing_running(any_room: Room) -> None:
+    first, second = any_room.runs("a"), any_room.runs("b")
+    await any_room.make(first, second)
     pids = []
     for container in (first, second):
-        await room.driver.start_container(room.handle, container)
-    for path in sorted((room._directory / "box" / "starts").glob("*/1/pid")):
+        await any_room.driver.start_container(any_room.handle, container)
+    for path in sorted((any_room._directory / "box" / "starts").glob("*/1/pid")):
         pids.append(process_ref(int(path.read_text())))
-    victim = room.shims()[0]
+    victim = any_room.shims()[0]
     os.kill(victim.pid, signal.SIGKILL)
-    event = await room.next()
+    event = await any_room.next()
     assert isinstance(event, SandboxExited)
     assert event.kind == "ShimKilled" and "signal 9" in event.text
     for ref in pids:
@@ -242,7 +262,7 @@ async def test_a_killed_conmon_is_told_and_leaves_nothing_running(room: Room) ->
         async with asyncio.timeout(LIMIT_S):
             await wait_gone(ref)
     with pytest.raises(SandboxGone, match="conmon"):
-        await room.driver.start_container(room.handle, first)
+        await any_room.driver.start_container(any_room.handle, first)
 
 
 async def test_a_conmon_killed_while_no_agent_was_there(room: Room) -> None:
@@ -260,13 +280,13 @@ async def test_a_conmon_killed_while_no_agent_was_there(room: Room) -> None:
     assert room.remains() == []
 
 
-async def test_the_first_process_killed_from_outside(room: Room) -> None:
-    runs = room.runs("a")
-    await room.make(runs)
-    await room.driver.start_container(room.handle, runs)
-    pid = int((room._directory / "box/starts/a/1/pid").read_text())
+async def test_the_first_process_killed_from_outside(any_room: Room) -> None:
+    runs = any_room.runs("a")
+    await any_room.make(runs)
+    await any_room.driver.start_container(any_room.handle, runs)
+    pid = int((any_room._directory / "box/starts/a/1/pid").read_text())
     os.kill(pid, signal.SIGKILL)
-    event = await room.next()
+    event = await any_room.next()
     assert isinstance(event, ContainerExited)
     assert (event.status.exit_code, event.status.signal, event.status.oom) == (137, 9, False)
 
@@ -290,28 +310,28 @@ async def test_an_out_of_memory_exit_while_no_agent_was_there(room: Room) -> Non
     assert isinstance(event, ContainerExited) and event.status.oom
 
 
-async def test_an_agent_killed_during_a_start(room: Room) -> None:
+async def test_an_agent_killed_during_a_start(any_room: Room) -> None:
     """What it left half-made goes, and the container can be started."""
-    runs = room.runs("a")
-    await room.make(runs)
-    await room.driver.start_container(room.handle, runs)
-    await room.driver.close()
-    (room._directory / "box/starts/a/1/started.json").unlink()
-    room.driver = room.new_driver()
-    assert await room.driver.adopt(room.handle, room.spec) == ()
-    assert room.shims() == [] and not (room._directory / "box/starts/a/1").exists()
-    await room.driver.start_container(room.handle, runs)
+    runs = any_room.runs("a")
+    await any_room.make(runs)
+    await any_room.driver.start_container(any_room.handle, runs)
+    await any_room.driver.close()
+    (any_room._directory / "box/starts/a/1/started.json").unlink()
+    any_room.driver = any_room.new_driver()
+    assert await any_room.driver.adopt(any_room.handle, any_room.spec) == ()
+    assert any_room.shims() == [] and not (any_room._directory / "box/starts/a/1").exists()
+    await any_room.driver.start_container(any_room.handle, runs)
 
 
-async def test_destroy_ends_a_start_that_is_under_way(room: Room) -> None:
-    runs = room.runs("a")
-    await room.make(runs)
-    starting = asyncio.create_task(room.driver.start_container(room.handle, runs))
-    await look_until_async(lambda: room.shims() or starting.done())
-    await room.driver.destroy(room.handle)
+async def test_destroy_ends_a_start_that_is_under_way(any_room: Room) -> None:
+    runs = any_room.runs("a")
+    await any_room.make(runs)
+    starting = asyncio.create_task(any_room.driver.start_container(any_room.handle, runs))
+    await look_until_async(lambda: any_room.shims() or starting.done())
+    await any_room.driver.destroy(any_room.handle)
     result = (await asyncio.gather(starting, return_exceptions=True))[0]
     assert not isinstance(result, Exception) or isinstance(result, DriverError)
-    assert room.remains() == []
+    assert any_room.remains() == []
 
 
 # -- what it can't do, it says

@@ -168,15 +168,24 @@ def add_veth(
         ip.link("add", ifname=port, kind="veth", peer={"ifname": "eth0", "net_ns_fd": namespace})
 
     def configure(inside: IPRoute) -> None:
-        index = link_index(inside, "eth0")
-        inside.link("set", index=index, address=mac, mtu=mtu)
-        with _already_there():
-            inside.addr("add", index=index, address=address, prefixlen=prefix)
-        inside.link("set", index=index, state="up")
-        with _already_there():
-            inside.route("add", dst="default", gateway=gateway)
+        inside.link("set", index=link_index(inside, "eth0"), address=mac, mtu=mtu)
+        _give_address(inside, address, prefix, gateway)
 
     _inside(namespace, configure)
+
+
+def address_inside(namespace: str, address: str, prefix: int, gateway: str) -> None:
+    """The address and default route of a namespace's `eth0`, if it has lost them. A name, or a path."""
+    _inside(namespace, lambda inside: _give_address(inside, address, prefix, gateway))
+
+
+def _give_address(inside: IPRoute, address: str, prefix: int, gateway: str) -> None:
+    index = link_index(inside, "eth0")
+    with _already_there():
+        inside.addr("add", index=index, address=address, prefixlen=prefix)
+    inside.link("set", index=index, state="up")
+    with _already_there():
+        inside.route("add", dst="default", gateway=gateway)
 
 
 def _inside(namespace: str, work: Callable[[IPRoute], T]) -> T:

@@ -12,6 +12,7 @@ from hutch.base.clock import Clock
 from hutch.base.log import get_logger
 from hutch.host.drivers.container.ending import exit_status, shim_ended
 from hutch.host.drivers.container.plan import Places, runtime_id
+from hutch.host.drivers.container.rooms import forget
 from hutch.host.drivers.container.shim import exit_code
 from hutch.host.drivers.contract import (
     ContainerExited,
@@ -163,8 +164,7 @@ class Box:
         except OSError as error:
             # `destroy` removes the group above it, and tells if it can't.
             log.warning("control group not removed", group=start.group, reason=str(error))
-        state = self.places.runtime / start.runtime_id
-        await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
+        await asyncio.to_thread(forget, self.places, start.runtime_id)
 
     async def _shim_died(self, start: Start, returncode: int | None) -> None:
         """Without conmon nobody reads the container's output or learns how it ends: the sandbox is over."""

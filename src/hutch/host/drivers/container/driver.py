@@ -18,6 +18,7 @@ from hutch.host.drivers.container import plan, rooms
 from hutch.host.drivers.container.box import STARTED_FILE, Box, Start, start_id
 from hutch.host.drivers.container.ending import start_fault
 from hutch.host.drivers.container.exec import open_exec
+from hutch.host.drivers.container.further import FurtherProcess, further_process
 from hutch.host.drivers.container.kept import check_files, hold_config, keep_files, look_spec
 from hutch.host.drivers.container.pause import pause_pid, start_pause
 from hutch.host.drivers.container.plan import Places
@@ -44,6 +45,7 @@ from hutch.host.drivers.exec_process import exec_process
 from hutch.host.drivers.facts import unhealthy
 from hutch.host.drivers.oci_config import OciContext, build_further_process
 from hutch.host.drivers.volume_disks import VolumeStore
+from hutch.host.kernel import links
 from hutch.host.kernel.cgroup import CgroupError, host_cgroups, platform_cgroup, task_cgroup
 from hutch.host.kernel.container_cgroups import ContainerCgroups
 from hutch.host.kernel.process import find_processes, kill_and_wait, process_use
@@ -152,6 +154,8 @@ class ContainerDriver:
             raise DriverError("SandboxExists", f"task {task_id} has a sandbox already")
         plan.check_task(spec)
         runtime = await self._need()
+        if runtime.is_gvisor:
+            plan.check_gvisor(spec)
         await asyncio.to_thread(_check_needs, spec)
         ready = False
         try:
@@ -253,6 +257,8 @@ class ContainerDriver:
             interactive=container.interactive,
         )
         made = await launch(request)
+        if runtime.is_gvisor:
+            await asyncio.to_thread(_give_address_back, spec)
         try:
             await run(runtime.command(places.runtime, "start", identity))
         except CommandFailed as failure:
@@ -321,7 +327,7 @@ class ContainerDriver:
                 box.bundle(start),
                 process,
                 timeout_s,
-                lambda: self._groups.processes(start.group),
+                self._further(runtime, box, start, box.bundle(start) / "probe.pid"),
             )
         )
 
@@ -333,8 +339,17 @@ class ContainerDriver:
         ground = await asyncio.to_thread(self._ground, box)
         context = plan.oci_context(box.spec, given, start.number, ground)
         process = exec_process(given, box.spec.images[container], context, spec)
-        return await open_exec(
-            runtime, box, start, process, spec, lambda: self._groups.processes(start.group)
+        directory = box.new_exec_directory(start)
+        further = self._further(runtime, box, start, directory / "pid")
+        return await open_exec(runtime, box, start, process, spec, further)
+
+    def _further(self, runtime: Runtime, box: Box, start: Start, pid_file: Path) -> FurtherProcess:
+        return further_process(
+            runtime,
+            box.places.runtime,
+            start.runtime_id,
+            pid_file,
+            lambda: self._groups.processes(start.group),
         )
 
     async def dial_router(self, handle: Handle, container: str) -> Connection:
@@ -381,9 +396,7 @@ class ContainerDriver:
 
     async def keep_disk(self, handle: Handle, directory: str) -> int:
         """End all containers, and move away what they wrote; see `SupportsKeptDisks`."""
-        runtime = await self._need()
-        if runtime.name == "runsc":
-            raise DriverError("NoDiskKept", "gVisor keeps what containers write in a form of its own")
+        await self._need()
         places = Places(Path(handle.state["directory"]))
         if (box := self._boxes.pop(handle.task_id, None)) is not None:
             await box.release()
@@ -458,6 +471,13 @@ class ContainerDriver:
             text = f"task {handle.task_id} has no sandbox that was created or adopted here"
             raise DriverError("SandboxUnknown", text)
         return box
+
+
+def _give_address_back(spec: SandboxSpec) -> None:
+    """gVisor takes the address from the interface in the task's network namespace, and leaves none to the next start."""
+    link, path = spec.task.interface, spec.attachment.netns_path
+    if link is not None and path:
+        links.address_inside(path, link.address, link.prefix_length, link.gateway)
 
 
 def _keep(places: Places, directory: Path) -> int:

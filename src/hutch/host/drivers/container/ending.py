@@ -16,11 +16,13 @@ def exit_status(code: int, oom_kills: int, oom_record: str | None, fallback_name
     if not oom_kills or code != 137:
         return ExitStatus(exit_code=code, signal=signal)
     victim = _VICTIM.search(oom_record or "")
+    # Of gVisor the host knows one process, which is the container: runsc, started anew by way of /proc/self/exe.
+    name = victim[2] if victim and victim[2] != "exe" else fallback_name
     return ExitStatus(
         exit_code=code,
         signal=signal,
         oom=True,
-        oom_process=victim[2] if victim else fallback_name,
+        oom_process=name,
         oom_rss_bytes=int(victim[3]) * 1024 if victim else 0,
     )
 

@@ -8,14 +8,13 @@ import asyncio
 import contextlib
 import os
 import signal as signals
-from collections.abc import AsyncIterator, Callable, Collection
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 from hutch.host.drivers.container.box import Box, Start
-from hutch.host.drivers.container.probing import end_session
+from hutch.host.drivers.container.further import FurtherProcess
 from hutch.host.drivers.container.runtime import Runtime
 from hutch.host.drivers.exec_process import exec_fault
 from hutch.host.kernel.inotify import FileWatcher
@@ -25,6 +24,9 @@ from hutch.model.exec import STDERR, STDOUT, ExecSpec
 
 READ_BYTES = 16 * 1024
 GRACE_S = 2.0
+_TAKE_TERMINAL = ("sh", "-c", 'exec <>/proc/self/fd/0 "$@"', "sh")
+"""runsc gives the process our terminal itself, whose signals (Ctrl-C, a new size) go to runsc, which hands them on: it must
+be the terminal that controls runsc's session. A session's leader gets it by opening it."""
 
 
 async def open_exec(
@@ -33,19 +35,18 @@ async def open_exec(
     start: Start,
     process: dict[str, Any],
     spec: ExecSpec,
-    members: Callable[[], Collection[int]],
+    further: FurtherProcess,
 ) -> "ContainerExec":
-    """`process` is an OCI process object; `members` gives the pids of the container's control group."""
-    directory = box.new_exec_directory(start)
+    """`process` is an OCI process object, `further` the same once it runs; beside its pid's file lie the others."""
+    directory = further.pid_file.parent
     document = directory / "process.json"
     document.write_bytes(msgspec.json.encode(process))
-    # runsc's --log is something else: a log of all it does.
-    log = ("--log", str(directory / "log")) if runtime.name != "runsc" else ()
+    tty: tuple[str, ...] = ("--tty",) if spec.tty and not runtime.is_gvisor else ()
+    before = _TAKE_TERMINAL if spec.tty and runtime.is_gvisor else ()
     command = (
-        *("setpriv", "--pdeathsig", "KILL", runtime.path, *runtime.arguments(box.places.runtime), *log),
-        *("exec", "--process", str(document), "--pid-file", str(directory / "pid")),
-        *(("--tty",) if spec.tty else ()),
-        start.runtime_id,
+        *(*before, "setpriv", "--pdeathsig", "KILL", runtime.path, *runtime.arguments(box.places.runtime)),
+        *("--log", str(directory / "log"), "exec", "--process", str(document)),
+        *(*further.arguments, *tty, start.runtime_id),
     )
     pipes = _Terminal(spec) if spec.tty else _Pipes(spec)
     try:
@@ -57,7 +58,7 @@ async def open_exec(
         raise
     finally:
         pipes.close_theirs()
-    return ContainerExec(box, child, directory, pipes, members)
+    return ContainerExec(box, child, pipes, further)
 
 
 class _Pipes:
@@ -105,15 +106,14 @@ class ContainerExec:
         self,
         box: Box,
         child: Child,
-        directory: Path,
         pipes: _Pipes,
-        members: Callable[[], Collection[int]],
+        further: FurtherProcess,
     ) -> None:
         self._box = box
         self._child = child
-        self._directory = directory
         self._pipes = pipes
-        self._members = members
+        self._further = further
+        self._directory = further.pid_file.parent
         self._writing = asyncio.Lock()
         self._ended = asyncio.create_task(child.wait())
         self._news = asyncio.Event()
@@ -161,18 +161,17 @@ class ContainerExec:
     async def signal(self, number: int) -> None:
         """Send the process a signal."""
         await self._wait_for_pid()
-        if not self._ended.done() and (pid := self._pid()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        if not self._ended.done():
+            await self._further.signal(number)
 
     async def _wait_for_pid(self) -> None:
         """The runtime tells the pid a moment after the process began to run."""
-        if self._pid() or self._ended.done():
+        if self._further.pid or self._ended.done():
             return
         watcher = FileWatcher()
         watch = watcher.watch(self._directory)
         try:
-            while not self._pid() and not self._ended.done():
+            while not self._further.pid and not self._ended.done():
                 changed = asyncio.ensure_future(watch.changed.wait())
                 futures: set[asyncio.Future[Any]] = {changed, self._ended}
                 await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -181,12 +180,6 @@ class ContainerExec:
         finally:
             watch.close()
             watcher.close()
-
-    def _pid(self) -> int:
-        try:
-            return int((self._directory / "pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return 0
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         """What it writes; nothing is read before the caller comes for it."""
@@ -246,22 +239,26 @@ class ContainerExec:
             lines = (self._directory / "log").read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return ""
-        return next((line for line in reversed(lines) if line.strip()), "")
+        line = next((line for line in reversed(lines) if line.strip()), "")
+        try:
+            return str(msgspec.json.decode(line)["msg"])  # runsc's way
+        except (msgspec.DecodeError, KeyError, TypeError):
+            return line
 
     async def close(self) -> None:
         """Hang up on the process, and kill it and its session if it goes on."""
         try:
             if not self._ended.done():
-                if pid := self._pid():
-                    for target in (-pid, pid):
-                        with contextlib.suppress(ProcessLookupError, PermissionError):
-                            os.kill(target, signals.SIGHUP)
+                await self._further.hang_up()
                 await asyncio.wait({self._ended}, timeout=GRACE_S)
         finally:
-            if not self._ended.done():
-                end_session(self._directory / "pid", self._members)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._child.pid, signals.SIGKILL)
-            self._pipes.close()
-            self._box.remove_exec_directory(self._directory)
+            try:
+                if not self._ended.done():
+                    await self._further.end()
+            finally:
+                if not self._ended.done():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._child.pid, signals.SIGKILL)
+                self._pipes.close()
+                self._box.remove_exec_directory(self._directory)
         await asyncio.wait({self._ended})

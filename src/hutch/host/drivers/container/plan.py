@@ -95,6 +95,26 @@ def check_task(spec: SandboxSpec) -> None:
             raise DriverError("NoRootDirectory", f"image {reference} was not prepared as a directory")
 
 
+def check_gvisor(spec: SandboxSpec) -> None:
+    """Refuse what can't be done where each container has a kernel, with a network stack, of its own. Raises `DriverError`."""
+    task = spec.task
+    if shared := {task.pid_mode, task.ipc_mode} & {"task", "host"}:
+        what = f"pidMode or ipcMode {min(shared)}: gVisor gives each container a kernel of its own"
+    elif spec.attachment.host_network:
+        what = "network mode host: gVisor has a network stack of its own"
+    elif spec.attachment.netns_path and sum(not c.disable_network for c in task.containers) > 1:
+        what = "several containers on one network: gVisor gives each container a network stack of its own"
+    elif any(c.devices for c in task.containers):
+        what = "linuxParameters.devices: gVisor hands no devices of the host on"
+    else:
+        return
+    raise DriverError(
+        "NotUnderGvisor",
+        f"this host's containers run under gVisor, which can't do what the task asks for: {what}",
+        fix="use launch type FARGATE, or a host whose --container-runtime is runc or crun",
+    )
+
+
 def task_limits(task: TaskSpec, *, cap_cpu: bool) -> CgroupLimits:
     """What all containers of a task may have together. CPU is a weight: what others leave idle may be used, unless the
     task, or the host's owner for all (`cap_cpu`), wants a cap. A task without a share of its own can't have one."""

@@ -3,16 +3,14 @@
 import asyncio
 import contextlib
 import os
-import signal
-from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from hutch.host.drivers.container.further import FurtherProcess
 from hutch.host.drivers.container.runtime import Runtime
 from hutch.host.drivers.contract import ProbeResult
-from hutch.host.kernel.process import session_of
 from hutch.host.kernel.run import start_child
 
 MAX_OUTPUT_BYTES = 4096
@@ -27,15 +25,13 @@ async def run_probe(
     bundle: Path,
     process: dict[str, Any],
     timeout_s: float,
-    members: Callable[[], Collection[int]],
+    further: FurtherProcess,
 ) -> ProbeResult:
-    """`process` is an OCI process object; `members` gives the pids of the container's control group."""
-    document, pid_file = bundle / "probe.json", bundle / "probe.pid"
+    """`process` is an OCI process object, `further` the same once it runs."""
+    document = bundle / "probe.json"
     document.write_bytes(msgspec.json.encode(process))
-    pid_file.unlink(missing_ok=True)
-    command = runtime.command(
-        state, "exec", "--process", str(document), "--pid-file", str(pid_file), container_id
-    )
+    further.pid_file.unlink(missing_ok=True)
+    command = runtime.command(state, "exec", "--process", str(document), *further.arguments, container_id)
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     output = _Output(read_end)
     try:
@@ -51,8 +47,10 @@ async def run_probe(
             timed_out = True
         finally:
             if child.returncode is None:
-                end_session(pid_file, members)
-                await child.kill()
+                try:
+                    await further.end()
+                finally:
+                    await child.kill()
         # Something that the command left running may hold the pipe for ever.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_READING_S):
@@ -64,16 +62,6 @@ async def run_probe(
     if timed_out:
         return ProbeResult(exit_code=TIMED_OUT_CODE, timed_out=True, output=text)
     return ProbeResult(exit_code=code if code >= 0 else 128 - code, output=text)
-
-
-def end_session(pid_file: Path, members: Callable[[], Collection[int]]) -> None:
-    """The runtime does not hand SIGKILL on, so the command is ended too, with all of its session."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        leader = int(pid_file.read_text())
-        for pid in members():
-            if session_of(pid) == leader:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
 
 class _Output:

@@ -159,8 +159,15 @@ def make_bundle(bundle: Path, config: dict[str, Any]) -> None:
 
 def discard_bundle(places: Places, bundle: Path, runtime_id: str) -> None:
     """Remove what a start left in files."""
-    shutil.rmtree(places.runtime / runtime_id, ignore_errors=True)
+    forget(places, runtime_id)
     shutil.rmtree(bundle, ignore_errors=True)
+
+
+def forget(places: Places, runtime_id: str) -> None:
+    """Remove what the runtime knows of a start: a directory of that name, or gVisor's files that begin with it."""
+    shutil.rmtree(places.runtime / runtime_id, ignore_errors=True)
+    for file in places.runtime.glob(f"{runtime_id}_*"):
+        file.unlink(missing_ok=True)
 
 
 def unmount(places: Places) -> None:

@@ -8,7 +8,11 @@ import msgspec
 from hutch.host.drivers.contract import DriverError
 from hutch.host.kernel.run import CLEAN_ENVIRONMENT, CommandFailed, run
 
-RUNTIMES = ("runc", "crun", "runsc")
+GVISOR = "runsc"
+RUNTIMES = ("runc", "crun", GVISOR)
+_GVISOR_FLAGS = ("--network=sandbox", "--ignore-cgroups=false", "--overlay2=none")
+"""The task's network namespace is ready-made: gVisor's network stack takes its interface over. What containers write goes
+to their root, where it stays through restarts and can be kept, not to an overlay inside the sandbox."""
 _VERSION_TIMEOUT_S = 10.0
 
 
@@ -19,11 +23,14 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     version: str
 
+    @property
+    def is_gvisor(self) -> bool:
+        """Whether its containers have a kernel of their own, which only the runtime can reach."""
+        return self.name == GVISOR
+
     def arguments(self, state: Path) -> tuple[str, ...]:
         """What comes before each verb; `state` is where it keeps its containers."""
-        common = ("--root", str(state))
-        # The task's network namespace is ready-made; gVisor's own network stack takes its interface over.
-        return (*common, "--network=sandbox", "--ignore-cgroups=false") if self.name == "runsc" else common
+        return ("--root", str(state), *(_GVISOR_FLAGS if self.is_gvisor else ()))
 
     def command(self, state: Path, *words: str) -> list[str]:
         """A command line."""
@@ -43,7 +50,8 @@ async def find_runtime(wanted: str, cgroup_version: int) -> Runtime:
     for name in names:
         path = shutil.which(name, path=CLEAN_ENVIRONMENT["PATH"])
         if path is not None:
-            return Runtime(name=name, path=path, version=await _version(path))
+            flags = _GVISOR_FLAGS if name == GVISOR else ()
+            return Runtime(name=name, path=path, version=await _version(path, flags))
     raise DriverError(
         "RuntimeMissing",
         f"{names[-1]} is not installed",
@@ -59,9 +67,17 @@ def find_conmon() -> str:
     return path
 
 
-async def _version(path: str) -> str:
+async def _version(path: str, flags: tuple[str, ...]) -> str:
     try:
-        text = (await run([path, "--version"], timeout_s=_VERSION_TIMEOUT_S)).decode("utf-8", "replace")
+        text = (await run([path, *flags, "--version"], timeout_s=_VERSION_TIMEOUT_S)).decode(
+            "utf-8", "replace"
+        )
     except CommandFailed as failure:
+        if flags and "not defined" in failure.message:
+            raise DriverError(
+                "RuntimeTooOld",
+                f"{path} does not know the flags that hutch gives it: {failure.message}",
+                fix="install a newer gVisor (docs/design/container.md says how)",
+            ) from None
         raise DriverError("RuntimeBroken", f"{failure.command_line}: {failure.message}") from None
     return text.partition("\n")[0].rpartition(" ")[2]
