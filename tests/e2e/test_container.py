@@ -16,9 +16,11 @@ from tests.support.platform import Platform
 pytestmark = pytest.mark.needs("root", "runc", "haproxy", "skopeo", "nft")
 
 
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    made = Platform(tmp_path_factory.mktemp("container"), drivers="container")
+@pytest.fixture(scope="module", params=["auto", pytest.param("runsc", marks=pytest.mark.needs("runsc"))])
+def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    made = Platform(
+        tmp_path_factory.mktemp("container"), drivers="container", container_runtime=request.param
+    )
     made.start()
     try:
         made.hutch("image", "import", str(WEB_IMAGE), "localhost/web:latest")
