@@ -84,13 +84,8 @@ class UseCases:
         self.limits = placement_limits(settings)
         self.paging = Paging(platform.identity.token_key)
         self.logs = LogOps(log_store, clock)
-        self.hosts = HostOps(
-            store,
-            clock,
-            ids,
-            clusters=tuple(settings.host_clusters.split(",")),
-            default_zone=f"{settings.region}a",
-        )
+        clusters, zone = tuple(settings.host_clusters.split(",")), f"{settings.region}a"
+        self.hosts = HostOps(store, clock, ids, clusters=clusters, default_zone=zone)
         self.host_loss = HostLossLoop(store, self.hosts, clock, ids, lost_after_s=settings.host_lost_after_s)
 
         self.vault = open_vault(paths.secrets_key, ids, values_exist=values_exist(store))
