@@ -85,7 +85,7 @@ from pathlib import Path
 import msgspec
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.contract import Handle, SandboxSpec
-from hutch.host.drivers.microvm import image, sandbox, suspend
+from hutch.host.drivers.microvm import image, qemu_sandbox, sandbox, suspend
 from hutch.host.drivers.microvm.driver import MicrovmDriver
 given = json.loads(sys.argv[1])
 
@@ -97,13 +97,13 @@ def kill_at(owner, name, when=lambda *a, **k: True):
     setattr(owner, name, lambda *a, **k: kill() if when(*a, **k) else real(*a, **k))
 
 POINTS = {
-    "frozen": lambda: kill_at(sandbox.Sandbox, "save_devices"),
+    "frozen": lambda: kill_at(qemu_sandbox.QemuSandbox, "save_devices"),
     "half written": lambda: kill_at(image, "_write", lambda p, d: p.name == "manifest.json"),
     "before the rename": lambda: kill_at(suspend.os, "rename"),
     "after the rename": lambda: kill_at(suspend, "end_vm"),
-    "process started": lambda: kill_at(sandbox, "restore"),
+    "process started": lambda: kill_at(qemu_sandbox, "restore"),
     "before it is used": lambda: kill_at(suspend.os, "rename"),
-    "before it runs": lambda: kill_at(sandbox.Qmp, "execute", lambda self, c, **k: c == "cont"),
+    "before it runs": lambda: kill_at(qemu_sandbox.Qmp, "execute", lambda self, c, **k: c == "cont"),
     "before it is thawed": lambda: kill_at(sandbox.Sandbox, "thaw"),
 }
 

@@ -5,7 +5,6 @@ Firecracker ends when its guest does, and takes nothing with it: the console is 
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Awaitable, Callable
 
 from hutch.base.clock import Clock
@@ -15,11 +14,10 @@ from hutch.host.drivers.firecracker.config import save_requests
 from hutch.host.drivers.firecracker.vm import FirecrackerFiles
 from hutch.host.drivers.microvm.ending import Traces
 from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
-from hutch.host.drivers.microvm.sandbox import EXPLAIN_TIMEOUT_S, Restoration, Sandbox
+from hutch.host.drivers.microvm.sandbox import EXPLAIN_TIMEOUT_S, Sandbox
 from hutch.host.drivers.microvm.vm import tail, write_console
 from hutch.host.guestlink.session import GuestGone, GuestSession
 from hutch.host.guestlink.vsock import AGENT_PORT, connect_vsock
-from hutch.host.kernel.kmsg import oom_kill_record
 from hutch.host.kernel.process import ProcessRef
 from hutch.wire.guest_documents import HelloAnswer
 
@@ -46,7 +44,7 @@ class FirecrackerSandbox(Sandbox):
         self._bring_up = bring_up
         self.api = FirecrackerApi(files.api_socket)
 
-    async def _attach(self, hello_timeout_s: float, restoration: Restoration | None) -> HelloAnswer:
+    async def _attach(self, hello_timeout_s: float) -> HelloAnswer:
         if self._bring_up is not None:
             await self._make_vm(self._bring_up, hello_timeout_s)
         try:
@@ -64,8 +62,8 @@ class FirecrackerSandbox(Sandbox):
             streams,
             logs=self._logs,
             on_exit=self._exited,
-            on_facts=self._take_facts,
-            first_id=int(self._clock.now() * 1000) * 1000,
+            on_facts=self._queue.take_facts,
+            first_id=self._first_id,
         )
         return await self._hello(hello_timeout_s)
 
@@ -112,8 +110,11 @@ class FirecrackerSandbox(Sandbox):
             exit_code=exit_code,
             console=log,
             qemu_output=log,
-            oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
+            oom_record=self._oom_record(exit_code),
         )
+
+    async def _close_monitor(self) -> None:
+        """Nothing is held: each request has a connection of its own."""
 
 
 def _is_hang_up(error: Exception) -> bool:

@@ -23,11 +23,11 @@ from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import Confinement, MonitorJail
 from hutch.host.drivers.microvm.kept import check_kept, hold_members, keep_disks, look_spec, with_tools
 from hutch.host.drivers.microvm.launcher import Launcher
+from hutch.host.drivers.microvm.qemu_sandbox import Origin, QemuSandbox
 from hutch.host.drivers.microvm.running import (
     observed,
     power_off,
 )
-from hutch.host.drivers.microvm.sandbox import Origin, Sandbox
 from hutch.host.drivers.microvm.suspend import Suspender
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
@@ -45,7 +45,7 @@ log = get_logger(__name__)
 KEEP_TIMEOUT_S = 10.0
 
 
-class MicrovmDriver(VmDriver[Sandbox]):
+class MicrovmDriver(VmDriver[QemuSandbox]):
     """Implements `hutch.host.drivers.contract.Driver` with QEMU."""
 
     name = "microvm"
@@ -116,7 +116,7 @@ class MicrovmDriver(VmDriver[Sandbox]):
         self._watch_servers(sandbox)
         return msgspec.structs.replace(self._handle(sandbox), phases=tuple(phases.told))
 
-    def _handle(self, sandbox: Sandbox) -> Handle:
+    def _handle(self, sandbox: QemuSandbox) -> Handle:
         return Handle(
             driver=self.name,
             format=HANDLE_FORMAT,
@@ -136,13 +136,13 @@ class MicrovmDriver(VmDriver[Sandbox]):
         given = handle.state.get("origin")
         origin = msgspec.convert(given, Origin) if given else None
         files = self._files(handle.state["directory"])
-        sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
+        sandbox = QemuSandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
         # Its agent may have been killed while it was on the way to the disk, or back.
         found = await self._adopt(sandbox, may_be_frozen=True)
         self._watch_servers(sandbox)
         return found
 
-    def _watch_servers(self, sandbox: Sandbox) -> None:
+    def _watch_servers(self, sandbox: QemuSandbox) -> None:
         name = self._vm_name(sandbox.spec.task.task_id)
         for served in server_logs(sandbox.files):
             sandbox.watch_servers(self._jail.processes(server_name(name, served.name)))

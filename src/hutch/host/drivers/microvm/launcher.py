@@ -36,7 +36,8 @@ from hutch.host.drivers.microvm.making import (
 )
 from hutch.host.drivers.microvm.programs import ProgramVersion
 from hutch.host.drivers.microvm.qemu import PROGRAM, Memory
-from hutch.host.drivers.microvm.sandbox import Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.qemu_process import VmRequest, launch
+from hutch.host.drivers.microvm.qemu_sandbox import Origin, QemuSandbox, Restoration
 from hutch.host.drivers.microvm.slots import LaunchSlot
 from hutch.host.drivers.microvm.spares import Spares
 from hutch.host.drivers.microvm.taskless import TasklessVm
@@ -49,8 +50,6 @@ from hutch.host.drivers.microvm.templates import (
 )
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
-    VmRequest,
-    launch,
     load_guest_image,
     placeholder_link,
     remove_vm,
@@ -172,7 +171,7 @@ class Launcher:
 
     async def launch(
         self, spec: SandboxSpec, slot: LaunchSlot, kept: Path | None = None
-    ) -> tuple[Sandbox, Phases]:
+    ) -> tuple[QemuSandbox, Phases]:
         """A VM for a task, with its disks attached and its guest greeted. `kept`: it gets copies of the disks of a task that
         has ended, which are in that directory. Raises `DriverError`; what was made by then is the caller's to remove
         (`remove_vm`)."""
@@ -227,7 +226,7 @@ class Launcher:
         name = vm_name(self._platform_id, spec.task.task_id)
         return task_request(spec, name, accelerator, self.volumes, tsc_khz=self._tsc_khz)
 
-    async def _restore(self, wanted: _Wanted, phases: Phases, template: Template) -> Sandbox:
+    async def _restore(self, wanted: _Wanted, phases: Phases, template: Template) -> QemuSandbox:
         state_fd = template.open_state()
         try:
             memory = Memory(fd=template.memory_fd, shared=False)
@@ -239,7 +238,7 @@ class Launcher:
         finally:
             os.close(state_fd)
 
-    async def _boot_with_files(self, wanted: _Wanted) -> Sandbox:
+    async def _boot_with_files(self, wanted: _Wanted) -> QemuSandbox:
         """A VM whose file systems are served by programs beside it, which must see its memory: a template's is private."""
         request = wanted.request
         memory_fd = open_memory_file("hutch-shared", size=request.memory_mib << 20)
@@ -258,7 +257,7 @@ class Launcher:
         limit_s: float,
         restoration: Restoration | None = None,
         phases: Phases | None = None,
-    ) -> Sandbox:
+    ) -> QemuSandbox:
         """Start QEMU and wait for the guest's greeting, while the scratch disk is made. With `phases` its two halves are
         measured: the jail, up to QEMU's execution, and the rest."""
         spec, files = wanted.spec, wanted.files
@@ -268,9 +267,10 @@ class Launcher:
             executed = self._clock.now()
             if phases is not None:
                 phases.add("jail", begun)
-            sandbox = Sandbox(spec, files, ref, self._clock, origin=wanted.origin())
+            origin = wanted.origin()
+            sandbox = QemuSandbox(spec, files, ref, self._clock, origin=origin, restoration=restoration)
             async with let_go_on_failure(sandbox):
-                await sandbox.attach(hello_timeout_s=limit_s, restoration=restoration)
+                await sandbox.attach(hello_timeout_s=limit_s)
             if phases is not None:
                 phases.add("restore", executed)
         return sandbox
@@ -282,7 +282,7 @@ class Launcher:
         before_it_runs: Callable[[], Awaitable[None]],
         *,
         copied: bool = False,
-    ) -> Sandbox:
+    ) -> QemuSandbox:
         """A VM from an image, with the disk that is in the sandbox's directory; its guest greeted, its containers as
         frozen as they were. `copied`: it was saved as another task's. Raises `DriverError`; what was made by then is the
         caller's to remove (`end_vm`)."""
@@ -313,9 +313,11 @@ class Launcher:
             origin = Origin(
                 machine=machine, template=saved.manifest.template, has_link=saved.manifest.has_link
             )
-            sandbox = Sandbox(spec, files, ref, self._clock, origin=origin, is_new=False)
+            sandbox = QemuSandbox(
+                spec, files, ref, self._clock, origin=origin, restoration=restoration, is_new=False
+            )
             async with let_go_on_failure(sandbox):
-                answer = await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S, restoration=restoration)
+                answer = await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S)
                 told = () if copied else saved.manifest.told
                 await sandbox.take_over(answer.containers, told, copied=copied)
         return sandbox
@@ -343,10 +345,10 @@ class Launcher:
         ground, vm = await self.ground(), self._making
         request = template_request(key, vm.name, memory_fd, tsc_khz=self._tsc_khz or 0)
 
-        async def boot() -> Sandbox:
+        async def boot() -> QemuSandbox:
             vm.files.vm.mkdir(mode=0o700)
             ref = await launch(request, vm.files, ground.image, self._jail)
-            sandbox = Sandbox(vm.spec, vm.files, ref, self._clock)
+            sandbox = QemuSandbox(vm.spec, vm.files, ref, self._clock)
             async with let_go_on_failure(sandbox):
                 await sandbox.attach(hello_timeout_s=BOOT_TIMEOUT_S)
             return sandbox

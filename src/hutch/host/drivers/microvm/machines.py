@@ -16,8 +16,9 @@ from hutch.host.drivers.microvm.qemu import (
     vm_memory_mib,
     vm_vcpus,
 )
+from hutch.host.drivers.microvm.qemu_process import VmRequest
 from hutch.host.drivers.microvm.templates import TemplateKey
-from hutch.host.drivers.microvm.vm import GuestImage, VmFiles, VmRequest
+from hutch.host.drivers.microvm.vm import GuestImage, VmFiles
 from hutch.host.drivers.volume_disks import VolumeStore, volume_disks
 
 

@@ -1,17 +1,13 @@
-"""A running microVM as this host agent sees it: its process, its monitor, its guest, and what to tell of
-them.
-
-A VM that ends by itself (power-off, panic) is held, paused, by QEMU until its console was read; only then is
-the process ended. So the last words are there even if no host agent was when it happened.
+"""A running microVM as this host agent sees it: its process, its guest, and what to tell of them. What depends on the VM
+monitor is in `qemu_sandbox.py` and `firecracker/sandbox.py`.
 """
 
 import asyncio
-import base64
 import contextlib
 import os
 import signal
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,35 +25,23 @@ from hutch.host.drivers.contract import (
     SandboxSpec,
 )
 from hutch.host.drivers.microvm.ending import Traces, explain
-from hutch.host.drivers.microvm.hotplug import replace_disk
-from hutch.host.drivers.microvm.image import Machine
+from hutch.host.drivers.microvm.event_queue import EventQueue
 from hutch.host.drivers.microvm.plan import runtime_id
-from hutch.host.drivers.microvm.qemu import CONSOLE_BYTES
-from hutch.host.drivers.microvm.qmp import Qmp, QmpError
-from hutch.host.drivers.microvm.restore import restore, save, save_devices
-from hutch.host.drivers.microvm.templates import TemplateRef
-from hutch.host.drivers.microvm.vm import VmFiles, tail, write_console
+from hutch.host.drivers.microvm.vm import VmFiles
 from hutch.host.guestlink.logs import SandboxLogs
 from hutch.host.guestlink.session import GuestGone, GuestLinkError, GuestRefused, GuestSession
 from hutch.host.kernel.kmsg import oom_kill_record
-from hutch.host.kernel.process import ProcessRef, is_alive, wait_gone
-from hutch.host.kernel.sealed import open_memory_file
+from hutch.host.kernel.process import ProcessRef, wait_gone
 from hutch.rules.logdrivers.files import FileBounds, bounds_of
 from hutch.wire.guest_documents import ContainerExitedEvent, GuestContainer, HelloAnswer, StateAnswer
-from hutch.wire.guest_facts import RuntimeFactsEvent
 from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)
 T = TypeVar("T")
 EXPLAIN_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
-_ENDED_STATES = ("shutdown", "guest-panicked", "internal-error", "io-error")
-_STILL_STATES = ("paused", "save-vm")
 FREEZE_TIMEOUT_S = 10.0
 ENTROPY_BYTES = 64
-MAX_FACT_BATCHES = 8
-"""The guest may have four under way."""
-SERVER_GRACE_S = 1.0
 
 
 class Empty(msgspec.Struct):
@@ -76,31 +60,7 @@ class Started(msgspec.Struct, kw_only=True):
     """Set when the caller of the start has its answer: only then is an exit told."""
 
 
-async def _nothing(*_: object) -> None:
-    """What a restoration does besides if it is a template's."""
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VM was made of, which must be known to save and restore it."""
-
-    machine: Machine
-    template: TemplateRef | None = None
-    """What its memory is a private copy of."""
-    has_link: bool = False
-    """As in `Manifest`."""
-
-
-class Restoration(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a VM's state comes from, and what else is to be done at which moment."""
-
-    state_fd: int
-    fill_memory: Callable[[ProcessRef], Awaitable[None]] = _nothing
-    """Before the devices have their state, which they check against the memory."""
-    before_it_runs: Callable[[], Awaitable[None]] = _nothing
-    """When all is there. What fails from here on is the VM's end."""
-
-
-class Sandbox:
+class Sandbox(ABC):
     """One VM. Made by the driver with `attach`; all verbs from one event loop."""
 
     def __init__(
@@ -110,11 +70,9 @@ class Sandbox:
         ref: ProcessRef,
         clock: Clock,
         *,
-        origin: Origin | None = None,
         is_new: bool = True,
     ) -> None:
         """`is_new`: it has no containers yet; else `take_over` must follow `attach`."""
-        self.origin = origin
         self.spec = spec
         self.files = files
         self.ref = ref
@@ -126,15 +84,8 @@ class Sandbox:
         self._clock = clock
         self._logs = SandboxLogs(files.logs, bounds=_log_bounds(spec), knows_all=is_new)
         self._session: GuestSession | None = None
-        self._qmp: Qmp | None = None
-        self._shutdown_reason = ""
-        self._queue: deque[tuple[SandboxEvent, int]] = deque()
-        self._facts_seq = 0
-        self._facts_waiting = 0
-        self._news = asyncio.Event()
+        self._queue = EventQueue(self._is_settled, self._acknowledge)
         self._over = asyncio.Event()
-        self._released = False
-        self._lost_server = False
         self._background: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -145,46 +96,27 @@ class Sandbox:
             raise SandboxGone("VmNotAttached", "the VM's guest was never reached")
         return self._session
 
-    async def attach(self, *, hello_timeout_s: float, restoration: Restoration | None = None) -> HelloAnswer:
-        """Connect to monitor and guest, greet it, and watch the process. With a `restoration` the VM waits for its state,
-        which it is given first; else one that stands still goes on. Raises `DriverError`, `SandboxGone`."""
+    async def attach(self, *, hello_timeout_s: float) -> HelloAnswer:
+        """Connect to monitor and guest, greet it, and watch the process. Raises `DriverError`, `SandboxGone`."""
         self._run(self._watch_process())
-        return await self.while_alive(self._attach(hello_timeout_s, restoration), "come up")
+        return await self.while_alive(self._attach(hello_timeout_s), "come up")
 
-    async def _attach(self, hello_timeout_s: float, restoration: Restoration | None) -> HelloAnswer:
-        try:
-            self._qmp = await Qmp.connect(self.files.qmp_socket, self._shut_down)
-            status = await self._qmp.execute("query-status")
-        except QmpError as error:
-            # A monitor that is not there most often means a process that is not: then that is the cause.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
-                    await self._over.wait()
-            raise self.gone() if self.ended else DriverError("VmMonitorFailed", error.message) from None
-        if status.get("status") in _ENDED_STATES:
-            self._shut_down(self._shutdown_reason)
-            await self._over.wait()
-        self._session = await GuestSession.connect(
-            self.files.agent_socket,
-            logs=self._logs,
-            on_exit=self._exited,
-            on_facts=self._take_facts,
-            first_id=int(self._clock.now() * 1000) * 1000,
-        )
-        try:
-            if restoration is not None:
-                # After the channel is open, as it was when the state was saved: so the guest has nothing to notice.
-                await restoration.fill_memory(self.ref)
-                await restore(self._qmp, restoration.state_fd)
-                await restoration.before_it_runs()
-                await self._qmp.execute("cont")
-            elif status.get("status") in _STILL_STATES:
-                # It was being saved when the agent was killed.
-                await self._qmp.execute("cont")
-        except QmpError as error:
-            said = await asyncio.to_thread(tail, self.files.qemu_log, 500)
-            raise DriverError("VmNotRestored", f"{error.message}: {said.strip()}") from None
-        return await self._hello(hello_timeout_s)
+    @abstractmethod
+    async def _attach(self, hello_timeout_s: float) -> HelloAnswer:
+        """Connect to the monitor and to the guest (`_session`), have the VM run, greet it. Raises `DriverError`,
+        `SandboxGone`, `GuestLinkError`."""
+
+    @abstractmethod
+    async def save_console(self) -> None:
+        """Write the end of the guest's console to `console.log`. Raises `HutchError` if the monitor does not give it."""
+
+    @abstractmethod
+    def _traces(self, exit_code: int | None) -> Traces:
+        """What a process that has ended left. Blocks."""
+
+    @abstractmethod
+    async def _close_monitor(self) -> None:
+        """Let go of the connection to the monitor."""
 
     async def _hello(self, timeout_s: float) -> HelloAnswer:
         """Greet the guest: its clock is set, its generator seeded."""
@@ -201,35 +133,13 @@ class Sandbox:
         """Greet the guest again. Raises `DriverError`, `SandboxGone`."""
         return await self.while_alive(self._hello(timeout_s), "answer")
 
+    @property
+    def _first_id(self) -> int:
+        """The first number of a new session's requests, beyond those of all sessions before."""
+        return int(self._clock.now() * 1000) * 1000
+
     def _now_ns(self) -> int:
         return int(self._clock.now() * 1e9)
-
-    async def replace_disk(self, index: int, path: str, *, read_only: bool) -> None:
-        """Put a file in the place of an empty disk that the guest has not looked at yet. Raises `DriverError`,
-        `SandboxGone`, `OSError`."""
-        if self._qmp is None:
-            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
-        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        try:
-            await replace_disk(self._qmp, index, fd, read_only=read_only)
-        except QmpError as error:
-            raise DriverError("DiskNotAttached", error.message) from None
-        finally:
-            os.close(fd)
-
-    async def save_state(self) -> bytes:
-        """Stop the VM for good, and give the state of its devices: not what is in memory that is in a shared file.
-        Raises `DriverError`."""
-        if self._qmp is None:
-            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
-        fd = open_memory_file("hutch-state")
-        try:
-            await self.while_alive(save(self._qmp, fd), "save its state")
-            return os.pread(fd, os.fstat(fd).st_size, 0)
-        except QmpError as error:
-            raise DriverError("VmNotSaved", error.message) from None
-        finally:
-            os.close(fd)
 
     async def freeze(self) -> None:
         """All processes of all containers stand still when this returns. Raises `DriverError`, `SandboxGone`."""
@@ -252,32 +162,6 @@ class Sandbox:
     async def _ask_plainly(self, operation: str, purpose: str, **members: Any) -> None:
         request = self.session.request(operation, Empty, timeout_s=FREEZE_TIMEOUT_S, **members)
         await self.while_alive(request, purpose)
-
-    async def save_devices(self) -> bytes:
-        """Stop the VM where it is, and give the state of its devices, without its memory. It can go on (`go_on`). Raises
-        `DriverError`, `SandboxGone`."""
-        fd = open_memory_file("hutch-state")
-        try:
-            write_only = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                await self._with_monitor(lambda qmp: save_devices(qmp, write_only), "save its devices' state")
-            finally:
-                os.close(write_only)
-            return os.pread(fd, os.fstat(fd).st_size, 0)
-        finally:
-            os.close(fd)
-
-    async def go_on(self) -> None:
-        """Let a VM that was stopped run again. Raises as `save_devices`."""
-        await self._with_monitor(lambda qmp: qmp.execute("cont"), "go on")
-
-    async def _with_monitor(self, work: Callable[[Qmp], Coroutine[Any, Any, Any]], purpose: str) -> None:
-        if self._qmp is None:
-            raise SandboxGone("VmNotAttached", "the VM's monitor was never reached")
-        try:
-            await self.while_alive(work(self._qmp), purpose)
-        except QmpError as error:
-            raise DriverError("VmMonitorFailed", f"the VM did not {purpose}: {error.message}") from None
 
     def ended_starts(self) -> tuple[str, ...]:
         """Runtime ids of the containers whose end is known here."""
@@ -339,7 +223,7 @@ class Sandbox:
             started.running = False
         if started.settled is not None:
             started.settled.set()
-            self._news.set()
+            self._queue.look_again()
 
     async def _exited(self, event: ContainerExitedEvent) -> None:
         started = self.started.get(event.name)
@@ -357,14 +241,6 @@ class Sandbox:
         )
         self._run(self._tell_exit(started, status, event.time_ns, event.seq), self._telling)
 
-    def _take_facts(self, event: RuntimeFactsEvent) -> None:
-        """Into the queue of events; a guest that sends more than it may is not listened to."""
-        if event.seq <= self._facts_seq or self._facts_waiting >= MAX_FACT_BATCHES:
-            return
-        self._facts_seq = event.seq
-        self._facts_waiting += 1
-        self._tell(ProcessFacts(facts=event.facts, dropped=event.dropped), event.seq)
-
     async def _tell_exit(self, started: Started, status: ExitStatus, at_ns: int, seq: int) -> None:
         """Tell an exit once its container's output is on the disk: whoever hears of it may end the VM at once."""
         try:
@@ -378,7 +254,7 @@ class Sandbox:
                 reason=str(error) or f"not there within {DRAIN_TIMEOUT_S:g} s",
             )
         await self._logs.end_lines(started.number, at_ns)
-        self._tell(_exit_event(started, status, at_ns / 1e9), seq)
+        self._queue.tell(_exit_event(started, status, at_ns / 1e9), seq)
 
     async def _drain(self, number: int) -> None:
         """Return when all output of a start that has ended is written: when the guest, which reads between any two
@@ -392,33 +268,17 @@ class Sandbox:
             known = last
             await self._logs.wait_written(number, known)
 
-    def _tell(self, event: SandboxEvent, seq: int) -> None:
-        self._queue.append((event, seq))
-        self._news.set()
-
-    async def events(self) -> AsyncIterator[SandboxEvent]:
+    def events(self) -> AsyncIterator[SandboxEvent]:
         """Events in order; an exit is acknowledged to the guest when the caller comes for the next event."""
-        while not self._released:
-            self._news.clear()
-            while self._queue:
-                event, seq = self._queue[0]
-                if isinstance(event, ContainerExited) and not self._is_settled(event):
-                    break
-                self._queue.popleft()
-                yield event
-                if isinstance(event, SandboxExited):
-                    return
-                if isinstance(event, ProcessFacts):
-                    self._facts_waiting -= 1
-                if seq and self._session is not None:
-                    acknowledge = (
-                        self._session.acknowledge_facts
-                        if isinstance(event, ProcessFacts)
-                        else self._session.acknowledge_event
-                    )
-                    acknowledge(seq)
-            if self._queue or not self._released:
-                await self._news.wait()
+        return aiter(self._queue)
+
+    def _acknowledge(self, event: SandboxEvent, seq: int) -> None:
+        if self._session is None:
+            return
+        if isinstance(event, ProcessFacts):
+            self._session.acknowledge_facts(seq)
+        else:
+            self._session.acknowledge_event(seq)
 
     def _is_settled(self, event: ContainerExited) -> bool:
         started = self.started.get(event.container)
@@ -463,30 +323,6 @@ class Sandbox:
             return SandboxGone("VmReleased", "the sandbox was destroyed or let go of")
         return SandboxGone(self.ended.kind, self.ended.text, fix=self.ended.fix, evidence=self.ended.evidence)
 
-    def _shut_down(self, reason: str) -> None:
-        self._shutdown_reason = reason or "ended"
-        self._run(self._end_paused_vm())
-
-    async def _end_paused_vm(self) -> None:
-        with contextlib.suppress(QmpError):
-            await self.save_console()
-        if is_alive(self.ref):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.ref.pid, signal.SIGKILL)
-
-    async def save_console(self) -> None:
-        """Write the end of the guest's console to `console.log`. Raises `QmpError`."""
-        if self._qmp is None:
-            return
-        encoded = await self._qmp.execute(
-            "ringbuf-read", device="console", size=CONSOLE_BYTES, format="base64"
-        )
-        try:
-            data = base64.b64decode(str(encoded))
-        except ValueError:
-            raise QmpError("QEMU's console ring can't be read") from None
-        await asyncio.to_thread(write_console, self.files, data)
-
     async def _watch_process(self) -> None:
         exit_code = await wait_gone(self.ref)
         traces = await asyncio.to_thread(self._traces, exit_code)
@@ -498,35 +334,12 @@ class Sandbox:
                 async with asyncio.timeout(EXPLAIN_TIMEOUT_S):
                     await self._session.closed.wait()
         await asyncio.gather(*self._telling, return_exceptions=True)
-        self._tell(self.ended, 0)
+        self._queue.tell(self.ended, 0)
         self._over.set()
 
-    def watch_servers(self, refs: Iterable[ProcessRef]) -> None:
-        """End the VM when one of these programs, which serve it, has ended: its guest would wait for ever."""
-        for ref in refs:
-            self._run(self._watch_server(ref))
-
-    async def _watch_server(self, ref: ProcessRef) -> None:
-        await wait_gone(ref)
-        # They end with the VM as well.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SERVER_GRACE_S):
-                await self._over.wait()
-                return
-        self._lost_server = True
-        with contextlib.suppress(ProcessLookupError):
-            if is_alive(self.ref):
-                os.kill(self.ref.pid, signal.SIGKILL)
-
-    def _traces(self, exit_code: int | None) -> Traces:
-        return Traces(
-            shutdown_reason=self._shutdown_reason,
-            exit_code=exit_code,
-            console=tail(self.files.console, CONSOLE_BYTES),
-            qemu_output=tail(self.files.qemu_log),
-            lost_server=self._lost_server,
-            oom_record=oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None,
-        )
+    def _oom_record(self, exit_code: int | None) -> str | None:
+        """The host kernel's words on having killed the process, if it was killed. Blocks."""
+        return oom_kill_record(self.ref.pid) if exit_code in (None, -signal.SIGKILL) else None
 
     def _run(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]] | None = None) -> None:
         tasks = self._background if group is None else group
@@ -536,17 +349,15 @@ class Sandbox:
 
     async def release(self) -> None:
         """Let go of the VM without touching it; iterators of events end."""
-        self._released = True
         self._over.set()
-        self._news.set()
+        self._queue.close()
         tasks = [*self._background, *self._telling]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
-        if self._qmp is not None:
-            await self._qmp.close()
+        await self._close_monitor()
         await self._logs.close()
 
 

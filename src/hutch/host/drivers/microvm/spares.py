@@ -15,14 +15,20 @@ from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.machines import Ground, machine_of
-from hutch.host.drivers.microvm.making import RESTORE_TIMEOUT_S, Phases, no_task, scratch_disk
+from hutch.host.drivers.microvm.making import (
+    RESTORE_TIMEOUT_S,
+    Phases,
+    let_go_on_failure,
+    no_task,
+    scratch_disk,
+)
 from hutch.host.drivers.microvm.qemu import WARM_TCG_BUFFER_MIB, Memory
-from hutch.host.drivers.microvm.sandbox import Empty, Origin, Restoration, Sandbox
+from hutch.host.drivers.microvm.qemu_process import VmRequest, launch
+from hutch.host.drivers.microvm.qemu_sandbox import Origin, QemuSandbox, Restoration
+from hutch.host.drivers.microvm.sandbox import Empty
 from hutch.host.drivers.microvm.templates import Template, TemplateKey, TemplateStore, TemplateUnavailable
 from hutch.host.drivers.microvm.vm import (
     VmFiles,
-    VmRequest,
-    launch,
     placeholder_link,
     remove_vm,
     vm_name,
@@ -69,7 +75,7 @@ class Spares:
 
     async def take(
         self, spec: SandboxSpec, request: VmRequest, key: TemplateKey, phases: Phases
-    ) -> Sandbox | None:
+    ) -> QemuSandbox | None:
         """A spare made into the VM that is asked for, if there is one that fits and it can be used; its guest greeted."""
         if request.writable_disks > 1:
             # Its disks are claimed as they are opened, which is when QEMU starts.
@@ -84,7 +90,7 @@ class Spares:
             log.warning("a spare microVM can't be used", task=spec.task.task_id, reason=error.message)
             return None
 
-    async def _claim(self, spare: Spare, spec: SandboxSpec, request: VmRequest) -> Sandbox:
+    async def _claim(self, spare: Spare, spec: SandboxSpec, request: VmRequest) -> QemuSandbox:
         """Make a spare the task's: disks and link are put in the place of empty ones. On failure it is gone."""
         files, sandbox = VmFiles(spec.directory), spare.sandbox
         ready = False
@@ -110,7 +116,7 @@ class Spares:
         if tap:
             await asyncio.to_thread(move_tap, spare.tap_fd, spare.tap_name, tap)
 
-    async def _fill_disks(self, sandbox: Sandbox, request: VmRequest) -> None:
+    async def _fill_disks(self, sandbox: QemuSandbox, request: VmRequest) -> None:
         for index, (path, read_only) in enumerate(request.disks):
             await sandbox.replace_disk(index, path, read_only=read_only)
         await sandbox.greet(timeout_s=RESTORE_TIMEOUT_S)
@@ -133,10 +139,7 @@ class Spares:
             files.name.write_text(name)
             tap_fd = await asyncio.to_thread(open_placeholder_tap, tap_name)
             request = _request(size, name, template, tap_fd)
-            ref = await launch(request, files, ground.image, self._jail)
-            origin = Origin(machine=machine_of(request, ground), template=template.ref, has_link=True)
-            sandbox = Sandbox(no_task(spare_id, str(files.root)), files, ref, self._clock, origin=origin)
-            await self._attach(sandbox, template)
+            sandbox = await self._restore(request, files, spare_id, ground, template)
             rehearsal = sandbox.session.request("start", Empty, **plan.rehearsal_members())
             await sandbox.while_alive(rehearsal, "rehearse")
             ready = True
@@ -151,11 +154,23 @@ class Spares:
                 await self._remove(files)
         return Spare(size=size, name=name, files=files, sandbox=sandbox, tap_name=tap_name, tap_fd=tap_fd)
 
-    async def _attach(self, sandbox: Sandbox, template: Template) -> None:
+    async def _restore(
+        self, request: VmRequest, files: VmFiles, spare_id: str, ground: Ground, template: Template
+    ) -> QemuSandbox:
         state_fd = template.open_state()
         try:
-            restoration = Restoration(state_fd=state_fd)
-            await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S, restoration=restoration)
+            ref = await launch(request, files, ground.image, self._jail)
+            sandbox = QemuSandbox(
+                no_task(spare_id, str(files.root)),
+                files,
+                ref,
+                self._clock,
+                origin=Origin(machine=machine_of(request, ground), template=template.ref, has_link=True),
+                restoration=Restoration(state_fd=state_fd),
+            )
+            async with let_go_on_failure(sandbox):
+                await sandbox.attach(hello_timeout_s=RESTORE_TIMEOUT_S)
+            return sandbox
         finally:
             os.close(state_fd)
 

@@ -31,7 +31,7 @@ from hutch.host.drivers.microvm.jail import MonitorJail
 from hutch.host.drivers.microvm.launcher import Launcher
 from hutch.host.drivers.microvm.making import let_go_on_failure
 from hutch.host.drivers.microvm.qemu import vm_memory_mib
-from hutch.host.drivers.microvm.sandbox import Sandbox
+from hutch.host.drivers.microvm.qemu_sandbox import QemuSandbox
 from hutch.host.drivers.microvm.templates import MEMORY_NAME
 from hutch.host.drivers.microvm.vm import VmFiles, end_vm
 from hutch.host.kernel.copyfile import copy_file
@@ -48,7 +48,7 @@ class Suspender:
         self._jail = jail
         self._clock = clock
 
-    async def suspend(self, sandbox: Sandbox, name: str) -> None:
+    async def suspend(self, sandbox: QemuSandbox, name: str) -> None:
         """Take a VM to the disk. Raises `DriverError` if it could not be done, and the VM runs on; `SandboxGone`."""
         files, begun = sandbox.files, self._clock.monotonic()
         committed = False
@@ -69,7 +69,7 @@ class Suspender:
         size_mib = await asyncio.to_thread(image_bytes, files.suspended) / MIB
         log.info("microVM suspended", task=sandbox.spec.task.task_id, took_ms=took_ms, mib=round(size_mib, 1))
 
-    async def snapshot(self, sandbox: Sandbox, directory: Path) -> None:
+    async def snapshot(self, sandbox: QemuSandbox, directory: Path) -> None:
         """Copy a VM, with its disk, to a new directory; it stands still for that long. Raises as `suspend`."""
         begun, done = self._clock.monotonic(), False
         try:
@@ -85,7 +85,7 @@ class Suspender:
         took_ms = round((self._clock.monotonic() - begun) * 1000)
         log.info("microVM copied", task=sandbox.spec.task.task_id, took_ms=took_ms)
 
-    async def fork(self, directory: Path, spec: SandboxSpec) -> Sandbox:
+    async def fork(self, directory: Path, spec: SandboxSpec) -> QemuSandbox:
         """Another task's VM from a copy; its guest has its new identity before anything in it goes on. Raises `DriverError`;
         what was made by then is the caller's to remove."""
         files = VmFiles(spec.directory)
@@ -104,14 +104,18 @@ class Suspender:
         return sandbox
 
     async def _write(
-        self, sandbox: Sandbox, directory: Path, besides: Callable[[Sandbox, Path], None]
+        self, sandbox: QemuSandbox, directory: Path, besides: Callable[[QemuSandbox, Path], None]
     ) -> None:
         state = await sandbox.save_devices()
         work = asyncio.to_thread(self._write_files, sandbox, directory, state, besides)
         await sandbox.while_alive(work, "be written to the disk")
 
     def _write_files(
-        self, sandbox: Sandbox, directory: Path, state: bytes, besides: Callable[[Sandbox, Path], None]
+        self,
+        sandbox: QemuSandbox,
+        directory: Path,
+        state: bytes,
+        besides: Callable[[QemuSandbox, Path], None],
     ) -> None:
         origin = sandbox.origin
         if origin is None:
@@ -138,7 +142,7 @@ class Suspender:
         except MemoryMismatch as error:
             raise DriverError("NotSuspended", error.message) from None
 
-    async def _go_on(self, sandbox: Sandbox) -> None:
+    async def _go_on(self, sandbox: QemuSandbox) -> None:
         """After a failure: the VM runs as before. If it can't any more it has ended, which it tells itself."""
         with contextlib.suppress(DriverError, HutchError):
             await sandbox.go_on()
@@ -152,7 +156,7 @@ class Suspender:
         await end_vm(name, files, self._jail)
         return True
 
-    async def resume(self, spec: SandboxSpec, name: str) -> Sandbox:
+    async def resume(self, spec: SandboxSpec, name: str) -> QemuSandbox:
         """Bring a VM back. Raises `DriverError`, and the image stays; `SandboxGone` if it is lost."""
         files, begun = VmFiles(spec.directory), self._clock.monotonic()
         used = files.resumed
@@ -183,11 +187,11 @@ async def _nothing_before() -> None:
     """A fork's image stays as it is when a VM begins to run from it."""
 
 
-def _no_more(sandbox: Sandbox, directory: Path) -> None:
+def _no_more(sandbox: QemuSandbox, directory: Path) -> None:
     """A suspended VM's disk stays where it is."""
 
 
-def _copy_disk(sandbox: Sandbox, directory: Path) -> None:
+def _copy_disk(sandbox: QemuSandbox, directory: Path) -> None:
     check_room(directory, sandbox.files.scratch.stat().st_blocks * 512)
     copy_file(sandbox.files.scratch, directory / "scratch.img")
 

@@ -10,7 +10,7 @@ import msgspec
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
 from hutch.host.drivers.contract import DriverError
-from hutch.host.drivers.microvm.sandbox import Sandbox
+from hutch.host.drivers.microvm.qemu_sandbox import QemuSandbox
 from hutch.host.drivers.microvm.templates import TemplateKey
 from hutch.host.drivers.microvm.vm import VmFiles
 
@@ -46,7 +46,7 @@ class Spare(msgspec.Struct, kw_only=True):
     size: WarmSize
     name: str
     files: VmFiles
-    sandbox: Sandbox
+    sandbox: QemuSandbox
     tap_name: str
     tap_fd: int
     """Attached to a link that leads nowhere; QEMU has a copy of it, which follows where this one is attached to."""
