@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,10 @@ import pytest
 from hutch.base.clock import SystemClock
 from hutch.host.drivers.contract import ContainerExited, DriverError, ExitStatus, SandboxEvent, SandboxExited
 from hutch.host.drivers.microvm.event_queue import MAX_FACT_BATCHES, EventQueue
+from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
 from hutch.host.drivers.microvm.making import Once, Phases
 from hutch.host.drivers.microvm.programs import ProgramVersion
+from hutch.host.drivers.microvm.qemu_process import VmRequest, launch
 from hutch.host.drivers.microvm.slots import LaunchSlots
 from hutch.host.drivers.microvm.template_launch import TemplateLaunches
 from hutch.host.drivers.microvm.templates import (
@@ -20,6 +23,9 @@ from hutch.host.drivers.microvm.templates import (
     TemplateStore,
     TemplateUnavailable,
 )
+from hutch.host.drivers.microvm.vm import GuestImage, VmFiles
+from hutch.host.kernel.jail_root import JailRoot
+from hutch.host.kernel.process import ProcessRef, process_ref
 from hutch.host.kernel.run import CommandFailed
 from hutch.wire.guest_facts import RuntimeFactsEvent
 
@@ -143,6 +149,44 @@ async def test_a_fault_of_the_tasks_disks_is_not_the_templates(kind: str) -> Non
     with pytest.raises(DriverError, match="no room"):
         await _launch(store, fault=DriverError(kind, "no room"))
     assert not store.rejected
+
+
+class SlowJail:
+    """In the place of a jail, whose start takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.started = False
+
+    async def root(self) -> JailRoot:
+        return JailRoot(directory=Path("/"), program="")
+
+    def start(self, request: JailRequest, root: JailRoot) -> ProcessRef:
+        self.begun.set()
+        assert self.may_end.wait(60)
+        self.started = True
+        ref = process_ref(os.getpid())
+        assert ref is not None
+        return ref
+
+
+async def test_a_launch_that_is_cancelled_starts_nothing_afterwards(tmp_path: Path) -> None:
+    files, jail = VmFiles(tmp_path), SlowJail()
+    files.vm.mkdir()
+    image = GuestImage(kernel=tmp_path, initrd=tmp_path, key="", kernel_version="")
+    request = VmRequest(name="vm", accelerator="tcg", vcpus=1, memory_mib=64, incoming=True)
+    launching = asyncio.create_task(launch(request, files, image, cast(MonitorJail, jail)))
+    assert await asyncio.to_thread(jail.begun.wait, 60)
+    launching.cancel()
+    try:
+        await asyncio.wait({launching}, timeout=0.05)
+        # Whoever removes the VM now would find nothing, a moment before it is there.
+        assert not launching.done()
+    finally:
+        jail.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await launching
+    assert jail.started
 
 
 def _exit(name: str) -> ContainerExited:

@@ -12,6 +12,7 @@ from stat import S_ISREG
 import msgspec
 
 from hutch.base.clock import Clock
+from hutch.base.threads import in_thread
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.firecracker.api import FirecrackerApi
@@ -220,13 +221,13 @@ class FirecrackerLauncher:
         async def boot() -> FirecrackerSandbox:
             snapshot.mkdir(mode=0o700)
             if tap:
-                await asyncio.to_thread(make_tap, tap, self._jail.user_of(vm.name))
+                await in_thread(make_tap, tap, self._jail.user_of(vm.name))
             return await self._boot(vm.spec, request, ground.image, self._boot_timeout_s)
 
         try:
             async with vm.made(boot) as sandbox:
                 await sandbox.save()
-                return await asyncio.to_thread(_take_snapshot, snapshot, memory_fd)
+                return await in_thread(_take_snapshot, snapshot, memory_fd)
         finally:
             await asyncio.to_thread(remove_tap, self._template_tap)
 

@@ -5,13 +5,13 @@ that it can write to besides the scratch disk; nothing there is trusted. `vm/fir
 console.
 """
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from hutch.base.threads import in_thread
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.firecracker.config import (
@@ -72,9 +72,9 @@ async def launch(
     request: FirecrackerRequest, files: FirecrackerFiles, image: GuestImage, jail: MonitorJail
 ) -> ProcessRef:
     """Start Firecracker in its jail; it has no VM yet. Raises `DriverError`; what was made by then is removed by
-    `remove_vm`."""
+    `remove_vm`, for which there is nothing more to come once this has been cancelled."""
     root = await jail.root()
-    return await asyncio.to_thread(_launch, request, files, image, jail, root)
+    return await in_thread(_launch, request, files, image, jail, root)
 
 
 def _launch(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from hutch.base.errors import HutchError
+from hutch.base.threads import in_thread
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.file_trees import FIRST_ID, ID_COUNT, FileTrees
@@ -65,7 +66,7 @@ class FileServers:
             for index, each in enumerate(wanted):
                 tree = await asyncio.to_thread(self._trees.ready, each)
                 log = files.vm / f"{SERVER_LOG}{index}.log"
-                serve = asyncio.to_thread(self._serve, root, each, tree, vm, log, vm_memory_mib)
+                serve = in_thread(self._serve, root, each, tree, vm, log, vm_memory_mib)
                 connection = stack.enter_context(await serve)
                 fds.append(connection.fileno())
             yield tuple(fds)

@@ -5,7 +5,6 @@ A directory, complete by virtue of its name, since it is written elsewhere and r
 template's memory, another name of the same file; not there if `pages` has all of the memory).
 """
 
-import asyncio
 import os
 import shutil
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from hutch.base.errors import HutchError
+from hutch.base.threads import in_thread
 from hutch.base.units import MIB
 from hutch.host.drivers.microvm.templates import MEMORY_NAME, TemplateRef, load_memory
 from hutch.host.kernel.process import ProcessRef
@@ -95,7 +95,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 
     async def fill(self, ref: ProcessRef) -> None:
         """Give a VM that stands still the memory's own pages; what they are on top of it has. Raises `ImageUnusable`."""
-        await asyncio.to_thread(self._fill, ref.pid)
+        await in_thread(self._fill, ref.pid)
 
     def _fill(self, pid: int) -> None:
         manifest = self.manifest

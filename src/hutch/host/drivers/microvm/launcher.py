@@ -12,6 +12,7 @@ import msgspec
 
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.file_trees import FileTrees
 from hutch.host.drivers.microvm import plan
@@ -216,7 +217,7 @@ class Launcher:
         try:
             own.mkdir(mode=0o700, exist_ok=True)
             for path in (self.volumes.place(d, own) for d in disks):
-                await asyncio.to_thread(copy_file, kept / path.name, path)
+                await in_thread(copy_file, kept / path.name, path)
         except OSError as error:
             raise DriverError("VolumeNotMade", f"a kept volume can't be copied: {error}") from None
 

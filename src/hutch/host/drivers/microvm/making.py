@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hutch.base.clock import Clock
+from hutch.base.threads import in_thread
 from hutch.host.drivers.contract import Attachment, DriverError, SandboxPhase, SandboxSpec
 from hutch.host.drivers.microvm.sandbox import Sandbox
 from hutch.host.drivers.microvm.vm import VmFiles
@@ -79,7 +80,7 @@ async def scratch_disk(files: VmFiles, size_bytes: int, kept: Path | None = None
     try:
         files.vm.mkdir(mode=0o700, exist_ok=True)
         if kept is not None:
-            await asyncio.to_thread(copy_file, kept / files.scratch.name, files.scratch)
+            await in_thread(copy_file, kept / files.scratch.name, files.scratch)
             yield
             return
         make_sparse(files.scratch, size_bytes)

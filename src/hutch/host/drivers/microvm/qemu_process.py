@@ -1,12 +1,12 @@
 """QEMU's process: started in its jail, with everything that it needs as open descriptors."""
 
-import asyncio
 import contextlib
 import os
 from pathlib import Path
 
 import msgspec
 
+from hutch.base.threads import in_thread
 from hutch.host.drivers.contract import DriverError
 from hutch.host.drivers.microvm.jail import JailRequest, MonitorJail
 from hutch.host.drivers.microvm.qemu import (
@@ -58,10 +58,11 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
 async def launch(request: VmRequest, files: VmFiles, image: GuestImage, jail: MonitorJail) -> ProcessRef:
     """Start QEMU in its jail; its sockets can be connected to at once.
 
-    Raises `DriverError`. Nothing is left open here; files, process and jail are removed by `remove_vm`.
+    Raises `DriverError`. Nothing is left open here; files, process and jail are removed by `remove_vm`, for which there is
+    nothing more to come once this has been cancelled.
     """
     root = await jail.root()
-    return await asyncio.to_thread(_launch, request, files, image, jail, root)
+    return await in_thread(_launch, request, files, image, jail, root)
 
 
 def _launch(

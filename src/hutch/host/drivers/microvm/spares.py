@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hutch.base.clock import Clock
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 from hutch.host.drivers.contract import DriverError, SandboxSpec
 from hutch.host.drivers.microvm import plan
 from hutch.host.drivers.microvm.jail import MonitorJail
@@ -114,7 +115,7 @@ class Spares:
 
     async def _move_link(self, spare: Spare, tap: str) -> None:
         if tap:
-            await asyncio.to_thread(move_tap, spare.tap_fd, spare.tap_name, tap)
+            await in_thread(move_tap, spare.tap_fd, spare.tap_name, tap)
 
     async def _fill_disks(self, sandbox: QemuSandbox, request: VmRequest) -> None:
         for index, (path, read_only) in enumerate(request.disks):

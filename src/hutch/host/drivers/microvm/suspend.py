@@ -16,6 +16,7 @@ from pathlib import Path
 from hutch.base.clock import Clock
 from hutch.base.errors import HutchError
 from hutch.base.log import get_logger
+from hutch.base.threads import in_thread
 from hutch.base.units import MIB
 from hutch.host.drivers.contract import DriverError, SandboxGone, SandboxSpec
 from hutch.host.drivers.microvm import plan
@@ -92,7 +93,7 @@ class Suspender:
         try:
             saved = await asyncio.to_thread(read_image, directory)
             files.vm.mkdir(mode=0o700)
-            await asyncio.to_thread(copy_file, directory / "scratch.img", files.scratch)
+            await in_thread(copy_file, directory / "scratch.img", files.scratch)
             sandbox = await self._launcher.resume(spec, saved, _nothing_before, copied=True)
             async with let_go_on_failure(sandbox):
                 await sandbox.identify(plan.identify_members(spec))
@@ -107,7 +108,7 @@ class Suspender:
         self, sandbox: QemuSandbox, directory: Path, besides: Callable[[QemuSandbox, Path], None]
     ) -> None:
         state = await sandbox.save_devices()
-        work = asyncio.to_thread(self._write_files, sandbox, directory, state, besides)
+        work = in_thread(self._write_files, sandbox, directory, state, besides)
         await sandbox.while_alive(work, "be written to the disk")
 
     def _write_files(
