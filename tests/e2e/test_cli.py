@@ -97,14 +97,14 @@ def test_a_task_goes_by_its_id_the_beginning_of_it_or_its_arn(fake_platform: Pla
 
 
 def test_no_id_is_broken_on_a_narrow_terminal(fake_platform: Platform) -> None:
-    task_id = document(fake_platform, "run", "x", "--name", "narrow")["task_id"]
+    task_id = document(fake_platform, "run", "x", "--name", "narrow", "-p", "80")["task_id"]
     reader, terminal = os.openpty()
     with os.fdopen(reader, "rb", buffering=0) as screen:
         termios.tcsetwinsize(terminal, (24, 40))
         subprocess.run([f"{BIN}/hutch", "ps"], stdout=terminal, env=fake_platform.environment, check=True)
         os.close(terminal)
         shown = screen.read(65536).decode()
-    assert task_id[:12] in shown and "narrow:1" in shown
+    assert task_id[:12] in shown and "narrow:1" in shown and "http://narrow.localhost:" in shown
     document(fake_platform, "stop", task_id)
 
 

@@ -37,11 +37,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     terminal is too narrow: an id or address in pieces can't be copied. A line that is still too long is the terminal's to
     break."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True)
+    cells = [[Text(cell) for cell in row] for row in rows]
+    for i, column in enumerate(columns[:-1]):
+        table.add_column(column, no_wrap=True, min_width=max((row[i].cell_len for row in cells), default=0))
     table.add_column(columns[-1], overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for row in cells:
+        table.add_row(*row)
     unbroken = Console(highlight=False, width=_UNBROKEN)
     needed = Measurement.get(unbroken, unbroken.options, table).minimum
     wide_enough = console if needed <= console.width else Console(highlight=False, width=needed)
