@@ -8,10 +8,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SPECIFICATION.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SOURCES = [p for d in ("src", "guest", "tests", "tools", "examples") for p in (ROOT / d).rglob("*")]
+SOURCES = [p for d in ("src", "docs", "guest", "tests", "tools", "examples") for p in (ROOT / d).rglob("*")]
 SOURCE_NAMES = frozenset("/" + str(p.relative_to(ROOT)) for p in SOURCES if "target" not in p.parts)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FILE = re.compile(r"`([\w./-]+\.(?:py|rs))(?:::(\w+))?`")
+_ROOMS = "|".join(p.name for p in (ROOT / "src" / "hutch").iterdir() if p.is_dir() and p.name.isidentifier())
+_PATH = re.compile(rf"`((?:src|docs|guest|tests|tools|examples|{_ROOMS})(?:/[\w.-]+)+)/?`")
+"""What can be told from names on the host and from routes: a path below a directory of the repository, or below a room."""
 _BENCHMARK = re.compile(r"bench `(\w+)`")
 
 
@@ -47,6 +50,19 @@ def test_named_files_and_tests_exist(page: Path) -> None:
                 n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
             }
             assert test in defined, f"{name} has no {test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_directories_and_data_files_exist(page: Path) -> None:
+    for name in _PATH.findall(page.read_text()):
+        assert any(s.endswith("/" + name) for s in SOURCE_NAMES), f"there is no {name}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=page_id)
+def test_each_decision_says_whether_it_holds(page: Path) -> None:
+    assert page.read_text().split("\n\n")[1].startswith("**Status**: "), (
+        "its second paragraph is not its status"
+    )
 
 
 def promises() -> list[str]:
