@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from hutch.model.task import CauseLink
+from hutch.rules.signals import signal_name
 
 PENDING, STARTING, RUNNING, STOPPED = "PENDING", "STARTING", "RUNNING", "STOPPED"
 ESSENTIAL_EXITED = "EssentialContainerExited"
@@ -17,30 +18,6 @@ LOST_AFTER_S = 10.0
 """A container that has not ended so long after SIGKILL is given up; the sandbox goes with it."""
 FIRST_PROBE_AFTER_S = 1.0
 """Until its first interval is over a container is asked more often: a quick one counts as healthy soon."""
-_SIGNALS = {
-    1: "SIGHUP",
-    2: "SIGINT",
-    3: "SIGQUIT",
-    4: "SIGILL",
-    6: "SIGABRT",
-    7: "SIGBUS",
-    8: "SIGFPE",
-    9: "SIGKILL",
-    11: "SIGSEGV",
-    13: "SIGPIPE",
-    15: "SIGTERM",
-    24: "SIGXCPU",
-    31: "SIGSYS",
-}
-_SIGNAL_NUMBERS = {name: number for number, name in _SIGNALS.items()} | {
-    "SIGUSR1": 10,
-    "SIGUSR2": 12,
-    "SIGCONT": 18,
-    "SIGSTOP": 19,
-    "SIGTSTP": 20,
-    "SIGWINCH": 28,
-    "SIGPWR": 30,
-}
 
 
 class HealthRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,7 +371,7 @@ class TaskMachine:
                 ),
             )
         if how.signal:
-            signal = _SIGNALS.get(how.signal, f"signal {how.signal}")
+            signal = signal_name(how.signal)
             evidence["signal"] = signal
             text = f'essential container "{name}" was ended by {signal}'
         else:
@@ -409,18 +386,6 @@ def has_failed(machine: TaskMachine) -> bool:
     first = machine.causes[0] if machine.causes else None
     ended_well = first is not None and first.kind == "ContainerExited" and first.evidence["exit_code"] == 0
     return machine.stop_code in (ESSENTIAL_EXITED, FAILED_TO_START) and not ended_well
-
-
-def stop_signal(name: str) -> int:
-    """The number of an image's STOPSIGNAL ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"); SIGTERM for none or nonsense."""
-    name = name.upper()
-    if name.isascii() and name.isdecimal():
-        return int(name) if 0 < int(name) <= 64 else 15
-    name = name if name.startswith("SIG") else f"SIG{name}"
-    base, _, offset = name.partition("+")
-    if base == "SIGRTMIN" and (not offset or (offset.isdecimal() and int(offset) <= 30)):
-        return 34 + int(offset or 0)
-    return _SIGNAL_NUMBERS.get(name, 15)
 
 
 def _probe_evidence(answer: ProbeAnswer | None) -> dict[str, Any]:

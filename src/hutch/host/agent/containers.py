@@ -21,7 +21,7 @@ from hutch.host.drivers.contract import (
 )
 from hutch.model.task import CauseLink
 from hutch.rules import containers as rules
-from hutch.rules.containers import stop_signal
+from hutch.rules.signals import stop_signal
 from hutch.wire.taskspec import ContainerSpec
 
 log = get_logger(__name__)

@@ -392,8 +392,3 @@ def etc_files(
 
 def _plain(line: str) -> str:
     return re.sub(r"[\x00-\x1f]", "", line)
-
-
-def stop_signal(image: RootImage) -> str:
-    """The image's STOPSIGNAL, or SIGTERM."""
-    return str(image.config.get("StopSignal") or "SIGTERM")
