@@ -385,6 +385,8 @@ def test_tags_of_every_kind_of_resource(ecs: Any, cluster: str) -> None:
         )
     shown = ecs.describe_clusters(clusters=[cluster], include=["TAGS"])["clusters"][0]
     assert shown["tags"] == [{"key": "a", "value": "2"}]
+    unknown = f"{PREFIX}:task-definition/f:{'9' * 5000}"
+    assert refusal(lambda: ecs.list_tags_for_resource(resourceArn=unknown))[0] == "InvalidParameterException"
 
 
 def test_account_settings(aws: AwsServer, ecs: Any) -> None:

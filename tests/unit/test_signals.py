@@ -23,6 +23,8 @@ from hutch.rules.signals import signal_name, stop_signal
         ("SIGRTMIN+31", 15),
         ("SIGRTMIN+x", 15),
         ("SIGNONSENSE", 15),
+        ("9" * 5000, 15),
+        ("SIGRTMIN+" + "9" * 5000, 15),
     ],
 )
 def test_a_stop_signal_is_a_name_or_a_number(said: str, number: int) -> None:

@@ -160,7 +160,7 @@ class NativeApi:
         """The newest lines that the host kept of a container (query: container, tail)."""
         task = self._tasks.find_anywhere(request.params["task"])
         tail = request.query.get("tail", "100")
-        if not tail.isdecimal() or not 1 <= int(tail) <= MAX_LOG_LINES:
+        if not tail.isdecimal() or len(tail) > 9 or not 1 <= int(tail) <= MAX_LOG_LINES:
             raise Invalid(f"tail must be between 1 and {MAX_LOG_LINES}")
         container = request.query.get("container", task.containers[0].name)
         if container not in {c.name for c in task.containers}:

@@ -115,6 +115,6 @@ class EventApi:
 
 def _number(request: NativeRequest, name: str, default: int, low: int, high: int) -> int:
     text = request.query.get(name, str(default))
-    if not text.isdecimal() or not low <= int(text) <= high:
+    if not text.isdecimal() or len(text) > 19 or not low <= int(text) <= high:
         raise Invalid(f"{name} must be between {low} and {high}")
     return int(text)

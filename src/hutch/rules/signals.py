@@ -35,9 +35,9 @@ def stop_signal(name: str) -> int:
     """The number of an image's STOPSIGNAL ("SIGQUIT", "QUIT", "3", "SIGRTMIN+3"); SIGTERM for none or nonsense."""
     name = name.upper()
     if name.isascii() and name.isdecimal():
-        return int(name) if 0 < int(name) <= 64 else 15
+        return int(name) if len(name) < 4 and 0 < int(name) <= 64 else 15
     name = name if name.startswith("SIG") else f"SIG{name}"
     base, _, offset = name.partition("+")
-    if base == "SIGRTMIN" and (not offset or (offset.isdecimal() and int(offset) <= 30)):
+    if base == "SIGRTMIN" and (not offset or (offset.isdecimal() and len(offset) < 3 and int(offset) <= 30)):
         return 34 + int(offset or 0)
     return _SIGNAL_NUMBERS.get(name, 15)

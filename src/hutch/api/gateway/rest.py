@@ -149,7 +149,7 @@ class RestCodec:
                 return text == "true"
             if kind == "timestamp" and ref.location == "header":
                 return parsedate_to_datetime(text).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         return text
 

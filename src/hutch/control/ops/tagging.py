@@ -59,7 +59,7 @@ def _find(reader: Reader, arn: str) -> tuple[Table[Any], Any]:
     key = parts
     if kind == "task-definition":
         family, _, revision = parts[0].partition(":")
-        if not revision.isdecimal():
+        if not revision.isdecimal() or len(revision) > 10:
             raise Invalid("The ARN of a task definition must have a revision.")
         key = (family, f"{int(revision):010d}")
     record = reader.get(table, *key)
