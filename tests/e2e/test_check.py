@@ -2,11 +2,12 @@
 
 import json
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import Platform
+from tests.support.platform import Platform, running
 from tests.support.registry import Image, LocalRegistry, layer, member
 
 pytestmark = pytest.mark.needs("root")
@@ -34,6 +35,13 @@ def definition(*containers: dict[str, Any], **more: Any) -> dict[str, Any]:
         "containerDefinitions": list(containers),
         **more,
     }
+
+
+@pytest.fixture(scope="module")
+def fake_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Its own: what is free on it is what is checked."""
+    with running(tmp_path_factory.mktemp("check"), drivers="fake") as platform:
+        yield platform
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import os
 import subprocess
 import tarfile
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import BIN, Platform
+from tests.support.platform import BIN, Platform, running
 
 pytestmark = pytest.mark.needs("root")
 
@@ -29,6 +30,13 @@ def failure(platform: Platform, *arguments: str) -> tuple[int, str]:
     if done.returncode != 2:
         assert done.stderr.startswith("hutch: ") and done.stderr.count("\n") == 1
     return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def fake_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Its own: all its tasks and images are counted."""
+    with running(tmp_path_factory.mktemp("cli"), drivers="fake") as platform:
+        yield platform
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,19 @@
 """A volume that stays, copied by CreateSnapshot, and a volume of another task that begins as that copy: in real VMs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.support.busybox_archive import NAME, busybox_platform
+from tests.support.busybox_archive import NAME
 from tests.support.platform import Platform
 
-pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+pytestmark = pytest.mark.needs("root", "qemu", "runc", "haproxy", "guest_image", "skopeo", "nft")
 ROLE = "arn:aws:iam::000000000000:role/r"
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with busybox_platform(tmp_path_factory.mktemp("snapshots"), drivers="microvm") as made:
-        yield made
+def platform(vm_platform: Platform) -> Platform:
+    return vm_platform
 
 
 def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:
@@ -32,7 +30,6 @@ def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:
                 "name": "main",
                 "image": NAME,
                 "command": ["sh", "-c", script],
-                "stopTimeout": 2,
                 "mountPoints": [{"sourceVolume": "v", "containerPath": "/v"}],
             }
         ],
@@ -61,7 +58,7 @@ def ended(platform: Platform, arn: str) -> tuple[dict[str, str], str]:
 def test_a_volume_from_a_snapshot(platform: Platform) -> None:
     ec2 = platform.client("ec2")
     stays = {"sizeInGiB": 1, "filesystemType": "ext4", "terminationPolicy": {"deleteOnTermination": False}}
-    first = start(platform, "echo kept > /v/note; sleep 1000", stays)
+    first = start(platform, "trap 'exit 0' TERM; echo kept > /v/note; sleep 1000 & wait", stays)
     ecs = platform.client("ecs")
     platform.until("RUNNING", first)
     (attached,) = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.busybox_archive import NAME
 from tests.support.looking import LIMIT_S, next_line
 from tests.support.platform import BIN, Platform
 from tests.support.ssm_client import SsmClient
@@ -17,28 +17,19 @@ pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    made = Platform(tmp_path_factory.mktemp("exec"), drivers="microvm,container")
-    made.start()
-    try:
-        archive = make_busybox_archive(tmp_path_factory.mktemp("image"), "stty", "tty", "ps", "cat")
-        made.hutch("image", "import", str(archive), NAME)
-        yield made
-    finally:
-        made.stop()
-    assert made.leftovers() == []
+def platform(vm_platform: Platform) -> Platform:
+    return vm_platform
 
 
 @pytest.fixture(scope="module", params=["FARGATE", "EC2"])
-def task(request: pytest.FixtureRequest, platform: Platform) -> str:
+def task(request: pytest.FixtureRequest, platform: Platform) -> Iterator[str]:
     """A running task's ARN. One of its containers is not healthy and never will be."""
     ecs = platform.client("ecs")
     sleeper = {
         "image": NAME,
-        "entryPoint": ["/bin/busybox", "sleep"],
-        "command": ["100000"],
+        "entryPoint": ["/bin/busybox", "sh", "-c"],
+        "command": ["trap 'exit 0' TERM; busybox sleep 100000 & wait"],
         "memory": 128,
-        "stopTimeout": 2,
     }
     family = f"exec-{request.param.lower()}"
     ecs.register_task_definition(
@@ -60,7 +51,9 @@ def task(request: pytest.FixtureRequest, platform: Platform) -> str:
     answer = ecs.run_task(taskDefinition=family, launchType=request.param, enableExecuteCommand=True)
     arn: str = answer["tasks"][0]["taskArn"]
     platform.until("RUNNING", arn)
-    return arn
+    yield arn
+    ecs.stop_task(task=arn)
+    platform.until("STOPPED", arn)
 
 
 def _sh(platform: Platform, task: str, script: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -1,20 +1,18 @@
 """File systems through the API into real VMs: two tasks share one, each behind a door of its own; what is missing is told."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from tests.support.busybox_archive import NAME, busybox_platform
+from tests.support.busybox_archive import NAME
 from tests.support.platform import Platform
 
-pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "virtiofsd")
+pytestmark = pytest.mark.needs("root", "qemu", "runc", "haproxy", "guest_image", "skopeo", "nft", "virtiofsd")
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with busybox_platform(tmp_path_factory.mktemp("efs"), drivers="microvm") as made:
-        yield made
+def platform(vm_platform: Platform) -> Platform:
+    return vm_platform
 
 
 def start(platform: Platform, script: str, volume: dict[str, Any]) -> str:

@@ -3,12 +3,11 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.busybox_archive import NAME, busybox_platform
+from tests.support.busybox_archive import NAME
 from tests.support.platform import Platform
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "runc")
@@ -17,16 +16,15 @@ LOOK = """
 cat /etc/app/app.conf /etc/app/sub/x; od -An -tx1 /keys/password; stat -c 'mode %a %u' /keys/password
 value=$(cat /keys/password)
 for place in /* /proc/self/environ; do
-  case $place in /proc|/sys|/dev) ;; *) grep -rsl "$value" $place ;; esac
+  case $place in /proc|/sys|/dev) ;; *) grep -rslF "$value" $place ;; esac
 done
 exit 0
 """
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with busybox_platform(tmp_path_factory.mktemp("files"), drivers="microvm,container") as made:
-        yield made
+def platform(vm_platform: Platform) -> Platform:
+    return vm_platform
 
 
 def on_disk(directory: Path, value: str) -> list[str]:

@@ -5,30 +5,22 @@ The router is a stand-in (`tests.support.log_router`): fluent-bit is in none of 
 
 import json
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.support.log_router import APP, PROGRAM
 from tests.support.looking import look_until
 from tests.support.platform import Platform
-from tests.support.python_archive import NAME, make_python_archive
+from tests.support.python_archive import NAME
 
 pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft", "runc")
 KEY = "a key of eighteen."
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    directory = tmp_path_factory.mktemp("firelens")
-    made = Platform(directory, drivers="microvm,container")
-    made.start()
-    try:
-        made.hutch("image", "import", str(make_python_archive(directory)))
-        yield made
-    finally:
-        made.stop()
-    assert made.leftovers() == []
+def platform(vm_platform: Platform, python_image: str) -> Platform:
+    assert python_image == NAME
+    return vm_platform
 
 
 def register(platform: Platform) -> None:

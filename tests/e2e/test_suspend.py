@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.platform import Platform
+from tests.support.platform import Platform, running
 
 microvms = pytest.mark.needs("root", "qemu", "guest_image", "haproxy", "skopeo")
 
@@ -100,6 +101,13 @@ def test_memory_is_given_back_and_must_be_had_again(small_platform: Platform) ->
     assert document(small_platform, "resume", first)["suspended_at"] is None
     third = document(small_platform, "run", "x", "--name", "third", "--no-wait")
     assert third["last_status"] == "PROVISIONING", "what was taken again is taken"
+
+
+@pytest.fixture(scope="module")
+def fake_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Its own: it goes down and comes up."""
+    with running(tmp_path_factory.mktemp("suspend"), drivers="fake") as platform:
+        yield platform
 
 
 @pytest.mark.needs("root")

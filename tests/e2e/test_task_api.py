@@ -2,18 +2,16 @@
 
 import json
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.busybox_archive import NAME as BUSYBOX
-from tests.support.busybox_archive import make_busybox_archive
 from tests.support.platform import Platform
-from tests.support.python_archive import NAME, make_python_archive
+from tests.support.python_archive import NAME
 
 from hutch.host.network.resolvers import host_resolvers
 
-pytestmark = pytest.mark.needs("root", "qemu", "haproxy", "guest_image", "skopeo", "nft")
+pytestmark = pytest.mark.needs("root", "qemu", "runc", "haproxy", "guest_image", "skopeo", "nft")
 
 TRUST = {
     "Version": "2012-10-17",
@@ -89,21 +87,16 @@ def run(platform: Platform, role: str) -> tuple[str, dict[str, Any]]:
     return arn, json.loads(written)
 
 
-def test_an_sdk_program_in_a_task(tmp_path: Path) -> None:
-    platform = Platform(tmp_path, drivers="microvm")
-    platform.start()
-    try:
-        platform.hutch("image", "import", str(make_python_archive(tmp_path)), NAME)
-        iam, secrets = platform.client("iam"), platform.client("secretsmanager")
-        role = iam.create_role(RoleName="app", AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]["Arn"]
-        iam.put_role_policy(RoleName="app", PolicyName="p", PolicyDocument=json.dumps(POLICY))
-        for name in ("for-tasks", "for-nobody"):
-            secrets.create_secret(Name=name, SecretString=f"the secret {name}")
-        arn, seen = run(platform, role)
-        described = platform.client("ecs").describe_tasks(tasks=[arn])["tasks"][0]
-    finally:
-        platform.stop()
-    assert platform.leftovers() == []
+def test_an_sdk_program_in_a_task(vm_platform: Platform, python_image: str) -> None:
+    platform = vm_platform
+    assert python_image == NAME
+    iam, secrets = platform.client("iam"), platform.client("secretsmanager")
+    role = iam.create_role(RoleName="sdk", AssumeRolePolicyDocument=json.dumps(TRUST))["Role"]["Arn"]
+    iam.put_role_policy(RoleName="sdk", PolicyName="p", PolicyDocument=json.dumps(POLICY))
+    for name in ("for-tasks", "for-nobody"):
+        secrets.create_secret(Name=name, SecretString=f"the secret {name}")
+    arn, seen = run(platform, role)
+    described = platform.client("ecs").describe_tasks(tasks=[arn])["tasks"][0]
     assert seen["tasks"] == [arn] and seen["secret"] == "the secret for-tasks"
     assert seen["other"] == seen["clusters"] == "AccessDeniedException"
     check_metadata(described, seen)
@@ -148,18 +141,10 @@ echo $AWS_ENDPOINT_URL
 """
 
 
-@pytest.mark.needs("runc")
-def test_containers_on_the_host_s_kernel(tmp_path: Path) -> None:
-    platform = Platform(tmp_path, drivers="container")
-    platform.start()
-    try:
-        platform.hutch("image", "import", str(make_busybox_archive(tmp_path, "wget")), BUSYBOX)
-        bridged, stats, reached, _ = run_shell(platform, "bridge").splitlines()
-        *nothing, host_reached, url = run_shell(platform, "host").splitlines()
-        listen = platform.environment["HUTCH_LISTEN"]
-    finally:
-        platform.stop()
-    assert platform.leftovers() == []
+def test_containers_on_the_host_s_kernel(vm_platform: Platform) -> None:
+    bridged, stats, reached, _ = run_shell(vm_platform, "bridge").splitlines()
+    *nothing, host_reached, url = run_shell(vm_platform, "host").splitlines()
+    listen = vm_platform.environment["HUTCH_LISTEN"]
     task = json.loads(bridged)
     assert (task["Cluster"], task["LaunchType"]) == ("default", "EC2")
     assert task["Containers"][0]["Networks"][0]["NetworkMode"] == "bridge"

@@ -1,15 +1,14 @@
 """A program in a microVM gets its task role's credentials, as SDKs ask for them, and is that role to the API."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from tests.support.busybox_archive import NAME, make_busybox_archive
+from tests.support.busybox_archive import NAME
 from tests.support.platform import Platform
 
-pytestmark = pytest.mark.needs("root", "qemu", "guest_image", "skopeo", "nft")
+pytestmark = pytest.mark.needs("root", "qemu", "runc", "haproxy", "guest_image", "skopeo", "nft")
 
 TRUST = json.dumps(
     {
@@ -56,31 +55,23 @@ def run(platform: Platform, family: str, **more: Any) -> tuple[str, str]:
     return task_id, "\n".join(e["message"] for e in events)
 
 
-def test_a_task_is_its_role(tmp_path: Path) -> None:
-    platform = Platform(tmp_path, drivers="microvm")
-    platform.start()
-    try:
-        platform.hutch("image", "import", str(make_busybox_archive(tmp_path, "wget")), NAME)
-        role = platform.client("iam").create_role(RoleName="app", AssumeRolePolicyDocument=TRUST)["Role"][
-            "Arn"
-        ]
-        task_id, written = run(platform, "with-role", taskRoleArn=role)
-        given = json.loads(written)
-        assert given["RoleArn"] == role
-        environment = platform.aws_environment()
-        sts = boto3.client(
-            "sts",
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            region_name="us-east-1",
-            aws_access_key_id=given["AccessKeyId"],
-            aws_secret_access_key=given["SecretAccessKey"],
-            aws_session_token=given["Token"],
-        )
-        assert sts.get_caller_identity()["Arn"].endswith(f":assumed-role/app/{task_id}")
-        for secret in (given["SecretAccessKey"], given["Token"]):
-            assert secret not in (platform.data_dir / "hutch.log").read_text()
-        _, written = run(platform, "without-role")
-        assert "404" in written
-    finally:
-        platform.stop()
-    assert platform.leftovers() == []
+def test_a_task_is_its_role(vm_platform: Platform) -> None:
+    platform = vm_platform
+    role = platform.client("iam").create_role(RoleName="wget", AssumeRolePolicyDocument=TRUST)["Role"]["Arn"]
+    task_id, written = run(platform, "with-role", taskRoleArn=role)
+    given = json.loads(written)
+    assert given["RoleArn"] == role
+    environment = platform.aws_environment()
+    sts = boto3.client(
+        "sts",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id=given["AccessKeyId"],
+        aws_secret_access_key=given["SecretAccessKey"],
+        aws_session_token=given["Token"],
+    )
+    assert sts.get_caller_identity()["Arn"].endswith(f":assumed-role/wget/{task_id}")
+    for secret in (given["SecretAccessKey"], given["Token"]):
+        assert secret not in (platform.data_dir / "hutch.log").read_text()
+    _, written = run(platform, "without-role")
+    assert "404" in written

@@ -26,7 +26,8 @@ chmod 4755 /tmp/tool
 su app -c '/tmp/tool id'
 nc -w 1 192.0.2.1 3333
 echo done
-exec sleep 600
+trap 'exit 0' TERM
+sleep 600 & wait
 """
 WANTED = {
     "Shell spawned by a server",
@@ -53,7 +54,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 def run(platform: Platform) -> str:
     ecs = platform.client("ecs")
-    container = {"name": "web", "image": NAME, "stopTimeout": 2, "command": ["sh", "-c", INTRUSION]}
+    container = {"name": "web", "image": NAME, "command": ["sh", "-c", INTRUSION]}
     ecs.register_task_definition(
         family="victim", networkMode="awsvpc", requiresCompatibilities=["FARGATE"], cpu="256", memory="256",
         containerDefinitions=[container],

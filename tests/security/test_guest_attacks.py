@@ -59,7 +59,7 @@ class Attack:
             accelerator="tcg",
             clock=SystemClock(),
         )
-        forever = ("sh", "-c", "trap exit TERM; while :; do sleep 1; done")
+        forever = ("sh", "-c", "trap exit TERM; sleep 100000 & wait")
         evil = ContainerSpec(
             name="evil", container_id="evil", image="busybox", command=forever, privileged=True
         )

@@ -22,12 +22,12 @@ def make_busybox_archive(directory: Path, *applets: str, name: str = NAME, **con
 
 
 @contextmanager
-def busybox_platform(directory: Path, drivers: str) -> Iterator[Platform]:
-    """A running platform that has the image; afterwards nothing of it may be left."""
+def busybox_platform(directory: Path, drivers: str, *applets: str) -> Iterator[Platform]:
+    """A running platform that has the image, with these applets too; afterwards nothing of it may be left."""
     platform = Platform(directory, drivers=drivers)
     platform.start()
     try:
-        platform.hutch("image", "import", str(make_busybox_archive(directory)))
+        platform.hutch("image", "import", str(make_busybox_archive(directory, *applets)))
         yield platform
     finally:
         platform.stop()

@@ -168,7 +168,7 @@ class MicrovmHarness:
         )
 
     def runs(self, name: str) -> ContainerSpec:
-        return self._script(name, "trap 'exit 143' TERM; while :; do sleep 1; done", init_process=True)
+        return self._script(name, "trap 'exit 143' TERM; sleep 100000 & wait")
 
     def exits(self, name: str, code: int, *, text: str = "") -> ContainerSpec:
         return self._script(name, f"echo '{text}'; exit {code}" if text else f"exit {code}")
@@ -190,7 +190,6 @@ class MicrovmHarness:
         return left + [str(p) for p in find_processes(f"hutch-{self._platform_id}-{self.task_id}")]
 
     def _script(self, name: str, script: str, **changes: object) -> ContainerSpec:
-        changes.pop("init_process", None)
         return _container(name, command=("/bin/sh", "-c", script), **changes)
 
 

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,14 @@ class Platform:
         if namespaces.exists():
             found += [str(p) for p in namespaces.iterdir() if platform_id in p.name]
         return found
+
+
+@contextmanager
+def running(directory: Path, **settings: str) -> Iterator[Platform]:
+    """A platform that is up; it is ended however its use goes."""
+    platform = Platform(directory, **settings)
+    platform.start()
+    try:
+        yield platform
+    finally:
+        platform.stop()
