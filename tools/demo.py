@@ -62,29 +62,9 @@ def ensure_task(ecs: Any, ec2: Any) -> dict[str, Any]:
     if running:
         say("the web task runs already")
         return ecs.describe_tasks(cluster="demo", tasks=running[:1])["tasks"][0]
-    definition = {
-        "family": "web",
-        "networkMode": "awsvpc",
-        "requiresCompatibilities": ["FARGATE"],
-        "cpu": "256",
-        "memory": "512",
-        "containerDefinitions": [
-            {
-                "name": "web",
-                "image": IMAGE,
-                "portMappings": [{"containerPort": 80}],
-                "logConfiguration": {
-                    "logDriver": "awslogs",
-                    "options": {
-                        "awslogs-group": "/ecs/web",
-                        "awslogs-region": ecs.meta.region_name,
-                        "awslogs-stream-prefix": "web",
-                        "awslogs-create-group": "true",
-                    },
-                },
-            }
-        ],
-    }
+    definition = json.loads((ROOT / "examples/web/task.json").read_bytes())
+    (container,) = definition["containerDefinitions"]
+    container["logConfiguration"]["options"]["awslogs-region"] = ecs.meta.region_name
     ecs.register_task_definition(**definition)
     subnets = [s["SubnetId"] for s in ec2.describe_subnets()["Subnets"]]
     say("ecs run-task --launch-type FARGATE")

@@ -60,7 +60,7 @@ async def _clean_up(settings: Settings, paths: Paths) -> int:
             await ingress.stop()
     finally:
         lock.release()
-    print("hutch was not running; what it had left on this host is removed")
+    print("hutch was not running; nothing of it is left on this host")
     return 0
 
 

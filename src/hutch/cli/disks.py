@@ -39,7 +39,7 @@ def remove_disk(
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:
-    """Remove the disk of a stopped task with all that is in it. Whoever looks into it is hung up on."""
+    """Remove the disk of a stopped task with all that is in it. A `hutch exec` into it ends."""
     with reporting_errors(), connect(data_dir) as client:
         client.native("DELETE", f"/disks/{task}")
     if json_output:

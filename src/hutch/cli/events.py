@@ -14,7 +14,9 @@ app = typer.Typer(help="Schedules, and the rules that have one.", no_args_is_hel
 
 
 def events(
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on with new events as they come.")
+    ] = False,
     task: Annotated[
         str | None,
         typer.Option(

@@ -221,8 +221,10 @@ def _detail(task: dict[str, Any], kind: str, name: str) -> str:
 
 def logs(
     task: TaskId,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
-    tail: Annotated[int, typer.Option(help="How many of the newest lines.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on with new output as it comes.")
+    ] = False,
+    tail: Annotated[int, typer.Option(help="How many of the newest lines to begin with.")] = 100,
     container: Annotated[str | None, typer.Option(help="Container; the first one if not given.")] = None,
     data_dir: DataDir = None,
     json_output: AsJson = False,
@@ -295,7 +297,7 @@ def stop(
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:
-    """Stop a task in order."""
+    """Stop a task: its containers get their stop signal, and SIGKILL after their stop timeout."""
     with reporting_errors(), connect(data_dir) as client:
         seen = client.native("GET", f"/tasks/{task}/why")
         given = {"cluster": seen["cluster"], "task": seen["task_id"]}
