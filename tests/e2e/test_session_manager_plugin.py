@@ -1,5 +1,5 @@
 """`aws ecs execute-command` with AWS's own session-manager-plugin, on a terminal. `tools/build-session-manager-plugin`
-builds the plugin."""
+builds the plugin from a clone of AWS's repository."""
 
 from collections.abc import Iterator
 
