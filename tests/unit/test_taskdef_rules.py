@@ -68,7 +68,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("memory text", definition(memory="much"), "Invalid 'memory' setting for task"),
     (
         "constraints",
-        definition(placementConstraints=[{"type": "memberOf", "expression": "a == b"}]),
+        definition(placementConstraints=[{"type": "memberOf", "expression": "attribute:a == b"}]),
         "Fargate compatible task definitions do not support constraints",
     ),
     (
