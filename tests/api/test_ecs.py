@@ -488,6 +488,31 @@ def test_launches_that_say_what_no_launch_can(ecs: Any, given: dict[str, Any], w
     assert code == "InvalidParameterException" and words in message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"containerOverrides": [{"name": "a", "memory": -100_000}]}, "'memory' must be at least 6"),
+        ({"containerOverrides": [{"name": "a", "memory": 600}]}, "greater than for the task"),
+        ({"containerOverrides": [{"name": "a", "memory": 60, "memoryReservation": 70}]}, "greater than or"),
+        ({"containerOverrides": [{"name": "a", "cpu": -1}]}, "'cpu' can't be negative"),
+        ({"containerOverrides": [{"name": "a", "cpu": 300}]}, "cpu (300) is more than the task's (256)"),
+        ({"containerOverrides": [{"name": "a", "environment": [{"value": "x"}]}]}, "needs a name"),
+        ({"ephemeralStorage": {"sizeInGiB": -5}}, "EphemeralStorage size"),
+    ],
+)
+def test_overrides_that_make_no_task(ecs: Any, cluster: str, overrides: dict[str, Any], words: str) -> None:
+    definition = register(ecs, "overridden")
+    how = {"cluster": cluster, "taskDefinition": definition, "launchType": "FARGATE"}
+    code, message = refusal(lambda: ecs.run_task(**how, overrides=overrides))
+    assert code == "InvalidParameterException" and words in message
+    enough = {
+        "cpu": "512",
+        "memory": "1024",
+        "containerOverrides": [{"name": "a", "cpu": 300, "memory": 600}],
+    }
+    assert len(ecs.run_task(**how, overrides=enough)["tasks"]) == 1
+
+
 def test_a_definition_with_a_constraint_that_nobody_can_read_is_refused(ecs: Any) -> None:
     wrong = [{"type": "memberOf", "expression": "attribute:a =="}]
     code, message = refusal(

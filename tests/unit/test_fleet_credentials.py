@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from hutch.api.aws.ecs.event_shapes import EcsEventShapes
 from hutch.base.clock import SystemClock
@@ -30,7 +31,7 @@ from hutch.control.sessions import SessionTokens
 from hutch.control.surroundings import TaskAddresses
 from hutch.control.vault import Vault
 from hutch.model.record import Cause
-from hutch.model.task import Task
+from hutch.model.task import Container, Task
 from hutch.model.taskdef import TaskDefinition
 from hutch.store import tables
 from hutch.store.logs import LogStore
@@ -183,5 +184,35 @@ async def test_no_credentials(tmp_path: Path, host: str, task_id: str, words: st
         given = await ask(control, host, task_id)
         assert words in given.error
         assert (given.access_key_id, given.secret_access_key, given.session_token) == ("", "", "")
+    finally:
+        await control.fleet.close()
+
+
+async def test_a_task_that_nothing_can_be_made_of_does_not_keep_its_host_away(tmp_path: Path) -> None:
+    control = Control(tmp_path)
+    await control.open()
+
+    def work(tx: Any) -> None:
+        sound = tx.get(tables.TASKS, "default", "a" * 32)
+        container = Container(name="in no definition", container_id="1", image="x")
+        tx.put(
+            tables.TASKS,
+            replace(sound, task_id="0" * 32, version=0, last_status="PENDING", containers=(container,)),
+        )
+
+    await control.store.write(CAUSE, work)
+    try:
+        seen = control.store.last_seq()
+        given = await ask(control, "h1", "a" * 32)
+        assert (given.role_arn, given.error) == (ROLE, "")
+        async with asyncio.timeout(10):
+            while True:
+                with control.store.read() as reader:
+                    task = reader.get(tables.TASKS, "default", "0" * 32)
+                if task is not None and task.is_stopped:
+                    break
+                await control.store.wait_for_change(seen)
+                seen = control.store.last_seq()
+        assert task.stop_code == "TaskFailedToStart" and task.stopped_reason.startswith("InternalError")
     finally:
         await control.fleet.close()

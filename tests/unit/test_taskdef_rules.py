@@ -173,6 +173,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("no image", definition({"image": ""}), "Container.image should not be null or empty."),
     ("name", definition({"name": "a b"}), "Container.name contains invalid characters."),
     ("image", definition({"image": "a b"}), "Container.image contains invalid characters"),
+    ("nameless variable", definition({"environment": [{"value": "x"}]}), "variable needs a name"),
+    ("little reserved", definition({"memoryReservation": -5}), "'memoryReservation' must be at least 6"),
+    ("no disk", definition(ephemeralStorage={"sizeInGiB": -5}), "EphemeralStorage size must be"),
+    (
+        "control without a value",
+        definition({"systemControls": [{"namespace": "net.core.somaxconn"}]}),
+        "needs a value",
+    ),
     ("names twice", definition({}, {"name": "main"}), "must be unique"),
     ("essential", definition({"essential": False}), "Task definition doesn't have any essential container"),
     (

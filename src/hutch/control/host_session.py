@@ -17,7 +17,7 @@ from hutch.base.errors import HutchError, Invalid, NotFound, Unavailable
 from hutch.base.ids import IdSource
 from hutch.base.log import get_logger
 from hutch.control.launch_file_systems import with_file_systems
-from hutch.control.launch_refusals import LaunchRefused
+from hutch.control.launch_refusals import LaunchRefused, unspeakable
 from hutch.control.launch_secrets import LaunchSecrets, stop_unlaunched
 from hutch.control.observed import observed_task
 from hutch.control.ops.findings import FindingOps
@@ -213,9 +213,15 @@ class HostSession:
             )
             return None
         subnet = reader.get(tables.SUBNETS, task.network.subnet_id) if task.network else None
-        spec = task_spec(
-            task, definition, subnet, region=self._context.region, account_id=self._context.account_id
-        )
+        try:
+            spec = task_spec(
+                task, definition, subnet, region=self._context.region, account_id=self._context.account_id
+            )
+        except Exception:
+            # One task that nothing can be made of must not keep the host from all its others.
+            log.exception("task can't be told to its host", task=task.task_id)
+            self._refused.put_nowait((task, unspeakable(definition.name)))
+            return None
         spec = self._context.addresses.add(spec, task, subnet)
         spec = with_credentials(spec, self._context.task_roles.credentials_id(task, definition))
         if task.desired_status == STOPPED:

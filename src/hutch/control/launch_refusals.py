@@ -42,6 +42,20 @@ def unavailable(
     )
 
 
+def unspeakable(definition: str) -> LaunchRefused:
+    """No host can be told what to run: a fault of ours, which the log tells about."""
+    text = f"hutch can't make out what task definition {definition} asks for"
+    return LaunchRefused(
+        f"InternalError: {text}",
+        CauseLink(
+            kind="InternalError",
+            text=text,
+            evidence={"taskDefinition": definition},
+            fix="report it with the control plane's log",
+        ),
+    )
+
+
 def unassumable(role: Unassumable) -> LaunchRefused:
     """The execution role can't be assumed."""
     why = f"does not let {rules.TASKS_SERVICE} assume it" if role.exists else "does not exist"

@@ -250,7 +250,7 @@ def _environment(
         "AWS_REGION": region,
     }
     for source in (definition, override):
-        values.update({e["name"]: e.get("value", "") for e in source.get("environment", [])})
+        values.update({e["name"]: e.get("value", "") for e in source.get("environment", []) if e.get("name")})
     return values
 
 

@@ -19,6 +19,7 @@ _FARGATE: dict[int, tuple[int, ...]] = {
 }
 MIN_TASK_MEMORY_MIB = 64
 MAX_TASK_MEMORY_MIB = 16 * 1024 * 1024
+MAX_EPHEMERAL_GIB = 16384
 MAX_TASK_CPU_UNITS = 196_608
 _CPU = re.compile(r"([0-9]*\.?[0-9]+)\s*vcpu", re.IGNORECASE)
 _MEMORY = re.compile(r"([0-9]*\.?[0-9]+)\s*gb", re.IGNORECASE)
@@ -46,6 +47,14 @@ def parse_memory_mib(text: str) -> int:
             code="ClientException",
         )
     return number
+
+
+def check_ephemeral_gib(size_gib: int | None) -> None:
+    """A task's disk, if it asks for one. Raises `Invalid`; what AWS Fargate offers is less."""
+    if size_gib is not None and not 1 <= size_gib <= MAX_EPHEMERAL_GIB:
+        raise Invalid(
+            f"EphemeralStorage size must be between 1 and {MAX_EPHEMERAL_GIB} GiB.", code="ClientException"
+        )
 
 
 def _number(text: str, unit: re.Pattern[str], factor: int) -> int | None:

@@ -23,6 +23,7 @@ from hutch.rules.environment_files import check_environment_files
 from hutch.rules.placement_request import check_constraints, check_strategies
 from hutch.rules.secret_references import check_override
 from hutch.rules.sizes import check_fargate_size, parse_cpu_units, parse_memory_mib
+from hutch.rules.taskdef.overrides import check_overrides
 from hutch.rules.taskdef.volumes import has_file_systems, managed_volumes
 
 MAX_COUNT = 10
@@ -182,6 +183,7 @@ def _check_overrides(overrides: Mapping[str, Any], definition: TaskDefinition) -
         seen.add(name)
         check_override(names[name], override.get("environment"))
         check_environment_files(name, override.get("environmentFiles", ()))
+    check_overrides(overrides, definition.document)
 
 
 def new_task(

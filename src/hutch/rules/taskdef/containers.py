@@ -1,7 +1,7 @@
 """The containers of a task definition: AWS's rules for them, and the defaults that are filled in (reference B.2)."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,9 @@ def container_checks(document: dict[str, Any]) -> Iterator[Callable[[], None]]:
     mode = document.get("networkMode", "bridge")
     for container in containers:
         yield partial(check_identity, container)
-        yield partial(_check_memory, container, document)
+        yield partial(check_memory, container, document)
         yield partial(_check_ports, container, mode)
+        yield partial(check_environment, container["name"], container.get("environment", ()))
         yield partial(_check_health, container)
         yield partial(_check_timeouts, container)
         yield partial(check_linux, container)
@@ -36,7 +37,7 @@ def container_checks(document: dict[str, Any]) -> Iterator[Callable[[], None]]:
         yield partial(_check_secrets, container)
         yield partial(check_environment_files, container["name"], container.get("environmentFiles", ()))
     yield partial(_check_names, containers)
-    yield partial(_check_sums, containers, document)
+    yield partial(check_sums, containers, document)
     yield partial(_check_router, document)
     yield partial(_check_dependencies, containers)
     yield partial(_check_volumes_from, containers)
@@ -70,7 +71,14 @@ def check_identity(container: dict[str, Any]) -> None:
         raise refuse(f"Container.image contains invalid characters: {image[:100]!r}.")
 
 
-def _check_memory(container: dict[str, Any], document: dict[str, Any]) -> None:
+def check_environment(name: str, environment: Iterable[Mapping[str, Any]]) -> None:
+    """The variables of the container of this name. Raises `Invalid`."""
+    if not all(e.get("name") for e in environment):
+        raise refuse(f"Container '{name}': each environment variable needs a name.")
+
+
+def check_memory(container: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    """What a container asks for of what its task has. Raises `Invalid`."""
     name, hard, soft = container["name"], container.get("memory"), container.get("memoryReservation")
     if hard is None and soft is None and "memory" not in document:
         raise refuse(
@@ -80,6 +88,11 @@ def _check_memory(container: dict[str, Any], document: dict[str, Any]) -> None:
     if hard is not None and hard < MIN_CONTAINER_MEMORY_MIB:
         raise refuse(
             f"Invalid setting for container '{name}'. 'memory' must be at least {MIN_CONTAINER_MEMORY_MIB} MiB."
+        )
+    if soft is not None and soft < MIN_CONTAINER_MEMORY_MIB:
+        raise refuse(
+            f"Invalid setting for container '{name}'. 'memoryReservation' must be at least "
+            f"{MIN_CONTAINER_MEMORY_MIB} MiB."
         )
     if hard is not None and soft is not None and hard < soft:
         raise refuse(
@@ -95,7 +108,8 @@ def _check_memory(container: dict[str, Any], document: dict[str, Any]) -> None:
         raise refuse(f"Invalid setting for container '{name}'. 'cpu' can't be negative.")
 
 
-def _check_sums(containers: list[dict[str, Any]], document: dict[str, Any]) -> None:
+def check_sums(containers: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> None:
+    """What all containers ask for of what their task has. Raises `Invalid`."""
     cpu = sum(c.get("cpu", 0) for c in containers)
     memory = sum(c.get("memoryReservation", c.get("memory", 0)) for c in containers)
     if "cpu" in document and cpu > int(document["cpu"]):

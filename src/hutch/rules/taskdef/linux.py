@@ -92,6 +92,8 @@ def _check_sysctls(container: dict[str, Any]) -> None:
     """Only those that a container has for itself: any other would be the whole task's, or the host's."""
     for control in container.get("systemControls", []):
         name = control.get("namespace", "")
+        if "value" not in control:
+            raise refuse(f"systemControls: {name[:100]!r} needs a value.")
         if name.startswith("net.") and not container.get("disableNetworking"):
             continue
         if name not in _IPC_SYSCTLS and not name.startswith(("fs.mqueue.", "net.")):

@@ -10,7 +10,7 @@ import msgspec
 from hutch.base.errors import Invalid
 from hutch.rules.placement_request import check_constraints
 from hutch.rules.secret_references import SecretReference, parse_value_from
-from hutch.rules.sizes import parse_cpu_units, parse_memory_mib
+from hutch.rules.sizes import check_ephemeral_gib, parse_cpu_units, parse_memory_mib
 from hutch.rules.taskdef.containers import container_checks, container_defaults
 from hutch.rules.taskdef.fargate import fargate_refusals
 from hutch.rules.taskdef.linux import check_task_namespaces
@@ -88,6 +88,7 @@ def _task_size(document: dict[str, Any]) -> None:
         document["cpu"] = str(parse_cpu_units(document["cpu"]))
     if "memory" in document:
         document["memory"] = str(parse_memory_mib(document["memory"]))
+    check_ephemeral_gib(document.get("ephemeralStorage", {}).get("sizeInGiB"))
 
 
 def _network_mode(document: dict[str, Any]) -> None:
