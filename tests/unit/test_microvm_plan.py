@@ -200,6 +200,16 @@ def test_containers_with_the_same_image_share_a_disk() -> None:
     assert [m["serial"] for m in plan.disk_mounts(sandbox())] == ["disk1", "disk2", "disk0"]
 
 
+def test_a_vms_images_are_in_the_order_of_their_serials() -> None:
+    # As text, disk10 would come before disk2, and the guest would find another image under that serial.
+    images = {
+        f"c{n}": RootImage(reference="x", digest=f"sha256:{n:02}", config={}, erofs_path=f"/{n}")
+        for n in range(12)
+    }
+    spec = msgspec.structs.replace(sandbox(), images=images | {"again": images["c3"]})
+    assert plan.image_files(spec) == [(f"disk{n + 1}", f"/{n}") for n in range(12)]
+
+
 def test_disks_that_can_be_written_to_come_first() -> None:
     volumes = (
         VolumeSpec(name="plain"),

@@ -340,10 +340,8 @@ def disk_files(spec: SandboxSpec) -> list[tuple[str, str]]:
             fix="start hutch with --drivers microvm",
             aws_prefix="ResourceInitializationError",
         )
-    images = {d.serial: d.erofs_path for d in plan.image_disks(spec).values()}
     scratch = (plan.SCRATCH_SERIAL, str(FirecrackerFiles(spec.directory).scratch))
-    by_number = sorted(images.items(), key=lambda item: int(item[0].removeprefix("disk")))
-    return [scratch, *by_number]
+    return [scratch, *plan.image_files(spec)]
 
 
 def disk_mounts(spec: SandboxSpec) -> list[dict[str, object]]:

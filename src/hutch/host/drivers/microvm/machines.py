@@ -43,10 +43,9 @@ def task_request(
 ) -> VmRequest:
     """The VM of a task, as it would boot. Raises `DriverError`, `ValueError` for more disks than any machine has."""
     task = spec.task
-    images = sorted({d.serial: d for d in plan.image_disks(spec).values()}.items(), key=_disk_number)
     files = VmFiles(spec.directory)
     own = (files.scratch, *(volumes.place(d, files.vm) for d in volume_disks(task)))
-    disks = (*((str(p), False) for p in own), *((d.erofs_path, True) for _, d in images))
+    disks = (*((str(p), False) for p in own), *((path, True) for _, path in plan.image_files(spec)))
     return VmRequest(
         name=name,
         accelerator=accelerator,
@@ -59,10 +58,6 @@ def task_request(
         tap=spec.attachment.tap,
         tsc_khz=tsc_khz,
     )
-
-
-def _disk_number(item: tuple[str, plan.ImageDisk]) -> int:
-    return int(item[0].removeprefix("disk"))
 
 
 def template_request(key: TemplateKey, name: str, memory_fd: int, *, tsc_khz: int) -> VmRequest:

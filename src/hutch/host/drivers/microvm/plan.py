@@ -121,6 +121,13 @@ def image_disks(spec: SandboxSpec) -> dict[str, ImageDisk]:
     return disks
 
 
+def image_files(spec: SandboxSpec) -> list[tuple[str, str]]:
+    """The root disks in the order in which the VM has them, after those that can be written to: (serial, file). Raises
+    `DriverError`."""
+    files = {disk.serial: disk.erofs_path for disk in image_disks(spec).values()}
+    return sorted(files.items(), key=lambda item: int(item[0].removeprefix("disk")))
+
+
 def scratch_bytes(task: TaskSpec) -> int:
     """Size of the writable disk."""
     return task.ephemeral_gib * GIB
