@@ -3,6 +3,7 @@
 This is the only file that reads the environment.
 """
 
+import ipaddress
 import os
 import typing
 from collections.abc import Callable, Mapping
@@ -50,6 +51,25 @@ def _host_port(value: str) -> str | None:
     return None if host and port.isdigit() and int(port) < 65536 else "must be HOST:PORT"
 
 
+_DRIVERS = ("microvm", "container", "firecracker", "fake")
+
+
+def _driver_names(value: str) -> str | None:
+    names = [n.strip() for n in value.split(",") if n.strip()]
+    good = names and all(n in _DRIVERS for n in names)
+    return None if good else f"must be names out of {', '.join(_DRIVERS)}, comma separated"
+
+
+def _address_range(value: str) -> str | None:
+    if value == "auto":
+        return None
+    try:
+        ipaddress.IPv4Network(value)
+    except ValueError as error:
+        return f"must be auto, or an IPv4 range such as 172.31.0.0/16: {error}"
+    return None
+
+
 def _user_id_range(value: str) -> str | None:
     first, _, last = value.partition("-")
     if not (first.isdecimal() and last.isdecimal()):
@@ -86,7 +106,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="vpc_cidr",
         type=str,
         default="auto",
-        help="Address range of the default VPC; auto: 172.31.0.0/16, or the next free one.",
+        help="Address range of the default VPC, which a new data directory gets; auto: 172.31.0.0/16, or the next free one.",
+        check=_address_range,
     ),
     Setting(
         name="ingress_address",
@@ -106,6 +127,7 @@ SETTINGS: tuple[Setting, ...] = (
         default="microvm,container",
         help="Drivers to offer, by preference: microvm (launch type FARGATE), container (EC2 and EXTERNAL, on the "
         "host's own kernel), firecracker (FARGATE, on hosts with KVM), fake (all, for tests).",
+        check=_driver_names,
     ),
     Setting(
         name="firecracker_program",

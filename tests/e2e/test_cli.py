@@ -124,6 +124,8 @@ def test_wrong_usage_is_exit_code_2(fake_platform: Platform) -> None:
         ("run", "x", "-e", "novalue"),
         ("up", "--no-such-flag"),
         ("up", "--warm-pool", "some"),
+        ("up", "--drivers", "foo"),
+        ("up", "--vpc-cidr", "10.0.0.1/8"),
         ("stop", ""),
         ("stop", "a/b"),
         ("logs", "x", "--tail", "many"),

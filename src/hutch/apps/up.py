@@ -20,7 +20,7 @@ import msgspec
 
 from hutch.apps.paths import Paths, settings_environment
 from hutch.apps.threats import load_threat_rules
-from hutch.base.errors import HutchError
+from hutch.base.errors import HutchError, Invalid
 from hutch.base.log import configure_logging, get_logger
 from hutch.base.retry import backoff_seconds
 from hutch.host.kernel.process import ProcessRef, process_ref
@@ -56,8 +56,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
-        # The host agent reads them; here they are looked at so that a mistake is told to who starts it.
-        load_threat_rules(settings)
+        look_at_surroundings(settings)
         paths = Paths(settings)
         paths.make()
         if arguments.detach:
@@ -66,6 +65,21 @@ def main() -> int:
     except HutchError as error:
         print(f"hutch up: {error.message}", file=sys.stderr)
         return 3 if type(error).__name__ == "InUse" else 1
+
+
+def look_at_surroundings(settings: Settings) -> None:
+    """What only the host agent needs, looked at here so that a mistake is told to who starts it. Raises `Invalid`."""
+    if os.geteuid() != 0 and settings.drivers != "fake":
+        raise Invalid("only root can make networks and microVMs: run it as root")
+    load_threat_rules(settings)
+    if settings.registry_auth_file:
+        try:
+            with open(settings.registry_auth_file, "rb"):
+                pass
+        except OSError as error:
+            raise Invalid(
+                f"--registry-auth-file: {settings.registry_auth_file} can't be read: {error.strerror}"
+            ) from None
 
 
 def _detach(settings: Settings, paths: Paths) -> int:

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,17 +40,18 @@ class PlatformAccess:
     def __init__(self, data_dir: str | None) -> None:
         settings = load_settings({"data_dir": data_dir})
         self.data_dir = Path(settings.data_dir).resolve()
-        credentials = self._read("credentials.json")
-        platform = self._read("platform.json")
-        self.access_key_id: str = credentials["access_key_id"]
-        self.secret_access_key: str = credentials["secret_access_key"]
-        self.endpoint: str = platform["endpoint"]
-        self.region: str = platform["region"]
+        credentials = self._read("credentials.json", "access_key_id", "secret_access_key")
+        platform = self._read("platform.json", "endpoint", "region")
+        self.access_key_id = credentials["access_key_id"]
+        self.secret_access_key = credentials["secret_access_key"]
+        self.endpoint = platform["endpoint"]
+        self.region = platform["region"]
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, *members: str) -> dict[str, str]:
+        """A JSON object with these text members. Raises `Unreachable` if it is not there, `ClientError`."""
         try:
-            document: dict[str, Any] = json.loads((self.data_dir / name).read_bytes())
-            return document
+            document = json.loads((self.data_dir / name).read_bytes())
+            return {member: str(document[member]) for member in members}
         except FileNotFoundError:
             raise Unreachable(
                 f"no platform runs in {self.data_dir}: start one with `hutch up --detach`, or name another place "
@@ -58,8 +59,8 @@ class PlatformAccess:
             ) from None
         except PermissionError:
             raise ClientError(f"{self.data_dir / name} can only be read by root") from None
-        except ValueError:
-            raise ClientError(f"{self.data_dir / name} is damaged: it is no JSON document") from None
+        except (ValueError, LookupError, TypeError):
+            raise ClientError(f"{self.data_dir / name} is damaged: it is not what hutch wrote") from None
 
     def client(self) -> HutchClient:
         """A client of the platform."""
