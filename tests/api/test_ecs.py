@@ -471,6 +471,8 @@ def test_capacity_providers_of_the_account_and_of_a_cluster(ecs: Any, cluster: s
         ({"placementStrategy": [{"type": "binpack", "field": "disk"}]}, "binpack field 'disk' is invalid"),
         ({"placementStrategy": [{"type": "spread", "field": "disk"}]}, "spread field 'disk' is invalid"),
         ({"placementStrategy": [{"type": "random"}] * 6}, "at most 5 placement strategies"),
+        ({"placementStrategy": [{"field": "cpu"}]}, "needs a type"),
+        ({"placementConstraints": [{}]}, "needs a type"),
         ({"placementConstraints": [{"type": "distinctInstance"}] * 11}, "at most 10 placement constraints"),
         ({"placementConstraints": [{"type": "distinctInstance", "expression": "a == b"}]}, "an expression"),
         ({"placementConstraints": [{"type": "memberOf", "expression": "attribute:a =="}]}, "expression"),
