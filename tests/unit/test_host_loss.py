@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from tests.unit.test_fleet_credentials import CAUSE, Control
 
 from hutch.base.clock import SystemClock
-from hutch.base.errors import Conflict, NotFound
-from hutch.control import host_session
+from hutch.base.errors import Conflict, NotFound, StorageFull
+from hutch.control import host_session, rounds
 from hutch.control.controllers.host_loss import HostLossLoop
 from hutch.control.ops.host_loss import HostLossOps
 from hutch.model.host import Host, Reservation
+from hutch.model.record import Cause
 from hutch.model.task import Task
 from hutch.store import tables
 from hutch.store.contract import Tx
@@ -236,3 +238,25 @@ async def test_more_tasks_than_one_message_holds_are_assigned_one_by_one(
     stop = await read_message(reader, wire.ToHost)
     assert isinstance(stop, wire.Stop) and stop.task_id == to_end
     writer.close()
+
+
+async def test_the_end_of_a_connection_is_recorded_once_the_disk_has_room(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a host that went while the disk was full would get tasks for ever."""
+    monkeypatch.setattr(rounds, "RETRY_AFTER_STORAGE_FULL_S", 0.0)
+    write, refused = fleet.store.write, 0
+
+    async def full(cause: Cause, work: Callable[[Tx], Any]) -> Any:
+        nonlocal refused
+        if cause.action == "disconnect" and refused < 3:
+            refused += 1
+            raise StorageFull("no space left")
+        return await write(cause, work)
+
+    monkeypatch.setattr(fleet.store, "write", full)
+    _, writer = await fleet.connect("h1")
+    await fleet.until(lambda: fleet.host("h1").connected)
+    writer.close()
+    await fleet.until(lambda: not fleet.host("h1").connected)
+    assert refused == 3

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from hutch.base.errors import HutchError, Invalid, Unavailable
 from hutch.base.log import get_logger
 from hutch.control.host_session import FleetContext, HostSession
 from hutch.control.host_streams import HostStream, StreamDesk
+from hutch.control.rounds import is_done
 from hutch.model.exec import ExecSpec
 from hutch.model.task import Task
 from hutch.store import tables
@@ -152,6 +154,21 @@ class Fleet:
                 del self._sessions[session.host_id]
             if session and self._newest.get(session.host_id) is session:
                 del self._newest[session.host_id]
-                await self._context.hosts.disconnected(session.host_id, session.silent_s)
+                await self._record_end(session)
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+    async def _record_end(self, session: HostSession) -> None:
+        """The host is not connected any more: recorded as soon as the state can be written, unless it is back by then."""
+        host_id, hosts = session.host_id, self._context.hosts
+
+        def record() -> Awaitable[None]:
+            return hosts.disconnected(host_id, session.silent_s)
+
+        try:
+            while host_id not in self._newest and not await is_done(
+                record, f"the end of {host_id}'s connection"
+            ):
+                pass
+        except HutchError as error:
+            log.error("end of a host's connection not recorded", host=host_id, reason=error.message)
