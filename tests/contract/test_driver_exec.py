@@ -1,16 +1,19 @@
 """The rules of `ExecStream`, for every driver that supports exec."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from tests.support.driver_harness import HARNESSES, DriverHarness
 
 from hutch.host.drivers.contract import Driver, DriverError, ExecStream, Handle, SandboxGone, SupportsExec
 from hutch.model.exec import STDERR, STDOUT, ExecSpec
 
-LIMIT_S = 30
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LIMIT_S = 120
 
 
 class Room:
@@ -33,24 +36,48 @@ class Room:
         return stream
 
 
-@pytest.fixture(params=[pytest.param(m, id=n, marks=k) for n, m, k in HARNESSES if n != "microvm-booted"])
-async def room(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Room]:
-    harness: DriverHarness = request.param(tmp_path)
+@contextlib.asynccontextmanager
+async def room_of(make: Callable[[Path], DriverHarness], directory: Path) -> AsyncIterator[Room]:
+    """A sandbox with a container that runs; afterwards nothing of it is left."""
+    harness = make(directory)
     driver = harness.new_driver()
     container = harness.runs("a")
     spec = harness.sandbox(container)
     try:
         handle = await driver.create(spec)
         await driver.start_container(handle, container)
-        made = Room(driver, handle, driver.name == "fake")
-        yield made
-        async with asyncio.timeout(LIMIT_S):
-            for stream in made.open:
-                await stream.close()
+        yield Room(driver, handle, driver.name == "fake")
     finally:
         await driver.destroy_leftovers(spec.directory, harness.task_id)
         await driver.close()
     assert harness.remains() == []
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, id=n, marks=k) for n, m, k in HARNESSES if n != "microvm-booted"],
+)
+def harness_maker(request: pytest.FixtureRequest) -> Callable[[Path], DriverHarness]:
+    maker: Callable[[Path], DriverHarness] = request.param
+    return maker
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_room(
+    harness_maker: Callable[[Path], DriverHarness], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Room]:
+    """One for all tests of a driver: none of them needs a sandbox in which nothing has run, and a VM takes its time."""
+    async with room_of(harness_maker, tmp_path_factory.mktemp("exec")) as room:
+        yield room
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def room(shared_room: Room) -> AsyncIterator[Room]:
+    """The shared one; what a test has opened is closed after it."""
+    yield shared_room
+    async with asyncio.timeout(LIMIT_S):
+        while shared_room.open:
+            await shared_room.open.pop().close()
 
 
 async def _collect(stream: ExecStream) -> tuple[int, dict[int, bytes]]:
@@ -176,9 +203,14 @@ async def test_another_user(room: Room) -> None:
     assert said[STDOUT] == b"1234\n4321\n"
 
 
-async def test_the_end_of_the_sandbox_ends_it(room: Room) -> None:
-    stream = await room.exec(("sleep",), "sleep 1000")
-    collecting = asyncio.create_task(_collect(stream))
-    await room.driver.destroy(room.handle)
-    with pytest.raises(SandboxGone):
-        await collecting
+async def test_the_end_of_the_sandbox_ends_it(
+    harness_maker: Callable[[Path], DriverHarness], tmp_path: Path
+) -> None:
+    async with room_of(harness_maker, tmp_path) as own:
+        stream = await own.exec(("sleep",), "sleep 1000")
+        collecting = asyncio.create_task(_collect(stream))
+        await own.driver.destroy(own.handle)
+        with pytest.raises(SandboxGone):
+            await collecting
+        async with asyncio.timeout(LIMIT_S):
+            await stream.close()
