@@ -99,7 +99,7 @@ def test_a_task_goes_by_its_id_the_beginning_of_it_or_its_arn(fake_platform: Pla
         assert document(fake_platform, "why", name)["task_id"] == task_id
     code, words = failure(fake_platform, "why", task_id[:3])
     assert code == 1 and "is too short" in words
-    code, words = failure(fake_platform, "logs", "-f", "--container", "other", task_id)
+    code, words = failure(fake_platform, "logs", "-f", "-c", "other", task_id)
     assert code == 1 and "has no container other; it has named" in words
     document(fake_platform, "stop", task_id)
 

@@ -12,7 +12,7 @@ import sys
 from hutch.apps.host import build_agent
 from hutch.apps.paths import Paths
 from hutch.apps.up import ORPHANS_END_S, running_platform
-from hutch.base.errors import HutchError
+from hutch.base.errors import HutchError, Rejected
 from hutch.base.log import configure_logging
 from hutch.host.kernel.process import wait_gone
 from hutch.host.lb.haproxy import HaproxyIngress
@@ -38,7 +38,10 @@ async def _down(settings: Settings, keep_tasks: bool) -> int:
     paths = Paths(settings)
     running = running_platform(paths.platform)
     if running is not None:
-        os.kill(running.supervisor.pid, signal.SIGTERM if keep_tasks else signal.SIGINT)
+        try:
+            os.kill(running.supervisor.pid, signal.SIGTERM if keep_tasks else signal.SIGINT)
+        except PermissionError:
+            raise Rejected("the platform runs as another user: run it as that user, or as root") from None
         await wait_gone(running.supervisor)
         print("hutch is down" + ("; its tasks go on" if keep_tasks else ""))
         return 0

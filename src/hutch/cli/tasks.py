@@ -225,7 +225,9 @@ def logs(
         bool, typer.Option("-f", "--follow", help="Go on with new output as it comes.")
     ] = False,
     tail: Annotated[int, typer.Option(help="How many of the newest lines to begin with.")] = 100,
-    container: Annotated[str | None, typer.Option(help="Container; the first one if not given.")] = None,
+    container: Annotated[
+        str | None, typer.Option("-c", "--container", help="Container; the first one if not given.")
+    ] = None,
     data_dir: DataDir = None,
     json_output: AsJson = False,
 ) -> None:
