@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+import msgspec
+
 from hutch.apps.host import build_agent
 from hutch.apps.paths import Paths
 from hutch.apps.up import ORPHANS_END_S, running_platform
@@ -56,7 +58,8 @@ async def _clean_up(settings: Settings, paths: Paths) -> int:
     lock = LockFile(paths.lock, f"the platform in {paths.data}")
     lock.acquire(patience_s=ORPHANS_END_S)
     try:
-        agent, ingress = build_agent(settings, paths)
+        # There is no API to lead tasks to, and the address for it may not be there any more.
+        agent, ingress = build_agent(msgspec.structs.replace(settings, task_api="off"), paths)
         await agent.start()
         await agent.shut_down(keep_tasks=False)
         if isinstance(ingress, HaproxyIngress):
