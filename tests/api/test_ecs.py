@@ -245,6 +245,11 @@ def finish(aws: AwsServer, task_id: str) -> None:
 
 def test_another_request_with_the_same_token_names_the_tasks_of_the_first(ecs: Any) -> None:
     register(ecs, "token")
+    for count in (0, 11, 2**31 - 1):
+        code, words = refusal(
+            lambda c=count: ecs.run_task(taskDefinition="token", launchType="FARGATE", count=c)
+        )
+        assert code == "InvalidParameterException" and "between 1 and 10" in words
     first = ecs.run_task(taskDefinition="token", launchType="FARGATE", clientToken="t")["tasks"][0]["taskArn"]
     with pytest.raises(ecs.exceptions.ConflictException) as refused:
         ecs.run_task(taskDefinition="token", launchType="FARGATE", clientToken="t", count=2)

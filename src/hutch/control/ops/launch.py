@@ -67,6 +67,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 def choose_routes(request: LaunchRequest, cluster: Cluster, definition: TaskDefinition) -> list[Route]:
     """One route for each task of the request, by launch type or capacity provider strategy."""
+    if not 1 <= request.count <= MAX_COUNT:
+        raise Invalid(f"count must be between 1 and {MAX_COUNT}.")
     if request.launch_type and request.capacity_provider_strategy:
         raise Invalid(
             "Specifying both a launch type and capacity provider strategy is not supported. "
@@ -121,8 +123,6 @@ def _next_provider(strategy: Sequence[Mapping[str, Any]], given: Mapping[str, in
 
 def check_request(request: LaunchRequest, routes: Sequence[Route], definition: TaskDefinition) -> None:
     """Everything that can be refused by looking at the request and the task definition alone."""
-    if not 1 <= request.count <= MAX_COUNT:
-        raise Invalid(f"count must be between 1 and {MAX_COUNT}.")
     if definition.status != "ACTIVE":
         raise Invalid("TaskDefinition is inactive", code="ClientException")
     if not _CLIENT_TOKEN.fullmatch(request.client_token):
