@@ -168,7 +168,7 @@ def seeds(subnet_id: str) -> Seeds:
                 },
                 "overrides": {
                     "containerOverrides": [
-                        {"name": "main", "command": ["x"], "environment": [{"name": "A", "value": "b"}], "cpu": 1, "memory": 64}
+                        {"name": "main", "command": ["x"], "environment": [{"name": "A", "value": "b"}], "cpu": 1, "memory": 200}
                     ],
                     "cpu": "512",
                     "memory": "1024",
