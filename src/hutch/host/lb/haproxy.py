@@ -271,7 +271,8 @@ class HaproxyIngress:
             if "cannot bind socket" in line and ":" in line:
                 port = line.rstrip("]").rpartition(":")[2].strip(" ])")
                 if port.isdecimal():
-                    why = line.partition("cannot bind socket")[2].partition("[")[0].strip(" ()")
+                    said = line.partition("cannot bind socket")[2].partition("[")[0]
+                    why = said.strip().removesuffix("for").strip(" ()")
                     return self._port_fault(int(port), why or "another program listens there")
         return HostFault(
             "IngressFault",
