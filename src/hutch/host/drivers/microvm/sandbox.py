@@ -42,6 +42,8 @@ EXPLAIN_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 10.0
 FREEZE_TIMEOUT_S = 10.0
 ENTROPY_BYTES = 64
+MAX_EARLY_EXITS = 1000
+"""A guest that tells more between its greeting and its containers being known is not listened to."""
 
 
 class Empty(msgspec.Struct):
@@ -84,6 +86,8 @@ class Sandbox(ABC):
         self._clock = clock
         self._logs = SandboxLogs(files.logs, bounds=_log_bounds(spec), knows_all=is_new)
         self._session: GuestSession | None = None
+        self._early_exits: dict[int, ContainerExitedEvent] | None = None if is_new else {}
+        """By number of the event, exits that the guest told before `take_over` said whose they are; None after that."""
         self._queue = EventQueue(self._is_settled, self._acknowledge)
         self._over = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -195,6 +199,9 @@ class Sandbox(ABC):
             if current is not None and is_last and current.runtime_id not in told:
                 status = ExitStatus(exit_code=found.exit_code, signal=found.signal, oom=found.oom)
                 self._run(self._tell_exit(current, status, found.finished_ns, 0), self._telling)
+        early, self._early_exits = self._early_exits or {}, None
+        for event in early.values():
+            await self._exited(event)
         self._logs.register_last()
         # What came before it was known whose it is comes again.
         await self.greet(timeout_s=FREEZE_TIMEOUT_S)
@@ -226,6 +233,10 @@ class Sandbox(ABC):
             self._queue.look_again()
 
     async def _exited(self, event: ContainerExitedEvent) -> None:
+        if self._early_exits is not None:
+            if len(self._early_exits) < MAX_EARLY_EXITS:
+                self._early_exits[event.seq] = event
+            return
         started = self.started.get(event.name)
         if started is None or started.number != event.number or not started.running:
             # Told before (by the state at `adopt`), or of a start that is long over.
