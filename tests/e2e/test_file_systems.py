@@ -56,8 +56,8 @@ def test_tasks_share_a_file_system(platform: Platform) -> None:
         "transitEncryption": "ENABLED",
         "authorizationConfig": {"accessPointId": point},
     }
-    asks = "stat -c '%u %a' /v; echo ping > /v/ping; until test -e /v/pong; do sleep 0.1; done; cat /v/pong; ls -a /v/.."
-    answers = "until test -e /v/inbox/ping; do sleep 0.1; done; echo pong > /v/inbox/pong; cat /v/inbox/ping"
+    asks = "stat -c '%u %a' /v; echo ping > /v/ping; until test -s /v/pong; do sleep 0.1; done; cat /v/pong; ls -a /v/.."
+    answers = "until test -s /v/inbox/ping; do sleep 0.1; done; echo pong > /v/inbox/pong; cat /v/inbox/ping"
     first = start(platform, asks, behind)
     second = start(platform, answers, {"fileSystemId": fs, "rootDirectory": "/"})
     (task, told), (_, other) = ended(platform, first), ended(platform, second)
