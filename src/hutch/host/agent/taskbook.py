@@ -12,7 +12,7 @@ has a thread.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class _Pending(NamedTuple):
 
 
 class _Bodies(NamedTuple):
-    """A task's two rows."""
+    """A task's two rows; without a specification if that is in the file already."""
 
     spec: bytes
     state: bytes
@@ -125,7 +125,7 @@ class TaskBook:
         if not pending or self._db is None:
             return
         gone = [task_id for task_id, p in pending.items() if p.content is None]
-        there, refusals = _compose(pending)
+        there, refusals = _compose(pending, self._numbers)
         try:
             self._write(self._db, there, gone)
         except sqlite3.Error as error:
@@ -188,14 +188,17 @@ class TaskBook:
         return db
 
 
-def _compose(pending: dict[str, _Pending]) -> tuple[dict[str, _Bodies], dict[str, StorageFull]]:
-    """What is to be written, and why what can't be put in writing is not: that task's fault, not its neighbours'."""
+def _compose(
+    pending: dict[str, _Pending], known: Container[str]
+) -> tuple[dict[str, _Bodies], dict[str, StorageFull]]:
+    """What is to be written, and why what can't be put in writing is not: that task's fault, not its neighbours'. `known`:
+    tasks whose specification is in the file."""
     there, refusals = dict[str, _Bodies](), dict[str, StorageFull]()
     for task_id, each in pending.items():
         try:
             if each.content is not None and (content := each.content()) is not None:
-                spec, state = msgspec.json.encode(content.spec), msgspec.json.encode(content.state())
-                there[task_id] = _Bodies(spec, state)
+                spec = b"" if task_id in known else msgspec.json.encode(content.spec)
+                there[task_id] = _Bodies(spec, msgspec.json.encode(content.state()))
         except Exception as error:
             log.exception("task's state can't be put in writing", task=task_id)
             refusals[task_id] = StorageFull(f"what is known of task {task_id} can't be kept: {error!r}")
