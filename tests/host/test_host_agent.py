@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import platform
 import sqlite3
 from collections.abc import AsyncIterator
@@ -442,6 +443,22 @@ async def test_a_set_up_step_that_fails_leaves_nothing(host: Host, step: str, un
     facts = await host.control.until_status(ID, "STOPPED")
     assert facts.stop_code == "TaskFailedToStart"
     assert facts.causes[0].kind == ("InternalError" if unexpected else "Broken")
+    assert host.remains(ID) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "text"),
+    [
+        (errno.ENOSPC, "HostDiskFull", "the host's disk is full (/d/f)"),
+        (errno.EROFS, "HostDiskReadOnly", "the host's disk is read-only (/d/f)"),
+    ],
+)
+async def test_a_disk_that_takes_nothing_is_the_cause(host: Host, number: int, kind: str, text: str) -> None:
+    await host.start_agent()
+    _break(host, "driver.create", OSError(number, "refused", "/d/f"))
+    host.control.assign(make_task(ID))
+    (cause, *_) = (await host.control.until_status(ID, "STOPPED")).causes
+    assert (cause.kind, cause.text) == (kind, text) and cause.fix
     assert host.remains(ID) == []
 
 

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,9 +139,11 @@ class TaskRunner:
                 self._failed(fault)
             except HutchError as error:
                 self._failed(HostFault("HostFault", error.message))
-            except Exception as bug:
-                log.exception("task runner failed", task=self.spec.task_id)
-                self._failed(HostFault("InternalError", f"hutch failed: {bug!r}"))
+            except Exception as error:
+                if (cause := _of_the_disk(error)) is None:
+                    log.exception("task runner failed", task=self.spec.task_id)
+                    cause = HostFault("InternalError", f"hutch failed: {error!r}")
+                self._failed(cause)
             await self._clean_up()
         except asyncio.CancelledError:
             await self._logs.let_go()
@@ -410,3 +413,15 @@ class TaskRunner:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
+
+
+def _of_the_disk(error: Exception) -> HostFault | None:
+    """What the kernel said of a disk that takes nothing; None if it is about something else."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno == errno.EROFS:
+        fix = "mount the data directory's file system for writing"
+        return HostFault("HostDiskReadOnly", f"the host's disk is read-only{place}", fix=fix)
+    fix = "free space in the data directory"
+    return HostFault("HostDiskFull", f"the host's disk is full{place}", fix=fix)
